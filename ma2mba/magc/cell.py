@@ -1,0 +1,149 @@
+"""The smallest unit of recomputation: a few layers on one chunk.
+
+Every step of the engine, a `Cell` as well as the two combinators (`layers.Chain`, `scan.Scan`), has three methods:
+
+    forward(values, states, keep)                -> values, states, residual (None unless `keep`), without gradients
+    residual(values, states)                     -> what backward needs, with as little computation as possible
+    backward(residual, d_values, d_states, sink) -> d_values, d_states; parameter gradients go into the sink
+
+`values` is what flows through the layers and `states` holds a tuple of tensors per layer. A gradient may be None.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ma2mba.magc.context import Surroundings
+
+Values = tuple[Tensor, ...]
+State = tuple[Tensor, ...]
+Gradients = tuple[Tensor | None, ...]
+
+
+class Sink:
+    """Sums the gradients of parameters over cells in fp32 (fp64 for fp64 parameters), rounded once at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[nn.Parameter, Tensor] = {}
+
+    def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        if parameter in self._sums:
+            self._sums[parameter] += gradient
+        else:
+            self._sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+
+    def take(self, parameter: nn.Parameter) -> Tensor:
+        """The gradient in the parameter's dtype; zeros when no cell used it, so that every rank has one."""
+        total = self._sums.pop(parameter, None)
+        return torch.zeros_like(parameter) if total is None else total.to(parameter.dtype)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a cell: a layer with a state (`depth` 1), or a function of the values alone (`depth` 0)."""
+
+    run: Callable[[Values, Sequence[State]], tuple[Values, list[State]]]
+    depth: int
+    parameters: tuple[nn.Parameter, ...]
+
+    @staticmethod
+    def of_layer(layer: nn.Module) -> "Piece":
+        def run(values: Values, states: Sequence[State]) -> tuple[Values, list[State]]:
+            x, state = layer(values[0], states[0])
+            return (x, *values[1:]), [tuple(state)]
+
+        return Piece(run, 1, _trainable([layer]))
+
+    @staticmethod
+    def of_function(function: Callable[..., Values], modules: Iterable[nn.Module]) -> "Piece":
+        return Piece(lambda values, states: (function(*values), []), 0, _trainable(modules))
+
+
+def _trainable(modules: Iterable[nn.Module]) -> tuple[nn.Parameter, ...]:
+    return tuple(p for module in modules for p in module.parameters() if p.requires_grad)
+
+
+@dataclass(frozen=True)
+class _Residual:
+    values: Values
+    states: tuple[State, ...]
+    surroundings: Surroundings
+
+
+class Cell:
+    """Runs its pieces without a graph; backward runs them once more with one."""
+
+    def __init__(self, pieces: Sequence[Piece]):
+        self.pieces = tuple(pieces)
+        self.depth = sum(piece.depth for piece in pieces)
+        self.parameters = tuple(dict.fromkeys(p for piece in pieces for p in piece.parameters))
+
+    def run(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State]]:
+        after: list[State] = []
+        for piece in self.pieces:
+            values, piece_states = piece.run(values, states[len(after) : len(after) + piece.depth])
+            after += piece_states
+        return values, after
+
+    def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
+        residual = self.residual(values, states) if keep else None
+        with torch.no_grad():
+            values, after = self.run(values, states)
+        return values, after, residual
+
+    def residual(self, values: Values, states: Sequence[State]) -> Any:
+        return _Residual(values, tuple(states), Surroundings.capture())
+
+    def backward(
+        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink
+    ) -> tuple[Gradients, list[Gradients]]:
+        values = tuple(_leaf(t) for t in residual.values)
+        states = [tuple(_leaf(t) for t in state) for state in residual.states]
+        with residual.surroundings.restored(), torch.enable_grad():
+            values_out, states_out = self.run(values, states)
+        pairs = [*zip(values_out, d_values, strict=True)]
+        for state, d_state in zip(states_out, d_states, strict=True):
+            pairs += zip(state, d_state, strict=True)
+        inputs = [*values, *(t for state in states for t in state)]
+        gradients = _gradients(pairs, [*inputs, *self.parameters])
+        for parameter, gradient in zip(self.parameters, gradients[len(inputs) :], strict=True):
+            sink.add(parameter, gradient)
+        taken = iter(gradients)
+        d_values_in = tuple(next(taken) for _ in values)
+        return d_values_in, [tuple(next(taken) for _ in state) for state in states]
+
+
+class Step(Protocol):
+    """What a `Cell` and the combinators have in common; the module's docstring says what each method does."""
+
+    depth: int
+
+    def forward(self, values: Any, states: Sequence[State], keep: bool) -> tuple[Any, list[State], Any]: ...
+
+    def residual(self, values: Any, states: Sequence[State]) -> Any: ...
+
+    def backward(
+        self, residual: Any, d_values: Any, d_states: Sequence[Gradients], sink: Sink
+    ) -> tuple[Any, list[Gradients]]: ...
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.is_floating_point())
+
+
+def _gradients(pairs: Sequence[tuple[Tensor, Tensor | None]], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of the outputs that have one, with respect to all inputs; None where nothing flows."""
+    used = [(out, gradient) for out, gradient in pairs if gradient is not None and out.requires_grad]
+    wanted = [i for i, tensor in enumerate(inputs) if tensor.requires_grad]
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    if used and wanted:
+        outputs, seeds = zip(*used, strict=True)
+        got = torch.autograd.grad(outputs, [inputs[i] for i in wanted], seeds, allow_unused=True)
+        for i, gradient in zip(wanted, got, strict=True):
+            gradients[i] = gradient
+    return gradients

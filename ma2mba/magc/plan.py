@@ -1,0 +1,33 @@
+"""How a sequence is checkpointed."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Nesting = Literal["sequence", "layer"]
+StashPlace = Literal["device", "host"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which axis is the outer one, where it is cut, and where the states at the cuts live.
+
+    nesting       "sequence": the whole depth inside one step over a chunk; only states grow with the sequence.
+                  "layer": the whole sequence inside one group of layers, as in the paper; a group's input stays.
+    chunk_tokens  s of the paper: recurrent states are kept every so many tokens.
+    group_layers  l of the paper: layer inputs are kept every so many layers.
+    stash         kept states stay on the device or move to (pinned) host memory.
+    """
+
+    nesting: Nesting = "sequence"
+    chunk_tokens: int = 4096
+    group_layers: int = 1
+    stash: StashPlace = "device"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("nesting", get_args(Nesting)), ("stash", get_args(StashPlace))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name in ("chunk_tokens", "group_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")

@@ -1,0 +1,102 @@
+"""The conversation schema of the paper (section 4): token ids, the places of frames, and what the model must say.
+
+A sample is text with frames standing between its tokens. How many tokens a frame becomes is the model's business, so
+frames are places here (`frame_positions`), never tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from ma2mba.errors import UserError
+
+END = "<|endoftext|>"
+SYSTEM = "<|system|>You are a helpful assistant." + END
+USER, ASSISTANT = " <|user|>", " <|assistant|>"
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: Literal["user", "assistant"]
+    text: str
+
+
+@dataclass
+class Encoded:
+    """Token ids, whether the model must predict each of them, and for every frame the token before which it stands.
+
+    `frame_positions` does not decrease and may equal `len(token_ids)` (a frame after the last token).
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+    frame_positions: list[int] = field(default_factory=list)
+
+    def add_text(self, tokenizer: Tokenizer, text: str, *, supervised: bool = False) -> None:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        self.token_ids += ids
+        self.supervised += [supervised] * len(ids)
+
+    def add_frames(self, count: int) -> None:
+        self.frame_positions += [len(self.token_ids)] * count
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a `tokenizer.json`. Raises UserError when it is missing, unreadable or has no `<|endoftext|>`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such tokenizer file; give the path of a tokenizer.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception for anything it cannot parse
+        raise UserError(f"{path}: not a tokenizer.json ({error}); save it with tokenizers' Tokenizer.save") from error
+    if tokenizer.token_to_id(END) is None:
+        raise UserError(f"{path}: has no token {END}; use the GPT-NeoX tokenizer or add that token")
+    return tokenizer
+
+
+def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn], frames: int) -> Encoded:
+    """Stages 1 and 2: the frames stand in the first user turn before its text; only answers are supervised.
+
+    Raises ValueError unless the turns alternate user, assistant, ..., beginning with user.
+    """
+    roles = [turn.role for turn in turns]
+    if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
+        raise ValueError(f"turns must alternate user, assistant; they are {', '.join(roles) or 'none'}")
+    encoded = Encoded()
+    encoded.add_text(tokenizer, SYSTEM)
+    for i, turn in enumerate(turns):
+        if turn.role == "user":
+            _add_question(encoded, tokenizer, turn.text, frames if i == 0 else 0)
+        else:
+            encoded.add_text(tokenizer, turn.text + END, supervised=True)
+    return encoded
+
+
+def encode_scenes(tokenizer: Tokenizer, scenes: Sequence[tuple[int, str]]) -> Encoded:
+    """Stage 1.5: frames of scene 1, its caption, frames of scene 2, ...; only the captions are supervised."""
+    encoded = Encoded()
+    encoded.add_text(tokenizer, SYSTEM)
+    for frames, caption in scenes:
+        encoded.add_frames(frames)
+        encoded.add_text(tokenizer, caption + END, supervised=True)
+    return encoded
+
+
+def encode_prompt(tokenizer: Tokenizer, question: str, frames: int) -> Encoded:
+    """A question about `frames` frames, ready for the model to answer. Raises UserError when the question is empty."""
+    if not question.strip():
+        raise UserError('the question is empty; ask one, as in: ma2mba ask video.mp4 "What happens?" --model DIR')
+    encoded = Encoded()
+    encoded.add_text(tokenizer, SYSTEM)
+    _add_question(encoded, tokenizer, question, frames)
+    return encoded
+
+
+def _add_question(encoded: Encoded, tokenizer: Tokenizer, text: str, frames: int) -> None:
+    encoded.add_text(tokenizer, USER)
+    encoded.add_frames(frames)
+    encoded.add_text(tokenizer, text + END + ASSISTANT)

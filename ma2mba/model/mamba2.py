@@ -1,0 +1,95 @@
+"""One Mamba-2 layer, a pure step `layer(x, state) -> (x, state)`, with the parameter names of state-spaces/mamba.
+
+B batch, T tokens, D model width, I inner width (heads * head width), H heads, P head width, N state size, G groups,
+V channels of the convolution (I + 2 G N), W taps of the convolution less one.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ma2mba.model.config import BackboneConfig
+from ma2mba.ops import causal_conv, ssd_scan
+
+State = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm in fp32, returned in the dtype of the weight."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """Normalise x (..., width); with a gate, x * SiLU(gate) is normalised (mamba-ssm's norm_before_gate=False)."""
+        high = torch.promote_types(x.dtype, torch.float32)
+        x = x.to(high)
+        if gate is not None:
+            x = x * F.silu(gate.to(high))
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return (x * self.weight.to(high)).to(self.weight.dtype)
+
+
+class Mamba2Mixer(nn.Module):
+    """The Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        heads, inner = config.heads, config.d_inner
+        self.in_proj = nn.Linear(config.d_model, inner + config.conv_width + heads, bias=False)
+        self.conv1d = nn.Conv1d(config.conv_width, config.conv_width, config.d_conv, groups=config.conv_width)
+        # As state-spaces/mamba initialises them: step sizes log-uniform in [0.001, 0.1], decays uniform in [1, 16].
+        dt = torch.exp(torch.rand(heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(heads))
+        self.norm = RMSNorm(inner, config.norm_eps)
+        self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+
+    def forward(self, u_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        c = self.config
+        conv_BVW, ssm_BHPN = state
+        z_BTI, xBC_BTV, dt_BTH = self.in_proj(u_BTD).split([c.d_inner, c.conv_width, c.heads], dim=-1)
+        assert self.conv1d.bias is not None
+        xBC_BTV, conv_BVW = causal_conv(xBC_BTV, self.conv1d.weight[:, 0], self.conv1d.bias, conv_BVW)
+        x_BTI, B_BTX, C_BTX = xBC_BTV.split([c.d_inner, c.ngroups * c.d_state, c.ngroups * c.d_state], dim=-1)
+        y_BTHP, ssm_BHPN = ssd_scan(
+            x_BTI.unflatten(-1, (c.heads, c.headdim)),
+            F.softplus(dt_BTH.to(ssm_BHPN.dtype) + self.dt_bias.to(ssm_BHPN.dtype)),
+            -torch.exp(self.A_log.to(ssm_BHPN.dtype)),
+            B_BTX.unflatten(-1, (c.ngroups, c.d_state)),
+            C_BTX.unflatten(-1, (c.ngroups, c.d_state)),
+            self.D,
+            ssm_BHPN,
+            c.ssd_block,
+        )
+        return self.out_proj(self.norm(y_BTHP.flatten(-2), gate=z_BTI)), (conv_BVW, ssm_BHPN)
+
+
+class Mamba2Layer(nn.Module):
+    """Norm, mixer, residual. The residual stream stays in fp32 (or fp64) whatever the weights are in."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.mixer = Mamba2Mixer(config)
+
+    def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """x (batch, tokens, width) and the state before its first token -> x after the layer and the state after it."""
+        y_BTD, state = self.mixer(self.norm(x_BTD), state)
+        return x_BTD + y_BTD.to(x_BTD.dtype), state
+
+    def initial_state(self, x_BTD: Tensor) -> State:
+        """Zeros: (batch, channels, taps - 1) in the weights' dtype and (batch, heads, head width, state size) fp32."""
+        c, weight = self.mixer.config, self.mixer.in_proj.weight
+        high = torch.promote_types(weight.dtype, torch.float32)
+        batch = x_BTD.shape[0]
+        return (
+            weight.new_zeros(batch, c.conv_width, c.d_conv - 1),
+            weight.new_zeros(batch, c.heads, c.headdim, c.d_state, dtype=high),
+        )

@@ -1,0 +1,147 @@
+"""Model folders: written whole or not at all, checked when read. And weights that others have published.
+
+A model folder holds config.json, model.safetensors, tokenizer.json and checksums.json (SHA-256 of the other three).
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ma2mba.errors import UserError
+from ma2mba.model.config import BackboneConfig, ModelConfig
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.vision import load_clip
+from ma2mba.shards.integrity import atomic_folder, sha256_file
+
+CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tokenizer.json", "checksums.json"
+TIED = "language_model.lm_head.weight"
+
+
+def save_model(model: VideoMa2mba, tokenizer_path: Path | str, folder: Path | str) -> None:
+    """Write a model folder under a temporary name, then rename it. Raises UserError when the folder exists."""
+    folder = Path(folder)
+    if folder.exists():
+        raise UserError(f"{folder}: exists already; choose another folder or remove it")
+    with atomic_folder(folder) as temporary:
+        (temporary / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        tensors = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items() if name != TIED}
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        shutil.copyfile(tokenizer_path, temporary / TOKENIZER)
+        sums = {name: sha256_file(temporary / name) for name in (CONFIG, WEIGHTS, TOKENIZER)}
+        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+
+
+def load_model(
+    folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[VideoMa2mba, Tokenizer]:
+    """The model of a folder, in evaluation mode, and its tokenizer.
+
+    Raises UserError when a file is missing or damaged, or the weights are another architecture's.
+    """
+    folder = Path(folder)
+    verify_model(folder)
+    model = VideoMa2mba(read_config(folder))
+    _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    return model.to(device=device, dtype=dtype).eval(), load_tokenizer(folder / TOKENIZER)
+
+
+def verify_model(folder: Path) -> None:
+    """Compare the files of a model folder with their checksums. Raises UserError naming the first that differs."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}: not a model folder ({CHECKSUMS} is missing or unreadable); export one with `ma2mba export`"
+        ) from error
+    for name in (CONFIG, WEIGHTS, TOKENIZER):
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; export the model again with `ma2mba export`")
+        if sha256_file(path) != sums.get(name):
+            raise UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}); export the model again")
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """The configuration of a model folder. Raises UserError when it is not one of Video-Ma2mba."""
+    try:
+        return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); give a model folder") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "file"
+        raise UserError(f"{folder / CONFIG}: not a Video-Ma2mba configuration ({key}: {first['msg']})") from error
+
+
+def init_weights(model: VideoMa2mba, source: str) -> None:
+    """Start a whole model from a model folder of the same architecture. Raises UserError naming tensors that differ."""
+    folder = Path(source)
+    verify_model(folder)
+    _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def init_language_model(model: VideoMa2mba, source: str) -> None:
+    """Start the backbone from a folder in the format of `state-spaces/mamba2-*`: config.json, model.safetensors."""
+    folder = Path(source)
+    if not (folder / WEIGHTS).is_file() and list(folder.glob("*.bin")):
+        raise UserError(
+            f"{folder}: holds a pickled checkpoint, which could run code when it is read; "
+            f"convert it to {WEIGHTS} with the tools of safetensors first"
+        )
+    _load_into(model.language_model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS, tied="lm_head.weight")
+
+
+def state_spaces_config(source: str) -> BackboneConfig:
+    """The backbone that a `config.json` of state-spaces/mamba describes. Raises UserError for anything but Mamba-2."""
+    path = Path(source) / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        ssm = values.get("ssm_cfg") or {}
+        if ssm.get("layer") != "Mamba2" or values.get("attn_layer_idx"):
+            raise UserError(
+                f"{path}: not a pure Mamba-2 model (ssm_cfg.layer is {ssm.get('layer')!r}); use a mamba2-* one"
+            )
+        fields = {name: values[name] for name in ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")}
+        names = ("d_state", "headdim", "expand", "d_conv", "ngroups")
+        return BackboneConfig(**fields, **{name: ssm[name] for name in names if name in ssm})
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read as a config.json of state-spaces/mamba ({error})") from error
+
+
+def init_vision(model: VideoMa2mba, source: str) -> None:
+    """Start the vision encoder from a CLIP folder or hub name. Raises UserError when its shape is another."""
+    encoder = load_clip(source)
+    if encoder.config != model.config.vision:
+        differing = [name for name, value in encoder.config if value != getattr(model.config.vision, name)]
+        raise UserError(
+            f"{source}: its vision encoder differs from the recipe's model.vision in {', '.join(differing)}"
+        )
+    model.vision.load_state_dict(encoder.state_dict())
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+
+
+def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tied: str = TIED) -> None:
+    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items() if name != tied}
+    found = {name: tuple(t.shape) for name, t in tensors.items() if name != tied}
+    if wanted != found:
+        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        shown = "; ".join(
+            f"{name} is {found.get(name, 'absent')}, not {wanted.get(name, 'known')}" for name in names[:3]
+        )
+        raise UserError(f"{path}: holds another architecture: {len(names)} tensors differ, first {shown}")
+    module.load_state_dict({**{name: tensors[name] for name in wanted}}, strict=False)

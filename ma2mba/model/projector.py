@@ -1,0 +1,8 @@
+"""From the vision encoder's width to the language model's: Linear, GELU, Linear (paper, section 4)."""
+
+from torch import nn
+
+
+class Projector(nn.Sequential):
+    def __init__(self, vision_width: int, model_width: int):
+        super().__init__(nn.Linear(vision_width, model_width), nn.GELU(), nn.Linear(model_width, model_width))

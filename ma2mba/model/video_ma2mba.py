@@ -1,0 +1,70 @@
+"""Video-Ma2mba: vision encoder, projector, Mamba-2 (paper, section 4). Pure pieces: how they run is the caller's choice.
+
+B batch, T tokens (of a chunk), D model width, N frames, C colours, H and W pixels, K tokens of a frame,
+V padded vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ma2mba.model.backbone import Mamba2LanguageModel
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2 import State
+from ma2mba.model.projector import Projector
+from ma2mba.model.vision import VisionEncoder
+
+IGNORE = -100
+
+
+class VideoMa2mba(nn.Module):
+    """Parameters in three groups: `vision`, `projector`, `language_model`."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.vision = VisionEncoder(config.vision)
+        self.projector = Projector(config.vision.hidden_size, config.language_model.d_model)
+        self.language_model = Mamba2LanguageModel(config.language_model)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Steps `layer(x_BTD, state) -> (x_BTD, state)` with `layer.initial_state(x_BTD)`."""
+        return self.language_model.backbone.layers
+
+    def embed(self, ids_BT: Tensor, visual_BT: Tensor, frames_NCHW: Tensor) -> Tensor:
+        """Text and visual tokens in their places, as the residual stream x_BTD (fp32 or wider).
+
+        `visual_BT` is n * K + k where token k of frame n of `frames_NCHW` (uint8) stands and -1 where text stands;
+        `ids_BT` counts only there.
+        """
+        x_BTD = self.language_model.backbone.embedding(ids_BT)
+        if len(frames_NCHW):
+            tokens_ND = self.projector(self.vision(frames_NCHW)).flatten(0, 1)
+            seen_BTD = F.embedding(visual_BT.clamp(min=0), tokens_ND).to(x_BTD.dtype)
+            x_BTD = torch.where((visual_BT >= 0)[..., None], seen_BTD, x_BTD)
+        return x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the next token, logits_BTV in the weights' dtype; ids beyond the vocabulary are padding."""
+        return self.language_model.logits(x_BTD)
+
+    def loss_sum(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Sum of the cross-entropies where a target stands (elsewhere -100), fp32 or wider. Logits only there."""
+        chosen_BT = targets_BT != IGNORE
+        logits_TV = self.logits(x_BTD[chosen_BT])
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
+        return F.cross_entropy(logits_TV, targets_BT[chosen_BT], reduction="sum")
+
+    def initial_states(self, x_BTD: Tensor) -> list[State]:
+        return [layer.initial_state(x_BTD) for layer in self.layers]  # type: ignore[operator]
+
+    def run(self, x_BTD: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """All layers, plainly: the residual stream after the last and the states after the last token."""
+        after = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x_BTD, state = layer(x_BTD, state)
+            after.append(state)
+        return x_BTD, after

@@ -1,0 +1,80 @@
+"""The SSD scan of Mamba-2 (arXiv 2405.21060, section 6) with its state in and out: the plain torch reference.
+
+B batch, T tokens, H heads, P head width, G groups, R heads of a group (H = G R), N state size,
+C blocks, Q tokens of a block (S where two tokens meet: the earlier).
+
+    state_t = exp(dt_t * A) * state_{t-1} + dt_t * x_t (outer) B_t
+    y_t     = state_t . C_t + D * x_t
+"""
+
+import torch
+from torch import Tensor
+
+
+def ssd_scan(
+    x_BTHP: Tensor,
+    dt_BTH: Tensor,
+    A_H: Tensor,
+    B_BTGN: Tensor,
+    C_BTGN: Tensor,
+    D_H: Tensor,
+    state_BHPN: Tensor,
+    block: int,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (batch, tokens, heads, width) in the dtype of x and the final state in the dtype of the initial one.
+
+    `dt_BTH` is positive already (after softplus), `A_H` negative. Decays and states are computed in the dtype of
+    `state_BHPN` (fp32, or fp64 in tests). The result does not depend on `block`, which need not divide T.
+    """
+    tokens, dtype = x_BTHP.shape[1], state_BHPN.dtype
+    block = min(block, tokens)
+    heads_of = (B_BTGN.shape[2], -1)
+    u_BTHP = x_BTHP.to(dtype) * dt_BTH.to(dtype)[..., None]
+    u_BCGRQP = _blocks(u_BTHP.unflatten(2, heads_of), block).movedim(2, -2)
+    B_BCGQN = _blocks(B_BTGN.to(dtype), block).transpose(2, 3)
+    C_BCGQN = _blocks(C_BTGN.to(dtype), block).transpose(2, 3)
+    decay_BCGRQ = _blocks((dt_BTH.to(dtype) * A_H.to(dtype)).unflatten(2, heads_of), block).movedim(2, -1).cumsum(-1)
+
+    y_BCGRQP = _within_blocks(u_BCGRQP, decay_BCGRQ, B_BCGQN, C_BCGQN)
+    state_BGRPN = state_BHPN.unflatten(1, heads_of)
+    entering_BCGRPN, final_BGRPN = _across_blocks(u_BCGRQP, decay_BCGRQ, B_BCGQN, state_BGRPN)
+    carried_BCGRQP = C_BCGQN[:, :, :, None] @ entering_BCGRPN.transpose(-1, -2)
+    y_BCGRQP = torch.addcmul(y_BCGRQP, carried_BCGRQP, decay_BCGRQ.exp()[..., None])
+
+    y_BTHP = y_BCGRQP.movedim(-2, 2).flatten(3, 4).flatten(1, 2)[:, :tokens]
+    return (y_BTHP + x_BTHP * D_H.to(dtype)[:, None]).to(x_BTHP.dtype), final_BGRPN.flatten(1, 2)
+
+
+def _blocks(t_BTX: Tensor, block: int) -> Tensor:
+    """(batch, tokens, ...) -> (batch, blocks, tokens of a block, ...).
+
+    Padding is zeros: a token with dt = 0 decays nothing and adds nothing, so it leaves the state alone.
+    """
+    pad = -t_BTX.shape[1] % block
+    if pad:
+        t_BTX = torch.cat([t_BTX, t_BTX.new_zeros(t_BTX.shape[0], pad, *t_BTX.shape[2:])], dim=1)
+    return t_BTX.unflatten(1, (-1, block))
+
+
+def _within_blocks(u_BCGRQP: Tensor, decay_BCGRQ: Tensor, B_BCGQN: Tensor, C_BCGQN: Tensor) -> Tensor:
+    """What a token gets from the earlier tokens of its own block and from itself."""
+    block = decay_BCGRQ.shape[-1]
+    later_QS = torch.ones(block, block, dtype=torch.bool, device=decay_BCGRQ.device).triu(1)
+    log_decay_BCGRQS = (decay_BCGRQ[..., :, None] - decay_BCGRQ[..., None, :]).masked_fill(later_QS, float("-inf"))
+    scores_BCGQS = C_BCGQN @ B_BCGQN.transpose(-1, -2)
+    return (scores_BCGQS[:, :, :, None] * log_decay_BCGRQS.exp()) @ u_BCGRQP
+
+
+def _across_blocks(
+    u_BCGRQP: Tensor, decay_BCGRQ: Tensor, B_BCGQN: Tensor, state_BGRPN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The state that enters every block, and the one that leaves the last."""
+    total_BCGR = decay_BCGRQ[..., -1]
+    to_end_BCGRQ = (total_BCGR[..., None] - decay_BCGRQ).exp()
+    added_BCGRPN = (u_BCGRQP * to_end_BCGRQ[..., None]).transpose(-1, -2) @ B_BCGQN[:, :, :, None]
+    keep_BCGR11 = total_BCGR.exp()[..., None, None]
+    entering = []
+    for keep_BGR11, added_BGRPN in zip(keep_BCGR11.unbind(1), added_BCGRPN.unbind(1), strict=True):
+        entering.append(state_BGRPN)
+        state_BGRPN = torch.addcmul(added_BGRPN, state_BGRPN, keep_BGR11)
+    return torch.stack(entering, dim=1), state_BGRPN

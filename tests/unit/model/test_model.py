@@ -1,0 +1,91 @@
+"""The model's parts: vision encoder, backbone, loss, and how they are put together."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.vision import VisionEncoder
+
+VISION = VisionConfig(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
+)
+BACKBONE = BackboneConfig(d_model=24, n_layer=2, d_state=8, headdim=8, ssd_block=8, vocab_size=20)
+
+
+@pytest.fixture
+def model() -> VideoMa2mba:
+    torch.manual_seed(0)
+    return VideoMa2mba(ModelConfig(language_model=BACKBONE, vision=VISION))
+
+
+def frames(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, 56, 56), dtype=torch.uint8)
+
+
+def test_vision_is_clip_penultimate_layer_pooled_to_a_quarter():
+    """Against transformers' own hidden states; the same operations in the same order, so the bits are equal."""
+    torch.manual_seed(0)
+    fields = VISION.model_dump(exclude={"image_mean", "image_std"})
+    clip = CLIPVisionModel(CLIPVisionConfig(**fields)).eval()
+    encoder = VisionEncoder(VISION)
+    encoder.clip.load_state_dict(clip.state_dict(), strict=False)
+    frames_NCHW = frames(2)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (VISION.image_mean, VISION.image_std))
+    hidden = clip(pixel_values=(frames_NCHW / 255 - mean) / std, output_hidden_states=True).hidden_states[-2][:, 1:]
+    grid = hidden.unflatten(1, (2, 2, 2, 2)).mean(dim=(2, 4)).flatten(1, 2)
+    torch.testing.assert_close(encoder(frames_NCHW), grid, rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_gets_a_gradient(model):
+    visual = torch.tensor([[-1, 0, 1, 2, 3, -1]])
+    x = model.embed(torch.ones(1, 6, dtype=torch.long), visual, frames(1))
+    x, _ = model.run(x, model.initial_states(x))
+    model.loss_sum(x, torch.full((1, 6), 3)).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_embed_puts_each_visual_token_in_its_place(model):
+    frames_NCHW = frames(2)
+    tokens = model.projector(model.vision(frames_NCHW))
+    visual = torch.tensor([[-1, 5, -1], [0, 7, 2]])
+    ids = torch.tensor([[3, 0, 4], [0, 0, 0]])
+    x = model.embed(ids, visual, frames_NCHW)
+    table = model.language_model.backbone.embedding.weight
+    for row, column, expected in [(0, 0, table[3]), (0, 1, tokens[1, 1]), (0, 2, table[4]), (1, 1, tokens[1, 3])]:
+        torch.testing.assert_close(x[row, column], expected, rtol=0, atol=0)
+    assert x.dtype == torch.float32
+
+
+def test_loss_counts_supervised_positions_alone(model):
+    x = torch.randn(2, 4, 24)
+    targets = torch.tensor([[-100, 5, -100, -100], [-100, -100, -100, 2]])
+    logits = model.logits(x)
+    expected = -(logits[0, 1].log_softmax(-1)[5] + logits[1, 3].log_softmax(-1)[2])
+    torch.testing.assert_close(model.loss_sum(x, targets), expected)
+    assert model.loss_sum(x, torch.full((2, 4), -100)).item() == 0
+
+
+def test_vocabulary_is_padded_and_the_head_tied(model):
+    assert model.language_model.lm_head.weight is model.language_model.backbone.embedding.weight
+    assert model.logits(torch.randn(1, 1, 24)).shape[-1] == 32
+
+
+def test_paper_sizes():
+    """DESIGN facts: 144 tokens a frame; 2.7B parameters of the largest backbone (paper, Table 7's model)."""
+    assert VisionConfig().tokens_per_frame == 144
+    with torch.device("meta"):
+        model = VideoMa2mba(ModelConfig(language_model=BackboneConfig(d_model=2560, n_layer=64), vision=VisionConfig()))
+    parameters = sum(p.numel() for p in model.language_model.parameters())
+    assert 2.69e9 < parameters < 2.71e9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"headdim": 7}, "multiple of headdim"), ({"ngroups": 4}, "shared out"), ({"typo": 1}, "typo")],
+)
+def test_impossible_backbones_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        BackboneConfig(**{"d_model": 24, "n_layer": 1, "headdim": 8, "vocab_size": 9} | fields)
