@@ -22,7 +22,7 @@ class _Residual:
 
 
 class Scan:
-    """Forward walks the chunks first to last. Backward walks them last to first, recomputes each from the state before it
+    """Forward walks the chunks first to last. Backward walks them last to first, recomputes each from its first state
     and hands the gradient of that state to the chunk before: back-propagation through the whole sequence."""
 
     def __init__(self, step: Step, stash: StashPlace):

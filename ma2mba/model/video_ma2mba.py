@@ -1,4 +1,4 @@
-"""Video-Ma2mba: vision encoder, projector, Mamba-2 (paper, section 4). Pure pieces: how they run is the caller's choice.
+"""Video-Ma2mba: vision encoder, projector, Mamba-2 (paper, section 4). Pure pieces: the caller runs them.
 
 B batch, T tokens (of a chunk), D model width, N frames, C colours, H and W pixels, K tokens of a frame,
 V padded vocabulary.

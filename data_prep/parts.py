@@ -1,0 +1,106 @@
+"""A part: some consecutive clips that one process turns into one payload file and a fragment of the index.
+
+The fragment's JSON is written last: a part without it is not there, and is built again.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from data_prep.clips import Clip, Reject
+from data_prep.errors import MediaError
+from data_prep.recipe import Recipe
+from data_prep.sample import build_sample
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.shards.format import IndexRow
+from ma2mba.shards.integrity import atomic_write
+from ma2mba.shards.manifest import FileEntry, file_entry
+from ma2mba.shards.writer import PartWriter, read_index, write_index
+
+WORK_FOLDER = ".build"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part of a build shares. `tokenizer` is an absolute path."""
+
+    out: Path
+    recipe: Recipe
+    recipe_hash: str
+    tokenizer: Path
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What is known of a finished part. `payload` is None when no sample of it has frames."""
+
+    payload: FileEntry | None
+    rejects: list[Reject]
+    silent_scenes: int
+
+
+def build_part(
+    job: Job,
+    part: int,
+    clips: list[Clip],
+    given_up: Mapping[int, str],
+    begin: Callable[[int], None],
+    beat: Callable[[], None],
+) -> int:
+    """Build a part; clips in `given_up` (index -> reason) are rejected unseen. Returns the number of rejects.
+
+    `begin(i)` is called before clip i, `beat()` at each frame.
+    """
+    tokenizer = load_tokenizer(job.tokenizer)
+    rows: list[IndexRow] = []
+    rejects: list[Reject] = []
+    silent = 0
+    with PartWriter(job.out, part) as writer:
+        for i, clip in enumerate(clips):
+            begin(i)
+            try:
+                if i in given_up:
+                    raise MediaError(clip.media, given_up[i])
+                built = build_sample(clip, job.recipe, job.recipe_hash, tokenizer, beat)
+            except MediaError as error:
+                rejects.append(Reject(clip.sample_id, clip.name, clip.where, error.reason))
+                continue
+            first = writer.add(clip.sample_id, built.frames)
+            rows.append(replace(built.row, file=writer.name if built.frames else "", first_row_group=first))
+            silent += built.silent_scenes
+    payload = file_entry(job.out, writer.name) if any(row.frames for row in rows) else None
+    _save(job.out, part, rows, Fragment(payload, rejects, silent))
+    return len(rejects)
+
+
+def _paths(out: Path, part: int) -> tuple[Path, Path]:
+    return out / WORK_FOLDER / f"part-{part:05d}.parquet", out / WORK_FOLDER / f"part-{part:05d}.json"
+
+
+def _save(out: Path, part: int, rows: list[IndexRow], fragment: Fragment) -> None:
+    index, notes = _paths(out, part)
+    write_index(index, rows)
+    payload = fragment.payload.model_dump() if fragment.payload else None
+    with atomic_write(notes) as file:
+        json.dump(
+            {"payload": payload, "rejects": [asdict(r) for r in fragment.rejects], "silent": fragment.silent_scenes},
+            file,
+        )
+
+
+def load_fragment(out: Path, part: int) -> Fragment | None:
+    """The fragment of a finished part whose payload is as it was written; None when it must be built."""
+    index, notes = _paths(out, part)
+    if not notes.is_file() or not index.is_file():
+        return None
+    content = json.loads(notes.read_bytes())
+    payload = FileEntry.model_validate(content["payload"]) if content["payload"] else None
+    if payload and not ((out / payload.name).is_file() and file_entry(out, payload.name) == payload):
+        return None
+    return Fragment(payload, [Reject(**reject) for reject in content["rejects"]], content["silent"])
+
+
+def load_rows(out: Path, part: int) -> list[IndexRow]:
+    """The index rows of a finished part."""
+    return read_index(_paths(out, part)[0])

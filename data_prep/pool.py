@@ -1,0 +1,141 @@
+"""Processes that build parts, watched: a decoder that hangs or crashes costs its clip, not the build.
+
+A hang in native code cannot be interrupted from within its process, so a worker that reports nothing for STALL seconds
+is killed, the clip it was at is given up by name, and its part starts again.
+"""
+
+import multiprocessing
+import signal
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from data_prep.clips import Clip
+from data_prep.parts import Job, build_part
+from ma2mba.errors import UserError
+
+STALL = 300.0
+BEAT_EVERY = 1.0
+"""Seconds between two signs of life."""
+CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+Task = tuple[int, list[Clip], dict[int, str]]
+"""Part number, its clips, clips given up: index -> reason."""
+
+
+class _Worker:
+    """A process, our end of its pipe, and what it is doing."""
+
+    def __init__(self, job: Job):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs, job), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.task: Task | None = None
+        self.clip, self.heard = 0, time.monotonic()
+
+    def give(self, task: Task) -> None:
+        self.task, self.clip, self.heard = task, 0, time.monotonic()
+        self.pipe.send(task)
+
+    def stop(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join()
+
+
+def build_parts(
+    job: Job, tasks: list[Task], workers: int, advance: Callable[[int, int], None], stall: float = STALL
+) -> None:
+    """Build all parts; `advance(clips, rejects)` is called as clips are finished.
+
+    Raises UserError when a worker is killed from outside or cannot write.
+    """
+    waiting = deque(tasks)
+    pool = [_Worker(job) for _ in range(min(workers, len(tasks)))]
+    try:
+        for worker in pool:
+            worker.give(waiting.popleft())
+        while any(worker.task for worker in pool):
+            ready = wait([worker.pipe for worker in pool if worker.task], timeout=min(1.0, stall / 4))
+            for worker in [worker for worker in pool if worker.task]:
+                if worker.pipe in ready:
+                    retry = _hear(worker, advance)
+                elif time.monotonic() - worker.heard > stall:
+                    retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s")
+                else:
+                    continue
+                if retry:
+                    waiting.appendleft(retry)
+                    pool[pool.index(worker)] = worker = _Worker(job)
+                if not worker.task and waiting:
+                    worker.give(waiting.popleft())
+    finally:
+        for worker in pool:
+            worker.stop()
+
+
+def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
+    """Take one message; returns the task to start again when the worker died of its clip."""
+    assert worker.task is not None
+    worker.heard = time.monotonic()
+    try:
+        what, value = worker.pipe.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join()
+        code = worker.process.exitcode or 0
+        if -code in CRASHES:
+            return _give_up(worker, f"the decoder crashed ({signal.Signals(-code).name})")
+        if -code in (signal.SIGKILL, signal.SIGTERM):
+            advice = "perhaps for memory; run the same command again with fewer --workers"
+            raise UserError(f"a worker was killed from outside, {advice}") from None
+        raise RuntimeError(f"a worker ended with exit code {code}") from None
+    if what == "clip":
+        advance(value - worker.clip, 0)
+        worker.clip = value
+    elif what == "done":
+        advance(len(worker.task[1]) - worker.clip, value)
+        worker.task = None
+    elif what == "disk":
+        raise UserError(
+            f"cannot write the shards: {value}; make room or name another --out, then run the command again"
+        )
+    elif what == "failed":
+        raise RuntimeError(f"a worker failed:\n{value}")
+    return None
+
+
+def _give_up(worker: _Worker, reason: str) -> Task:
+    assert worker.task is not None
+    part, clips, given_up = worker.task
+    worker.stop()
+    return part, clips, given_up | {worker.clip: reason}
+
+
+def _work(pipe: Connection, job: Job) -> None:
+    """A worker's life: parts until the pipe closes; it ends when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    last = 0.0
+
+    def beat() -> None:
+        nonlocal last
+        if time.monotonic() - last >= BEAT_EVERY:
+            last = time.monotonic()
+            pipe.send(("beat", None))
+
+    while True:
+        try:
+            part, clips, given_up = pipe.recv()
+            rejects = build_part(job, part, clips, given_up, lambda i: pipe.send(("clip", i)), beat)
+            pipe.send(("done", rejects))
+        except (EOFError, ConnectionError):
+            return
+        except OSError as error:
+            pipe.send(("disk", str(error)))
+            return
+        except Exception:
+            pipe.send(("failed", traceback.format_exc()))
+            return

@@ -1,0 +1,140 @@
+"""Facts of a video file: when each of its frames is shown, and whether the file is whole."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from data_prep.errors import MediaError
+
+TRUNCATION_TOLERANCE = 1.5
+"""Seconds that a healthy file may end before the duration in its header (audio padding, rounded headers)."""
+DECODER, DECODER_VERSION = "pyav", f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`pts` are the presentation times of all shown frames, increasing, in units of `time_base` seconds.
+
+    `duration` is the span in seconds from the first frame to the end of the last; `by_packet` tells that the container
+    itself names these times; `problem` is empty for a whole file.
+    """
+
+    pts: list[int]
+    time_base: Fraction
+    duration: float
+    by_packet: bool
+    problem: str
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file's video stream for single-threaded decoding, and close it. Raises MediaError when there is none."""
+    if not path.is_file():
+        raise MediaError(path, "no such file")
+    if path.stat().st_size == 0:
+        raise MediaError(path, "the file is empty")
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaError(path, f"not a readable video ({_words(error)})") from error
+    with container:
+        stream = _video_stream(path, container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "SLICE"
+        stream.codec_context.options = {"err_detect": "explode"}  # an error instead of an invented picture
+        yield container, stream
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        reason = "its only picture is a cover" if container.streams.video else "it has no video stream"
+        raise MediaError(path, reason)
+    best = container.streams.best("video")
+    stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
+    if stream.codec_context is None or stream.time_base is None:
+        raise MediaError(path, "its video codec is unknown")
+    return stream
+
+
+def probe(path: Path) -> Probe:
+    """Read every packet (and, where packets carry no times, decode every frame). Raises MediaError for no video."""
+    with open_video(path) as (container, stream):
+        assert stream.time_base is not None
+        spans, ends, unstamped, problem = _read_packets(container, stream)
+        problem = problem or _truncation(container, ends)
+        time_base, period = stream.time_base, _period(stream)
+    by_packet = not unstamped
+    if unstamped:
+        spans = _decoded_spans(path)
+    if not spans:
+        raise MediaError(path, problem or "it holds no frames with times")
+    spans.sort()
+    pts = [start for start, _ in spans]
+    last = spans[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
+    return Probe(pts, time_base, float((pts[-1] + last - pts[0]) * time_base), by_packet, problem)
+
+
+def _read_packets(
+    container: InputContainer, stream: VideoStream
+) -> tuple[list[tuple[int, int]], list[float], bool, str]:
+    """(pts, duration) of shown frames, ends of all packets in seconds, whether any lacks a pts, what went wrong."""
+    spans: list[tuple[int, int]] = []
+    ends, unstamped = [0.0], False
+    try:
+        for packet in container.demux():
+            if packet.size == 0:
+                continue
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None and packet.time_base is not None:
+                ends.append(float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == stream.index and not packet.is_discard:
+                if packet.pts is None:
+                    unstamped = True
+                else:
+                    spans.append((packet.pts, packet.duration or 0))
+    except av.FFmpegError as error:
+        return spans, ends, unstamped, f"reading stopped after {len(spans)} frames ({_words(error)})"
+    return spans, ends, unstamped, ""
+
+
+def _truncation(container: InputContainer, ends: list[float]) -> str:
+    if not container.duration:
+        return ""
+    declared, start = container.duration / av.time_base, min((container.start_time or 0) / av.time_base, 0.0)
+    end = max(ends) - start
+    if end >= declared - TRUNCATION_TOLERANCE:
+        return ""
+    return f"truncated: it ends at {end:.1f} s of {declared:.1f} s"
+
+
+def _period(stream: VideoStream) -> int:
+    """Ticks of one frame at the stream's average rate; one tick when it names none."""
+    if not stream.average_rate or not stream.time_base:
+        return 1
+    return max(1, round(1 / (stream.average_rate * stream.time_base)))
+
+
+def _decoded_spans(path: Path) -> list[tuple[int, int]]:
+    """The times that the decoder gives to frames: for containers whose packets carry only decoding times."""
+    spans = []
+    with open_video(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                stamp = frame.pts if frame.pts is not None else frame.dts
+                if stamp is not None:
+                    spans.append((stamp, frame.duration or 0))
+        except av.FFmpegError:
+            return spans
+    return spans
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,102 @@
+"""One clip to one sample: watch, resize, write down the conversation as tokens."""
+
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data_prep.clips import Clip, SceneSpan
+from data_prep.decode import decode_video
+from data_prep.errors import MediaError
+from data_prep.pictures import clip_view, read_image, to_jpeg
+from data_prep.probe import DECODER, DECODER_VERSION
+from data_prep.recipe import Recipe
+from ma2mba.model.conversation import Encoded, encode_conversation, encode_scenes
+from ma2mba.shards.format import IndexRow
+from ma2mba.shards.integrity import sha256_file
+from ma2mba.shards.writer import PayloadFrame, payload_hash
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A medium's sampled frames, the number of each among the file's `total`, its length in seconds, its damage."""
+
+    frames: list[PayloadFrame]
+    indices: list[int]
+    total: int
+    duration: float
+    problem: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """A sample ready to be written; `silent_scenes` were left out because no sampled frame shows them."""
+
+    row: IndexRow
+    frames: list[PayloadFrame]
+    silent_scenes: int
+
+
+def watch(clip: Clip, recipe: Recipe, beat: Callable[[], None]) -> Watched:
+    """Sample the clip's medium; `beat` is called at each frame. Raises MediaError."""
+
+    def use(picture: np.ndarray) -> bytes:
+        beat()
+        return to_jpeg(clip_view(picture, recipe.image_size), recipe.jpeg_quality)
+
+    if clip.media is None:
+        return Watched([], [], 0, 0.0, "")
+    if clip.is_image:
+        return Watched([PayloadFrame(0.0, 0.0, use(read_image(clip.media)))], [0], 1, 0.0, "")
+    decoded = decode_video(clip.media, use, fps=recipe.fps, keep_damaged=recipe.on_damage == "keep")
+    frames = [PayloadFrame(sample.t, sample.pts, sample.value) for sample in decoded.samples]
+    indices = [sample.index for sample in decoded.samples]
+    return Watched(frames, indices, decoded.total, decoded.duration, decoded.problem)
+
+
+def build_sample(clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokenizer, beat: Callable[[], None]) -> Built:
+    """Make a sample; its place (`file`, `first_row_group`) is set by whoever writes it. Raises MediaError."""
+    watched = watch(clip, recipe, beat)
+    encoded, silent = _encode(clip, watched, tokenizer)
+    row = IndexRow(
+        sample_id=clip.sample_id,
+        token_ids=np.array(encoded.token_ids, np.int32),
+        supervised=np.array(encoded.supervised, bool),
+        frame_positions=np.array(encoded.frame_positions, np.int32),
+        timestamps=np.array([frame.t for frame in watched.frames], np.float64),
+        file="",
+        first_row_group=0,
+        frames=len(watched.frames),
+        duration=watched.duration,
+        source=clip.name,
+        source_bytes=clip.media.stat().st_size if clip.media else 0,
+        source_sha256=sha256_file(clip.media) if clip.media else "",
+        payload_xxh3=payload_hash([frame.data for frame in watched.frames]),
+        decoder="pillow" if clip.is_image else DECODER if clip.media else "",
+        decoder_version="" if clip.is_image or not clip.media else DECODER_VERSION,
+        recipe_hash=recipe_hash,
+        status="partial" if watched.problem else "ok",
+        reason=watched.problem,
+    )
+    return Built(row, watched.frames, silent)
+
+
+def _encode(clip: Clip, watched: Watched, tokenizer: Tokenizer) -> tuple[Encoded, int]:
+    if not clip.scenes:
+        return encode_conversation(tokenizer, clip.turns, len(watched.frames)), 0
+    last = clip.scenes[-1].start_frame
+    if last >= watched.total:
+        raise MediaError(clip.media, f"its last scene starts at frame {last}, but it has {watched.total} frames")
+    scenes = frames_of_scenes(clip.scenes, watched.indices)
+    told = [(count, scene.caption) for count, scene in zip(scenes, clip.scenes, strict=True) if count]
+    return encode_scenes(tokenizer, told), len(clip.scenes) - len(told)
+
+
+def frames_of_scenes(scenes: tuple[SceneSpan, ...], indices: list[int]) -> list[int]:
+    """Sampled frames of each scene: a frame belongs to the last scene that starts at or before it, else the first."""
+    starts, counts = [scene.start_frame for scene in scenes], [0] * len(scenes)
+    for index in indices:
+        counts[max(0, bisect_right(starts, index) - 1)] += 1
+    return counts

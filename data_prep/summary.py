@@ -1,0 +1,35 @@
+"""What a person sees after a build."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data_prep.clips import Reject
+from ma2mba.shards.format import REJECTS_FILE
+
+SHOWN = 20
+"""Rejects listed on the screen; the file has all."""
+
+
+def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> None:
+    """Two tables on stdout: counts, and rejects by name and reason."""
+    console = Console()
+    if report["already_built"]:
+        console.print(f"{escape(str(out))}: already built by this recipe; nothing to do")
+    table = Table("what", "count", title=escape(str(out)))
+    table.columns[1].justify = "right"
+    for key, value in report.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            table.add_row(key.replace("_", " "), f"{value:,}")
+    console.print(table)
+    if not rejects:
+        return
+    table = Table("record", "media", "reason", title=f"{len(rejects)} rejected")
+    for reject in rejects[:SHOWN]:
+        table.add_row(escape(reject.where), escape(reject.media), escape(reject.reason))
+    console.print(table)
+    if len(rejects) > SHOWN:
+        console.print(f"{len(rejects) - SHOWN} more in {escape(str(out / REJECTS_FILE))}")

@@ -1,0 +1,234 @@
+"""Write a toy corpus: media, annotations in the real formats, recipes, a tokenizer and an evaluation."""
+
+import json
+import multiprocessing
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from data_prep.progress import Reporter
+from data_prep.toy import words
+from data_prep.toy.movie import FPS, Movie, draw_frame, plan_movie, scene_count, write_movie
+from data_prep.toy.scenes import NEEDLES
+from ma2mba.errors import UserError
+from ma2mba.shards.integrity import atomic_path, atomic_write
+
+SHORT_LENGTHS = (2, 4, 8, 16, 32)
+"""The curriculum below the long videos, seconds."""
+CLIP_LENGTHS = (2, 3, 4, 6, 8, 12, 16, 20)
+BUCKETS = ((30, "0_30_s"), (60, "30_60_s"), (120, "1_2_m"), (180, "2_3_m"), (600, "3_10_m"))
+IMAGE_SIZE = 56
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """How many of each thing to write."""
+
+    videos: int
+    short: int
+    stills: int
+    clips: int
+    held_out: int
+
+    @classmethod
+    def derived(cls, videos: int, short: int | None, stills: int | None, clips: int | None, held_out: int | None):
+        """The given numbers, and for the others a share of `videos`."""
+
+        def pick(value: int | None, default: int) -> int:
+            return default if value is None else value
+
+        held = pick(held_out, max(len(NEEDLES), videos // 5))
+        return cls(videos, pick(short, 2 * videos), pick(stills, 4 * videos), pick(clips, videos), held)
+
+
+def bucket(seconds: int) -> str:
+    """LLaVA-Video-178K's name for a duration."""
+    return next((name for limit, name in BUCKETS if seconds <= limit), "10_m_up")
+
+
+def plan_series(
+    name: str, lengths: Iterable[tuple[int, int]], seed: int, needles: Callable[[int], bool]
+) -> list[Movie]:
+    """One movie per (shortest, longest) seconds; kinds are balanced over the movies for which `needles(i)` is true."""
+    movies: list[Movie] = []
+    kinds: list[str] = []
+    shuffler = random.Random(f"{seed}/{name}/kinds")
+    for i, (low, high) in enumerate(lengths):
+        rng = random.Random(f"{seed}/{name}/{i}")
+        kind = None
+        if needles(i):
+            kinds = kinds or shuffler.sample(list(NEEDLES), len(NEEDLES))
+            kind = kinds.pop()
+        seconds = rng.randint(low, high)
+        movies.append(plan_movie(f"{name}/{i:05d}", seconds, kind, scene_count(seconds, rng), rng))
+    return movies
+
+
+def generate(out: Path, amounts: Amounts, seconds: tuple[int, int], seed: int, workers: int) -> dict[str, int]:
+    """Write a whole corpus into `out` (which must be new or empty); returns how many of each thing it holds."""
+    _require_new(out)
+    around = [(round(0.9 * s), round(1.1 * s)) for s in SHORT_LENGTHS if s < seconds[0]] or [seconds]
+    everything = {
+        "stills": plan_series("stills", [(2, 2)] * amounts.stills, seed, lambda i: i % 8 != 7),
+        "clips": plan_series(
+            "clips", [(s, s) for s in _cycle(CLIP_LENGTHS, amounts.clips)], seed, lambda i: i % 8 != 7
+        ),
+        "short": plan_series("short", _cycle(around, amounts.short), seed, lambda i: True),
+        "long": plan_series("long", [seconds] * amounts.videos, seed, lambda i: True),
+        "heldout": plan_series("heldout", [seconds] * amounts.held_out, seed + 1_000_003, lambda i: True),
+    }
+    _write_annotations(out, everything, seed)
+    write_eval(out / "eval.jsonl", everything["heldout"])
+    jobs = [
+        (movie, out / "media") for name in ("long", "heldout", "short", "clips", "stills") for movie in everything[name]
+    ]
+    write_media(jobs, workers)
+    words.save_tokenizer(out / "tokenizer.json")
+    _write_recipes(out)
+    return {name: len(movies) for name, movies in everything.items()}
+
+
+def generate_eval(out: Path, videos: int, seconds: tuple[int, int], seed: int, workers: int) -> int:
+    """Write only needle videos of `seconds` and their eval.jsonl into `out`; returns how many."""
+    _require_new(out)
+    movies = plan_series("needles", [seconds] * videos, seed + 2_000_003, lambda i: True)
+    write_media([(movie, out / "media") for movie in movies], workers)
+    words.save_tokenizer(out / "tokenizer.json")
+    write_eval(out / "eval.jsonl", movies, tasks=("needle",))
+    return len(movies)
+
+
+def _require_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: already exists and is not empty; name a new folder or remove this one")
+
+
+def _cycle(values: Iterable, count: int) -> list:
+    values = list(values)
+    return [values[i % len(values)] for i in range(count)]
+
+
+def write_media(jobs: list[tuple[Movie, Path]], workers: int) -> None:
+    """Write every movie (series `stills`: one PNG) below its folder with a pool of `workers` processes."""
+    context = multiprocessing.get_context("spawn")
+    with Reporter("writing toy media", len(jobs)) as reporter, context.Pool(min(workers, len(jobs) or 1)) as pool:
+        for _ in pool.imap_unordered(_write_one, jobs, chunksize=2):
+            reporter.advance()
+
+
+def _write_one(job: tuple[Movie, Path]) -> None:
+    movie, media = job
+    if not is_still(movie):
+        return write_movie(movie, media / f"{movie.name}.mp4")
+    index = movie.needle.first if movie.needle else 0
+    with atomic_path(media / f"{movie.name}.png") as temporary:
+        Image.fromarray(draw_frame(movie, index)).save(temporary, format="PNG")
+    return None
+
+
+def is_still(movie: Movie) -> bool:
+    return movie.name.startswith("stills/")
+
+
+def _write_annotations(out: Path, everything: dict[str, list[Movie]], seed: int) -> None:
+    folder = out / "annotations"
+    rng = random.Random(f"{seed}/talk")
+    pairs = [_llava_record(movie, rng) for movie in everything["stills"] + everything["clips"]]
+    _write_json(folder / "stage1.json", pairs)
+    walks = [_scenewalk_record(movie) for movie in everything["short"] + everything["long"]]
+    with atomic_write(folder / "stage1_5.jsonl") as file:
+        file.writelines(json.dumps(record) + "\n" for record in walks)
+    buckets: dict[str, list[dict]] = {}
+    for movie in everything["short"] + everything["long"]:
+        buckets.setdefault(bucket(movie.seconds), []).extend(_video_records(movie, rng))
+    for name, records in buckets.items():
+        _write_json(folder / f"{name}_toy_oe.json", records)
+
+
+def _write_json(path: Path, records: list[dict]) -> None:
+    with atomic_write(path) as file:
+        json.dump(records, file, indent=1)
+
+
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def _llava_record(movie: Movie, rng: random.Random) -> dict:
+    question = rng.choice(words.DESCRIBE)
+    question = f"<image>\n{question}" if rng.random() < 0.5 else f"{question}\n<image>"
+    medium = {"image": f"{movie.name}.png"} if is_still(movie) else {"video": f"{movie.name}.mp4"}
+    return {"id": movie.name} | medium | {"conversations": _turns(question, words.caption(movie))}
+
+
+def _scenewalk_record(movie: Movie) -> dict:
+    scenes = [
+        {"start_frame": s.start * FPS, "end_frame": s.stop * FPS, "start_fps": FPS, "end_fps": FPS}
+        for s in movie.scenes
+    ]
+    talk = [turn for text in words.scene_captions(movie) for turn in _turns(words.DESCRIBE_SCENE, text)]
+    return {
+        "id": movie.name,
+        "video": f"{movie.name}.mp4",
+        "total_time": movie.seconds,
+        "clip_num": len(scenes),
+        "scenes": scenes,
+        "conversations": talk,
+    }
+
+
+def _video_records(movie: Movie, rng: random.Random) -> list[dict]:
+    """One record a question, as LLaVA-Video-178K has them; in over half of the videos the needle comes first."""
+    asked = words.questions(movie)
+    first, rest = asked[:1], asked[1:]
+    rng.shuffle(rest)
+    asked = first + rest if rng.random() < 0.5 else rng.sample(asked, len(asked))
+    source = f"{bucket(movie.seconds)}_toy"
+    return [
+        {
+            "id": f"{movie.name}-{i}",
+            "conversations": _turns(f"<image>\n{question}", answer),
+            "data_source": source,
+            "video": f"{movie.name}.mp4",
+        }
+        for i, (_, question, answer) in enumerate(asked)
+    ]
+
+
+def write_eval(path: Path, movies: list[Movie], tasks: tuple[str, ...] = ("needle", "order", "count")) -> None:
+    """One line a question of the given tasks; of the order questions one a video."""
+    lines = []
+    for movie in movies:
+        asked = {task: (question, answer) for task, question, answer in words.questions(movie)}
+        for task in (task for task in tasks if task in asked):
+            question, answer = asked[task]
+            record: dict[str, Any] = {
+                "id": f"{movie.name}-{task}",
+                "video": f"media/{movie.name}.mp4",
+                "question": question,
+                "answer": answer,
+            }
+            record |= {"options": words.options(task), "task": task, "seconds": float(movie.seconds)}
+            lines.append(json.dumps(record) + "\n")
+    with atomic_write(path) as file:
+        file.writelines(lines)
+
+
+def _write_recipes(out: Path) -> None:
+    sources = {
+        "stage1": [{"format": "llava", "annotations": ["annotations/stage1.json"], "media": "media"}],
+        "stage1_5": [{"format": "scenewalk", "annotations": ["annotations/stage1_5.jsonl"], "media": "media"}],
+        "stage2": [
+            {"format": "llava_video", "annotations": [f"annotations/{path.name}"], "media": "media"}
+            for path in sorted((out / "annotations").glob("*_toy_oe.json"))
+        ],
+    }
+    for stage, listed in sources.items():
+        recipe = {"stage": stage, "image_size": IMAGE_SIZE, "tokenizer": "tokenizer.json", "jpeg_quality": 95}
+        with atomic_write(out / f"{stage}.yaml") as file:
+            yaml.safe_dump(recipe | {"sources": listed}, file, sort_keys=False)

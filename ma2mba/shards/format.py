@@ -1,0 +1,99 @@
+"""The columns of a shard folder's Parquet files."""
+
+import itertools
+from dataclasses import dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+FRAMES_PER_ROW_GROUP = {"jpeg": 64}
+"""Payload kind -> frames in a row group; a row group never spans samples."""
+INDEX_FILE, MANIFEST_FILE, TOKENIZER_FILE = "index.parquet", "manifest.json", "tokenizer.json"
+REJECTS_FILE, REPORT_FILE, PAYLOAD_FOLDER = "rejects.jsonl", "report.json", "payload"
+
+PAYLOAD_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("t", pa.float64(), nullable=False),
+        pa.field("pts", pa.float64(), nullable=False),
+        pa.field("frame", pa.binary(), nullable=False),
+    ]
+)
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("supervised", pa.list_(pa.bool_()), nullable=False),
+        pa.field("frame_positions", pa.list_(pa.int32()), nullable=False),
+        pa.field("timestamps", pa.list_(pa.float64()), nullable=False),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("first_row_group", pa.int32(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("duration", pa.float64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_bytes", pa.int64(), nullable=False),
+        pa.field("source_sha256", pa.string(), nullable=False),
+        pa.field("payload_xxh3", pa.string(), nullable=False),
+        pa.field("decoder", pa.string(), nullable=False),
+        pa.field("decoder_version", pa.string(), nullable=False),
+        pa.field("recipe_hash", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexRow:
+    """One sample: its text, where its frames lie and where they came from (docs/shards.md explains each field)."""
+
+    sample_id: str
+    token_ids: np.ndarray
+    """int32 (T,)"""
+    supervised: np.ndarray
+    """bool (T,)"""
+    frame_positions: np.ndarray
+    """int32 (frames,), not decreasing, each 0..T"""
+    timestamps: np.ndarray
+    """float64 (frames,), seconds of the video at which frames were sampled"""
+    file: str
+    first_row_group: int
+    frames: int
+    duration: float
+    source: str
+    source_bytes: int
+    source_sha256: str
+    payload_xxh3: str
+    decoder: str
+    decoder_version: str
+    recipe_hash: str
+    status: str
+    reason: str
+
+
+LIST_TYPES = {"token_ids": np.int32, "supervised": np.bool_, "frame_positions": np.int32, "timestamps": np.float64}
+
+
+def rows_to_table(rows: list[IndexRow]) -> pa.Table:
+    """Rows as a table of INDEX_SCHEMA."""
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(IndexRow)}
+    return pa.table(columns, schema=INDEX_SCHEMA)
+
+
+def table_to_rows(table: pa.Table) -> list[IndexRow]:
+    """The inverse of `rows_to_table`. Raises ValueError when the columns are not INDEX_SCHEMA's."""
+    if not table.schema.equals(INDEX_SCHEMA):
+        raise ValueError(f"columns are {', '.join(table.schema.names)}; expected {', '.join(INDEX_SCHEMA.names)}")
+    columns = []
+    for field in fields(IndexRow):
+        column = table.column(field.name).combine_chunks()
+        columns.append(_list_values(column, LIST_TYPES[field.name]) if field.name in LIST_TYPES else column.to_pylist())
+    return [IndexRow(*values) for values in zip(*columns, strict=True)]
+
+
+def _list_values(column: pa.ListArray, dtype: type) -> list[np.ndarray]:
+    offsets = column.offsets.to_numpy()
+    values = column.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]

@@ -1,0 +1,82 @@
+"""manifest.json: written last, so a folder that has one is complete."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import xxhash
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ma2mba.errors import UserError
+from ma2mba.shards.format import FORMAT_VERSION, MANIFEST_FILE
+from ma2mba.shards.integrity import ShardDamaged, atomic_write, xxh3_file
+
+
+class FileEntry(BaseModel):
+    """A file of the folder: its name relative to it, size in bytes and XXH3-128."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    bytes: int
+    xxh3: str
+
+
+class Manifest(BaseModel):
+    """What a shard folder holds. `recipe` is what it was built from, `recipe_hash` its hash."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format_version: int = FORMAT_VERSION
+    kind: Literal["jpeg"] = "jpeg"
+    image_size: int
+    fps: float
+    recipe: dict[str, Any]
+    recipe_hash: str
+    tokenizer_sha256: str
+    decoder: str
+    decoder_version: str
+    files: list[FileEntry]
+    samples: int
+    frames: int
+    tokens: int
+
+
+def hash_json(value: Any) -> str:
+    """XXH3-128 of the canonical JSON of `value`."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return xxhash.xxh3_128(text.encode()).hexdigest()
+
+
+def file_entry(folder: Path, name: str) -> FileEntry:
+    """Measure a file of `folder`."""
+    path = folder / name
+    return FileEntry(name=name, bytes=path.stat().st_size, xxh3=xxh3_file(path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json with a checksum of its own content, whole or not at all."""
+    content = manifest.model_dump(mode="json")
+    with atomic_write(folder / MANIFEST_FILE) as file:
+        json.dump(content | {"checksum": hash_json(content)}, file, indent=1)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Read and check manifest.json. Raises UserError when missing or of another version, ShardDamaged when altered."""
+    path = Path(folder) / MANIFEST_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: not found; name a folder written by `python -m data_prep build` that ran to its end")
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["format_version"]
+        checksum = content.pop("checksum")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardDamaged(f"{path}: damaged ({type(error).__name__}: {error}); build the shards again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; build the shards again"
+        )
+    if checksum != hash_json(content):
+        raise ShardDamaged(f"{path}: its content does not match its checksum; build the shards again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise ShardDamaged(f"{path}: damaged ({error}); build the shards again") from error

@@ -1,0 +1,134 @@
+"""Read a shard folder: the index at once, frames by row group, every page's checksum verified."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, INDEX_FILE, PAYLOAD_FOLDER, TOKENIZER_FILE, IndexRow
+from ma2mba.shards.integrity import ShardDamaged, xxh3_file
+from ma2mba.shards.manifest import FileEntry, read_manifest
+from ma2mba.shards.writer import payload_hash, read_index
+
+OPEN_FILES = 8
+"""Payload files that a reader keeps open."""
+_REMEDY = "build the shards again, or copy the file again from where it is whole"
+
+
+class ShardReader:
+    """A finished shard folder. Opening checks the manifest, every file's size, and the content of all but the payload.
+
+    Payload pages are checked as they are read (`verify="pages"`) or all of it on opening too (`"all"`).
+    Pickles to its folder, so each worker opens its own files. Raises UserError (ShardDamaged for altered bytes).
+    """
+
+    def __init__(self, folder: Path | str, verify: Literal["pages", "all"] = "pages"):
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        for entry in self.manifest.files:
+            check_file(self.folder, entry, content=verify == "all" or not entry.name.startswith(PAYLOAD_FOLDER))
+        try:
+            self.rows: list[IndexRow] = read_index(self.folder / INDEX_FILE)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ShardDamaged(f"{self.folder / INDEX_FILE}: cannot be read ({error}); {_REMEDY}") from error
+        self._group = FRAMES_PER_ROW_GROUP[self.manifest.kind]
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def __reduce__(self):
+        return ShardReader, (self.folder,)
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.folder / TOKENIZER_FILE
+
+    def frames(self, row: IndexRow, start: int = 0, stop: int | None = None) -> list[bytes]:
+        """JPEG bytes of frames [start, stop) of a sample, reading only their row groups.
+
+        Raises IndexError outside 0..row.frames, ShardDamaged naming file and sample when bytes were altered.
+        """
+        stop = row.frames if stop is None else stop
+        if not 0 <= start <= stop <= row.frames:
+            raise IndexError(f"frames [{start}, {stop}) of {row.sample_id}, which has {row.frames}")
+        if start == stop:
+            return []
+        first, last = start // self._group, (stop - 1) // self._group
+        groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
+        try:
+            table = self._file(row.file).read_row_groups(groups, columns=["sample_id", "t", "frame"])
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+            raise self._damaged(row, str(error)) from error
+        table = table.slice(start - first * self._group, stop - start)
+        times = table.column("t").to_numpy()
+        if not np.array_equal(times, row.timestamps[start:stop]) or set(table.column("sample_id").to_pylist()) != {
+            row.sample_id
+        }:
+            raise self._damaged(row, "holds other frames than the index says")
+        return table.column("frame").to_pylist()
+
+    def _file(self, name: str) -> pq.ParquetFile:
+        if name not in self._files:
+            self._files[name] = pq.ParquetFile(self.folder / name, page_checksum_verification=True, pre_buffer=True)
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(name)
+        return self._files[name]
+
+    def _damaged(self, row: IndexRow, reason: str) -> ShardDamaged:
+        return ShardDamaged(f"{self.folder / row.file}: sample {row.sample_id} is damaged ({reason}); {_REMEDY}")
+
+    def close(self) -> None:
+        """Close the payload files; a later read opens them again."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+
+def check_file(folder: Path, entry: FileEntry, *, content: bool) -> None:
+    """Raises ShardDamaged unless the file has the manifest's size and, if `content`, its hash."""
+    path = folder / entry.name
+    if not path.is_file():
+        raise ShardDamaged(f"{path}: named by the manifest but missing; {_REMEDY}")
+    if path.stat().st_size != entry.bytes:
+        raise ShardDamaged(f"{path}: {path.stat().st_size} bytes, the manifest says {entry.bytes}; {_REMEDY}")
+    if content and xxh3_file(path) != entry.xxh3:
+        raise ShardDamaged(f"{path}: its content does not match the manifest's checksum; {_REMEDY}")
+
+
+def verify(folder: Path | str) -> list[str]:
+    """Re-read every byte of a shard folder; returns the problems found, none for a sound one.
+
+    Raises UserError when there is no readable manifest to compare with.
+    """
+    folder = Path(folder)
+    problems = []
+    for entry in read_manifest(folder).files:
+        try:
+            check_file(folder, entry, content=True)
+        except ShardDamaged as damage:
+            problems.append(str(damage))
+    if any(INDEX_FILE in problem for problem in problems):
+        return problems
+    for row in read_index(folder / INDEX_FILE):
+        problems += _sample_problems(folder, row)
+    return problems
+
+
+def _sample_problems(folder: Path, row: IndexRow) -> list[str]:
+    lengths = {len(row.frame_positions), len(row.timestamps), row.frames}
+    if len(lengths) > 1 or len(row.token_ids) != len(row.supervised):
+        return [f"{folder / INDEX_FILE}: sample {row.sample_id} has columns of different lengths"]
+    if not row.frames:
+        return []
+    first, count = row.first_row_group, -(-row.frames // FRAMES_PER_ROW_GROUP["jpeg"])
+    try:
+        with pq.ParquetFile(folder / row.file, page_checksum_verification=True) as file:
+            found = (
+                file.read_row_groups(list(range(first, first + count)), columns=["frame"]).column("frame").to_pylist()
+            )
+    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+        return [f"{folder / row.file}: sample {row.sample_id} cannot be read ({error})"]
+    if len(found) != row.frames or payload_hash(found) != row.payload_xxh3:
+        return [f"{folder / row.file}: sample {row.sample_id} has other frames than were written"]
+    return []

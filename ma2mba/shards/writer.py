@@ -1,0 +1,110 @@
+"""Write payload parts and index tables; bytes depend only on the samples."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from ma2mba.shards.format import (
+    FRAMES_PER_ROW_GROUP,
+    PAYLOAD_FOLDER,
+    PAYLOAD_SCHEMA,
+    IndexRow,
+    rows_to_table,
+    table_to_rows,
+)
+from ma2mba.shards.integrity import atomic_path, fsync
+
+
+@dataclass(frozen=True)
+class PayloadFrame:
+    """A frame sampled at `t` s of the video: the picture shown since `pts` s, as JPEG bytes."""
+
+    t: float
+    pts: float
+    data: bytes
+
+
+def part_name(part: int) -> str:
+    """The payload file of a part, relative to the shard folder."""
+    return f"{PAYLOAD_FOLDER}/part-{part:05d}.parquet"
+
+
+def payload_hash(frames: Sequence[bytes]) -> str:
+    """XXH3-128 over a sample's frames, each preceded by its length (8 bytes, little endian)."""
+    digest = xxhash.xxh3_128()
+    for data in frames:
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
+
+
+class PartWriter:
+    """Writes one payload file; it appears under its name only on a clean exit with at least one frame."""
+
+    def __init__(self, folder: Path, part: int, kind: str = "jpeg"):
+        self.name = part_name(part)
+        self._path = folder / self.name
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._group = FRAMES_PER_ROW_GROUP[kind]
+        self._writer: pq.ParquetWriter | None = None
+        self._groups = self._frames = 0
+
+    def __enter__(self) -> "PartWriter":
+        return self
+
+    def add(self, sample_id: str, frames: Sequence[PayloadFrame]) -> int:
+        """Append a sample's frames in row groups of their own; returns the number of the first."""
+        first = self._groups
+        for start in range(0, len(frames), self._group):
+            some = frames[start : start + self._group]
+            columns = [[sample_id] * len(some), [f.t for f in some], [f.pts for f in some], [f.data for f in some]]
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, PAYLOAD_SCHEMA, strict=True)]
+            self._open().write_table(pa.Table.from_arrays(arrays, schema=PAYLOAD_SCHEMA), row_group_size=self._group)
+            self._groups += 1
+        self._frames += len(frames)
+        return first
+
+    def _open(self) -> pq.ParquetWriter:
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # statistics would store the least and the greatest frame of every row group again, outside the checksums
+            options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+            self._writer = pq.ParquetWriter(self._temporary, PAYLOAD_SCHEMA, write_page_checksum=True, **options)
+        return self._writer
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.close()
+            if kind is None:
+                fsync(self._temporary)
+                self._reopen()
+                os.replace(self._temporary, self._path)
+                fsync(self._path.parent)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+    def _reopen(self) -> None:
+        with pq.ParquetFile(self._temporary) as file:
+            if (file.metadata.num_row_groups, file.metadata.num_rows) != (self._groups, self._frames):
+                raise OSError(f"{self._temporary}: reads back {file.metadata.num_rows} of {self._frames} frames")
+
+
+def write_index(path: Path, rows: list[IndexRow]) -> None:
+    """Write index rows as Parquet, whole or not at all."""
+    with atomic_path(path) as temporary:
+        pq.write_table(rows_to_table(rows), temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_index(path: Path) -> list[IndexRow]:
+    """Read what `write_index` wrote. Raises OSError or ValueError for anything else."""
+    return table_to_rows(pq.read_table(path, page_checksum_verification=True))

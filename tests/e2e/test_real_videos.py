@@ -1,0 +1,74 @@
+"""Real videos of many containers and codecs, prepared at the paper's frame size with the paper's tokenizer."""
+
+import json
+
+import numpy as np
+import pytest
+import simplejpeg
+import yaml
+
+from data_prep.build import build
+from data_prep.probe import probe
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.shards.reader import ShardReader, verify
+
+ANSWER = "A short answer about {}."
+
+
+@pytest.fixture(scope="module")
+def shards(shared, tmp_path_factory):
+    """A shard folder of all real videos at 336 pixels, one conversation of two questions each."""
+    folder = tmp_path_factory.mktemp("real")
+    videos = sorted(path for path in (shared / "videos").iterdir() if path.suffix != ".txt")
+    records = [
+        {
+            "id": f"{path.stem}-{part}",
+            "data_source": "0_30_s_real",
+            "video": path.name,
+            "conversations": [
+                {"from": "human", "value": f"What is {part}?\n<image>"},
+                {"from": "gpt", "value": ANSWER.format(f"{path.stem}, {part}")},
+            ],
+        }
+        for path in videos
+        for part in ("seen", "heard")
+    ]
+    (folder / "records.json").write_text(json.dumps(records))
+    source = {"format": "llava_video", "annotations": "records.json", "media": str(shared / "videos")}
+    recipe = {
+        "stage": "stage2",
+        "tokenizer": str(shared / "gpt-neox-tokenizer/20B_tokenizer.json"),
+        "clips_per_part": 8,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"sources": [source]}))
+    report, rejects = build(folder / "recipe.yaml", folder / "shards", workers=2)
+    return folder / "shards", report, rejects, videos
+
+
+def test_no_real_video_is_lost(shards):
+    folder, report, rejects, videos = shards
+    assert rejects == []
+    assert report["conversations_before_grouping"] == 2 * report["samples"] == 2 * len(videos)
+    assert verify(folder) == []
+
+
+def test_every_second_has_its_frame(shards):
+    reader = ShardReader(shards[0])
+    durations = {path.name: probe(path).duration for path in shards[3]}
+    for row in reader.rows:
+        assert row.duration == durations[row.source]
+        assert row.timestamps.tolist() == list(range(int(np.ceil(row.duration))))
+        shown = [simplejpeg.decode_jpeg(data) for data in reader.frames(row)]
+        assert {picture.shape for picture in shown} == {(336, 336, 3)}
+        assert max(picture.std() for picture in shown) > 5  # measured 29 and more: no video is blank
+
+
+def test_only_the_answers_are_supervised(shards):
+    reader = ShardReader(shards[0])
+    tokenizer = load_tokenizer(reader.tokenizer_path)
+    for row in reader.rows:
+        stem = row.source.rsplit(".", 1)[0]
+        said = tokenizer.decode(row.token_ids[row.supervised].tolist(), skip_special_tokens=False)
+        assert said == "".join(ANSWER.format(f"{stem}, {part}") + "<|endoftext|>" for part in ("seen", "heard"))
+        before = tokenizer.decode(row.token_ids[: row.frame_positions[0]].tolist(), skip_special_tokens=False)
+        assert before == "<|system|>You are a helpful assistant.<|endoftext|> <|user|>"

@@ -1,0 +1,41 @@
+"""A model small enough to run in milliseconds, with random weights, and the toy's tokenizer."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep.toy.words import build_tokenizer
+from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.pretrained import save_model
+from ma2mba.model.video_ma2mba import VideoMa2mba
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer) -> VideoMa2mba:
+    """4 visual tokens a frame of 56 x 56 pixels."""
+    torch.manual_seed(0)
+    language = BackboneConfig(
+        d_model=32, n_layer=3, d_state=8, headdim=8, ssd_block=16, vocab_size=tokenizer.get_vocab_size()
+    )
+    vision = VisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    model = VideoMa2mba(ModelConfig(language_model=language, vision=vision)).eval()
+    with torch.no_grad():  # as initialised, the tied embedding makes a model repeat its last token
+        for layer in model.language_model.backbone.layers:
+            layer.mixer.out_proj.weight.mul_(30)
+    return model
+
+
+@pytest.fixture(scope="session")
+def model_folder(model, tokenizer, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_model(model, folder / "tokenizer.json", folder / "model")
+    return folder / "model"
