@@ -1,0 +1,124 @@
+"""From shards to batches, in the background."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+from toy_shards import write_shards
+
+from ma2mba.data.batch import collate
+from ma2mba.data.dataset import Dataset
+from ma2mba.data.loader import Loader
+from ma2mba.data.sampler import Position, Sampler
+from ma2mba.errors import UserError
+
+SIZES = [(3, 4), (0, 5), (7, 2), (1, 9), (130, 3), (5, 5)]
+K = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("shards") / "toy", SIZES)
+
+
+@pytest.fixture
+def dataset(folder):
+    return Dataset([folder], 28, K)
+
+
+def sampler(dataset, ranks=1):
+    return Sampler(dataset.length_N, dataset.targets_N, dataset.frames_N, global_batch=2, micro_batch=1, ranks=ranks)
+
+
+def test_the_index_alone_tells_what_a_batch_will_hold(dataset):
+    for i in range(len(dataset)):
+        batch = collate([dataset[i]], K)
+        assert batch.ids_BS.shape[1] == dataset.length_N[i]
+        assert batch.supervised == dataset.targets_N[i] > 0
+        assert len(batch.frames_NCHW) == dataset.frames_N[i] == SIZES[i][0]
+
+
+def test_frames_are_those_that_were_written(dataset):
+    frames_NCHW = dataset[4].frames_NCHW
+    assert frames_NCHW.shape == (130, 3, 28, 28)
+    assert len(np.unique(frames_NCHW.reshape(130, -1), axis=0)) == 130
+
+
+def test_batches_come_in_the_order_of_the_plan_for_each_rank(dataset):
+    for rank in (0, 1):
+        made = sampler(dataset, ranks=2)
+        with Loader(dataset, made, K, rank=rank, at=Position(0, 2)) as loader:
+            for loaded, plan in zip(itertools.islice(loader, 5), made.plans(Position(0, 2)), strict=False):
+                got = [batch.sample_ids for batch in loaded.batches]
+                assert got == [[f"s{i}" for i in micro] for micro in plan.micro_batches[rank]]
+                assert loaded.plan == plan
+
+
+def test_an_error_in_the_background_surfaces_and_goes_on_surfacing(dataset, monkeypatch):
+    def fail(*_):
+        raise UserError("sample s9 is damaged")
+
+    monkeypatch.setattr(dataset.readers[0], "frames", fail)
+    with Loader(dataset, sampler(dataset), K) as loader:
+        batches = itertools.chain.from_iterable(step.batches for step in loader)
+        with pytest.raises(UserError, match="s9 is damaged"):
+            list(itertools.islice(batches, 6))
+        again = next(iter(loader)).batches
+        with pytest.raises(UserError, match="s9 is damaged"):
+            list(again)
+
+
+def test_waiting_is_measured(dataset, monkeypatch):
+    reader = dataset.readers[0]
+    frames = reader.frames
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return frames(*arguments)
+
+    monkeypatch.setattr(reader, "frames", slow)
+    with Loader(dataset, sampler(dataset), K) as loader:
+        list(next(iter(loader)).batches)
+        assert 0.1 < loader.waited < 5
+
+
+def test_closing_ends_the_thread_while_it_waits_for_room(dataset):
+    loader = Loader(dataset, sampler(dataset), K, prefetch=1)
+    while not loader._ready.full():
+        time.sleep(0.01)
+    loader.close()
+    assert not loader._thread.is_alive()
+
+
+def test_data_for_another_image_size_is_refused(folder):
+    with pytest.raises(UserError, match="28 pixels wide but the model sees 56"):
+        Dataset([folder], 56, K)
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"gone/manifest.json: not found"):
+        Dataset([tmp_path / "gone"], 28, K)
+
+
+def test_several_folders_are_one_dataset_and_have_another_fingerprint(folder, tmp_path, dataset):
+    more = write_shards(tmp_path / "more", [(1, 1)], seed=3)
+    both = Dataset([folder, more], 28, K)
+    assert len(both) == len(SIZES) + 1
+    assert both[len(SIZES)].frames_NCHW.shape[0] == 1
+    assert both.fingerprint != dataset.fingerprint
+    assert Dataset([folder], 28, K).fingerprint == dataset.fingerprint
+
+
+def test_samples_that_teach_nothing_are_refused(tmp_path, monkeypatch):
+    import toy_shards
+
+    monkeypatch.setattr(toy_shards, "encode_conversation", lambda words, turns, frames: _silent(words, frames))
+    with pytest.raises(UserError, match="nothing for the model to say"):
+        Dataset([write_shards(tmp_path / "silent", [(2, 2)])], 28, K)
+
+
+def _silent(words, frames):
+    from ma2mba.model.conversation import encode_prompt
+
+    return encode_prompt(words, "w1", frames)
