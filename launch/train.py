@@ -1,0 +1,74 @@
+"""Train one stage: deepspeed launch/train.py RECIPE.yaml [key=value ...]
+
+Exit codes: 0 done, 2 something for the user to put right (said on stderr), anything else a defect.
+"""
+
+import argparse
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ma2mba.errors import UserError
+from ma2mba.training.recipe import Recipe, load_recipe
+
+RANK = int(os.environ.get("RANK", 0))
+HEAD_START_SECONDS = 3.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="a YAML file, as launch/recipes/stage1.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data=shards/stage1 trainable.vision=4e-6")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    try:
+        run(load_recipe(arguments.recipe, arguments.overrides))
+    except UserError as error:
+        return refuse(error)
+    return 0
+
+
+def run(recipe: Recipe) -> None:
+    """Build, train, close. Raises UserError; until the processes join, the same one on every rank."""
+    # Here and not above: these imports take seconds, and a wrong recipe is refused before them.
+    from ma2mba.training import deepspeed_engine as processes
+    from ma2mba.training.build import build
+    from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
+    from ma2mba.training.world import World
+
+    job = build(recipe, World.from_environment())
+    if job.first_step >= job.steps:
+        say(f"{recipe.run}: is finished ({job.first_step} steps); nothing to do")
+        return
+    processes.start_processes(job.world)
+    engine = open_engine(job)
+    with open_loader(job) as loader, open_metrics(job) if RANK == 0 else nullcontext() as metrics:
+        train(job, engine, loader, metrics)
+    processes.stop_processes()
+
+
+def say(text: str) -> None:
+    if RANK == 0:
+        Console(stderr=True).print(text, markup=False, highlight=False)
+
+
+def refuse(error: UserError) -> int:
+    """Print the error once: rank 0 does, another rank only what it met alone, after the processes joined."""
+    joined = "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
+    if RANK == 0 or joined:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print("error:", style="bold red", end=" ")
+        console.print(f"rank {RANK}: {error}" if RANK else str(error), markup=False, highlight=False)
+    else:
+        time.sleep(HEAD_START_SECONDS)  # the launcher ends all ranks when one ends: let rank 0 speak first
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

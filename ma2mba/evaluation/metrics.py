@@ -1,0 +1,40 @@
+"""How right a list of answers is."""
+
+import re
+import string
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+ARTICLES = re.compile(r"\b(a|an|the)\b")
+PUNCTUATION = str.maketrans(string.punctuation, " " * len(string.punctuation))
+
+
+def normalise(text: str) -> str:
+    """Lower case, without punctuation, articles and double spaces: what counts when answers are compared."""
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+
+
+def is_correct(prediction: str, answer: str) -> bool:
+    """Exact match after `normalise`. An answer of articles or punctuation alone is compared as it stands."""
+    if not normalise(answer):
+        return prediction.strip().lower() == answer.strip().lower()
+    return normalise(prediction) == normalise(answer)
+
+
+def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Records with `task`, `correct` and `chance` -> n, accuracy and chance (means), over all and per task."""
+    by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_task[record["task"]].append(record)
+    everything = [record for group in by_task.values() for record in group]
+    return {**_means(everything), "tasks": {task: _means(group) for task, group in sorted(by_task.items())}}
+
+
+def _means(records: list[Mapping[str, Any]]) -> dict[str, Any]:
+    n = len(records)
+    return {
+        "n": n,
+        "accuracy": sum(bool(r["correct"]) for r in records) / n,
+        "chance": sum(float(r["chance"]) for r in records) / n,
+    }

@@ -1,0 +1,113 @@
+"""The picture of a report: accuracy against frames seen, beside the losses of the stages."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, ScalarFormatter
+
+INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+ACCENT, COLOURS = "#d9480f", ("#4263eb", "#0ca678", "#ae3ec9")
+SPAN_FOR_POWERS = 30
+"""Below it a logarithmic axis would show one power of ten or none: then it has round numbers instead."""
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Draw `report` (see report.build_report) as a PNG at `path`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.06))
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+        draw_accuracy(left, report["accuracy_by_frames"], report["chance"], report["questions"])
+        draw_losses(right, report["loss_curves"])
+        figure.savefig(path, dpi=150, format="png", facecolor="white")
+
+
+def draw_accuracy(axes: Axes, accuracies: Mapping[str, float], chance: float, questions: int) -> None:
+    """Accuracy of the needle task for each way to sample frames, in the given order; chance as a dashed line."""
+    names, values = list(accuracies), list(accuracies.values())
+    places = range(len(names))
+    axes.axhline(chance, color=FAINT, linestyle=(0, (5, 4)), linewidth=1.4, zorder=1)
+    axes.annotate(
+        f"chance {100 * chance:.3g}%", (1, chance), (0, -5), xycoords=("axes fraction", "data"),
+        textcoords="offset points", ha="right", va="top", color=FAINT,
+    )  # fmt: skip
+    axes.plot(places, values, color=COLOURS[0], linewidth=2.2, marker="o", markersize=7, clip_on=False, zorder=3)
+    for place, name, value in zip(places, names, values, strict=True):
+        best = name == "1fps"
+        if best:
+            axes.plot(place, value, marker="o", markersize=11, color=ACCENT, clip_on=False, zorder=4)
+        axes.annotate(
+            f"{value:.0%}", (place, value), (0, 11), textcoords="offset points", ha="center",
+            color=ACCENT if best else INK, fontweight="bold" if best else "normal",
+        )  # fmt: skip
+    axes.set_xticks(places, [f"{name[:-3]} a second" if name.endswith("fps") else name for name in names])
+    axes.set_xlim(-0.4, len(names) - 0.5)
+    axes.set_ylim(0, 1.12)
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
+    axes.grid(axis="y", color=GRID, zorder=0)
+    axes.set_xlabel("frames the model sees of a video")
+    _title(axes, "Finding the needle", f"right answers to {questions} questions about videos never trained on")
+
+
+def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """The stages' losses one after the other, each raw (thin) and smoothed (thick), on a logarithmic scale."""
+    begin = 0.0
+    axes.set_yscale("log")
+    for (stage, losses), colour in zip(curves.items(), COLOURS, strict=False):
+        if not losses["step"]:
+            continue
+        steps = np.asarray(losses["step"], float) + begin
+        axes.plot(steps, losses["loss"], color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, smooth(losses["loss"]), color=colour, linewidth=2.2)
+        if begin:
+            axes.axvline(begin, color=GRID, linewidth=1.2, zorder=0)
+        label = stage.replace("stage", "stage ").replace("_", ".")
+        axes.annotate(
+            label, ((begin + steps[-1]) / 2, 1), (0, -4), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="center", va="top", color=colour, fontweight="bold",
+        )  # fmt: skip
+        begin = float(steps[-1])
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.12)
+    axes.set_xlim(0, max(begin, 1))
+    if high / low > SPAN_FOR_POWERS:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", color=GRID, zorder=0)
+    axes.set_xlabel("optimizer steps")
+    _title(axes, "Loss of the three stages", "nats a supervised token")
+
+
+def smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
+    """A centred mean over about `share` of the points; at the ends over those that there are."""
+    half = max(int(len(values) * share / 2), 1)
+    total = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
+    i = np.arange(len(values))
+    low, high = np.maximum(i - half, 0), np.minimum(i + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _title(axes: Axes, text: str, below: str) -> None:
+    axes.annotate(
+        text, (0, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", fontsize=14, fontweight="bold"
+    )
+    axes.annotate(below, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=FAINT)

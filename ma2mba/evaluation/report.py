@@ -1,0 +1,97 @@
+"""What a demo or an experiment came to: one JSON file and one picture, from run folders and evaluation results."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ma2mba.evaluation.plot import draw
+from ma2mba.shards.integrity import atomic_path, atomic_write
+
+Report = dict[str, Any]
+
+
+def build_report(
+    model: Path, results: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Path], seconds: Mapping[str, float]
+) -> Report:
+    """Put a report together.
+
+    `results` maps a way to sample frames ("1fps", "8", ...) to what `evaluate` returned for the needle task; `runs` a
+    stage's name to its run folder; `seconds` a step of the work to the time it took.
+    """
+    accuracies = {frames: result["tasks"]["needle"]["accuracy"] for frames, result in results.items()}
+    return {
+        "needle_accuracy_1fps": accuracies.get("1fps"),
+        "needle_accuracy_8_frames": accuracies.get("8"),
+        "chance": next(iter(results.values()))["tasks"]["needle"]["chance"],
+        "questions": next(iter(results.values()))["tasks"]["needle"]["n"],
+        "model": str(model),
+        "accuracy_by_frames": accuracies,
+        "loss_curves": {stage: curve(run, "loss") for stage, run in runs.items()},
+        "tokens_per_second": {stage: median(run, "tokens_per_second") for stage, run in runs.items()},
+        "recipes": {stage: _recipe(run) for stage, run in runs.items()},
+        "seconds": dict(seconds),
+        "machine": machine(),
+    }
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write report.json and report.png into `folder`, each whole or not at all; returns their paths."""
+    numbers, picture = folder / "report.json", folder / "report.png"
+    with atomic_write(numbers) as file:
+        json.dump(report, file, indent=1)
+        file.write("\n")
+    with atomic_path(picture) as temporary:
+        draw(report, temporary)
+    return numbers, picture
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, [] when there is none; a line cut short by a crash ends it."""
+    records: list[dict[str, Any]] = []
+    if not path.is_file():
+        return records
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def curve(run: Path, key: str) -> dict[str, list[float]]:
+    """A metric of a run over its steps: {"step": [...], key: [...]}; of a step that ran twice the later counts."""
+    values = {record["step"]: record[key] for record in read_jsonl(run / "metrics.jsonl") if key in record}
+    return {"step": sorted(values), key: [values[step] for step in sorted(values)]}
+
+
+def median(run: Path, key: str) -> float | None:
+    """The median of a metric over a run's steps, None when it has none."""
+    values = curve(run, key)[key]
+    return statistics.median(values) if values else None
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "gpus": gpus, "torch": torch.__version__}
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _recipe(run: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,69 @@
+"""Questions about videos, from a JSONL file: one object a line."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError
+
+from ma2mba.errors import UserError
+
+
+class _Line(BaseModel):
+    id: str
+    video: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    answer: str = Field(min_length=1)
+    options: list[str] = []
+    task: str = "all"
+
+
+@dataclass(frozen=True)
+class Question:
+    """`options` may be empty (an open question); `video` is absolute or as found from the task file's folder."""
+
+    id: str
+    video: Path
+    question: str
+    answer: str
+    options: tuple[str, ...]
+    task: str
+
+    @property
+    def chance(self) -> float:
+        """How often a guess among the options is right; 0 for an open question."""
+        return 1 / len(self.options) if self.options else 0.0
+
+
+def read_tasks(path: Path | str, *, task: str | None = None, limit: int | None = None) -> list[Question]:
+    """The questions of a task file, of one `task` if given, the first `limit` of them.
+
+    Raises UserError for a missing file, a malformed line or a missing video (with its line), and when nothing is left.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such task file; give a JSONL file of questions")
+    with path.open(encoding="utf-8") as lines:
+        found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    chosen = [q for q in found if task in (None, q.task)][:limit]
+    if not chosen:
+        tasks = ", ".join(sorted({q.task for q in found})) or "none"
+        raise UserError(f"{path}: no question{f' of task {task}' if task else ''}; its tasks are: {tasks}")
+    return chosen
+
+
+def _question(path: Path, number: int, text: str) -> Question:
+    try:
+        line = _Line.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not JSON ({error.msg}); write one object a line") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "line"
+        raise UserError(f"{path}, line {number}: {where}: {first['msg']}; correct this line") from error
+    if line.options and line.answer not in line.options:
+        raise UserError(f"{path}, line {number}: answer {line.answer!r} is not among its options; correct this line")
+    video = path.parent / line.video
+    if not video.is_file():
+        raise UserError(f"{path}, line {number}: video {video} does not exist; paths count from the task file's folder")
+    return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task)

@@ -1,0 +1,80 @@
+"""Watch a video once, ask about it as often as wanted.
+
+S tokens, N frames, C colours, H and W pixels.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from data_prep.frames import read_frames
+from ma2mba.data.batch import token_places
+from ma2mba.errors import UserError
+from ma2mba.inference.generate import TextStream, generate
+from ma2mba.inference.session import Session
+from ma2mba.model.conversation import encode_prompt
+from ma2mba.model.video_ma2mba import VideoMa2mba
+
+ONE_A_SECOND = "1fps"
+ANY_QUESTION = "?"
+"""Stands for the question while the frames before it are read."""
+
+
+def parse_frames(text: str) -> int | None:
+    """How a video is sampled: "1fps" -> None (every second), "8" -> 8 frames spread over it. Raises UserError."""
+    if text == ONE_A_SECOND:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UserError(f"--frames {text}: give 1fps or a number of frames from 1 up, such as 8")
+    return int(text)
+
+
+class VideoChat:
+    """A video that was watched once; every question starts from the states right after its last frame."""
+
+    def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, video: Path, frames: int | None = None):
+        """Read the video at 1 FPS (`frames=None`) or as that many frames. Raises UserError for a broken video."""
+        found = read_frames(video, model.config.image_size, count=frames)
+        self.model, self.tokenizer = model, tokenizer
+        self.frames = len(found.frames_NHWC)
+        self.duration = found.duration
+        self._frames_NCHW: Tensor | None = torch.from_numpy(
+            np.ascontiguousarray(found.frames_NHWC.transpose(0, 3, 1, 2))
+        )
+        self._watched: Session | None = None
+
+    def watch(self) -> Session:
+        """The session that has read up to the last frame: the same for every question, so read once."""
+        if self._watched is None:
+            assert self._frames_NCHW is not None
+            encoded = encode_prompt(self.tokenizer, ANY_QUESTION, self.frames)
+            head = encoded.token_ids[: encoded.frame_positions[-1]]
+            ids_S, visual_S = with_frames(head, encoded.frame_positions, self.model.config.tokens_per_frame)
+            session = Session(self.model, self.tokenizer)
+            session.feed(ids_S, visual_S, self._frames_NCHW)
+            self._watched, self._frames_NCHW = session, None
+        return self._watched
+
+    def ask(self, question: str, max_tokens: int = 256) -> Iterator[str]:
+        """Stream the answer in pieces of text. Raises UserError when the question is empty."""
+        encoded = encode_prompt(self.tokenizer, question, self.frames)
+        session = self.watch().fork()
+        session.feed_text(encoded.token_ids[encoded.frame_positions[-1] :])
+        text = TextStream(self.tokenizer)
+        for token in generate(session, max_tokens):
+            yield text.push(token)
+        yield text.finish()
+
+
+def with_frames(token_ids: list[int], frame_positions: list[int], tokens_per_frame: int) -> tuple[Tensor, Tensor]:
+    """Text with frames between its tokens -> ids_S and visual_S int64, as `Session.feed` reads them."""
+    text_T, seen_NK = token_places(np.asarray(frame_positions, np.int64), len(token_ids), tokens_per_frame)
+    ids_S = torch.zeros(text_T.size + seen_NK.size, dtype=torch.long)
+    visual_S = torch.full_like(ids_S, -1)
+    ids_S[torch.from_numpy(text_T)] = torch.tensor(token_ids, dtype=torch.long)
+    visual_S[torch.from_numpy(seen_NK.ravel())] = torch.arange(seen_NK.size)
+    return ids_S, visual_S

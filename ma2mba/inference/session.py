@@ -1,0 +1,94 @@
+"""What the model has seen so far, as recurrent states: constant memory however long the video is.
+
+B batch (1 here), S tokens fed at once, T tokens of a chunk of them, D model width, N frames, C colours, H and W pixels,
+V vocabulary.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ma2mba.model.mamba2 import State
+from ma2mba.model.video_ma2mba import VideoMa2mba
+
+
+class Session:
+    """The states after everything that was fed, and the logits of what comes next.
+
+    `states` is None before the first token; afterwards one (convolution, SSM) pair a layer.
+    """
+
+    def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, chunk_tokens: int = 4096):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.chunk_tokens = chunk_tokens
+        self.tokens = 0
+        self.states: list[State] | None = None
+        self._last_1D: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def fork(self) -> "Session":
+        """A second session that continues from here; neither sees what the other is fed afterwards."""
+        other = Session(self.model, self.tokenizer, self.chunk_tokens)
+        other.tokens, other.states, other._last_1D = self.tokens, self.states, self._last_1D
+        return other
+
+    @torch.no_grad()
+    def feed(self, ids_S: Tensor, visual_S: Tensor, frames_NCHW: Tensor) -> None:
+        """Read S tokens, at most `chunk_tokens` (and at least one frame) at a time.
+
+        `ids_S` int64, `visual_S` int64: n * K + k where token k of frame n of `frames_NCHW` (uint8) stands, else -1.
+        """
+        per_frame = self.model.config.tokens_per_frame
+        for start, stop in chunks(visual_S, self.chunk_tokens, per_frame):
+            visual_T = visual_S[start:stop]
+            seen = visual_T[visual_T >= 0]
+            first = int(seen[0]) // per_frame if len(seen) else 0
+            last = int(seen[-1]) // per_frame + 1 if len(seen) else 0
+            visual_T = torch.where(visual_T >= 0, visual_T - first * per_frame, visual_T)
+            self._step(ids_S[start:stop], visual_T, frames_NCHW[first:last])
+
+    def feed_text(self, ids: list[int]) -> None:
+        """Read text tokens."""
+        ids_S = torch.tensor(ids, dtype=torch.long)
+        self.feed(ids_S, torch.full_like(ids_S, -1), self.no_frames())
+
+    def no_frames(self) -> Tensor:
+        """frames_NCHW for a feed of text alone."""
+        size = self.model.config.image_size
+        return torch.zeros(0, 3, size, size, dtype=torch.uint8)
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """Of the next token: logits_V fp32 over the tokenizer's vocabulary. Raises ValueError before the first feed."""
+        if self._last_1D is None:
+            raise ValueError("nothing was fed to this session yet")
+        logits_1V = self.model.logits(self._last_1D[None])[0]
+        return logits_1V[0, : self.tokenizer.get_vocab_size()].float()
+
+    def _step(self, ids_T: Tensor, visual_T: Tensor, frames_NCHW: Tensor) -> None:
+        device = self.device
+        x_BTD = self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_NCHW.to(device))
+        states = self.model.initial_states(x_BTD) if self.states is None else self.states
+        x_BTD, self.states = self.model.run(x_BTD, states)
+        self._last_1D = x_BTD[0, -1:].clone()
+        self.tokens += len(ids_T)
+
+
+def chunks(visual_S: Tensor, limit: int, tokens_per_frame: int) -> Iterator[tuple[int, int]]:
+    """Cut S tokens into [start, stop) of at most `limit`, never inside a frame (a longer one stays whole)."""
+    may_cut_S = (visual_S < 0) | (visual_S % tokens_per_frame == 0)
+    start, total = 0, len(visual_S)
+    while start < total:
+        stop = min(start + max(limit, 1), total)
+        while stop < total and stop > start and not may_cut_S[stop]:
+            stop -= 1
+        if stop == start:
+            stop = min(start + max(limit, tokens_per_frame), total)
+        yield start, stop
+        start = stop

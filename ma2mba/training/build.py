@@ -1,0 +1,138 @@
+"""From a recipe to the objects of a run. Everything here is the same on every rank and needs no process group."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ma2mba.data.dataset import Dataset
+from ma2mba.data.sampler import Position, Sampler
+from ma2mba.errors import UserError
+from ma2mba.magc import Plan
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.pretrained import (
+    TOKENIZER,
+    init_language_model,
+    init_vision,
+    init_weights,
+    load_model,
+    state_spaces_config,
+)
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.vision import load_clip
+from ma2mba.shards.integrity import sha256_file
+from ma2mba.training.checkpoint import MODEL, Start, find_start, model_folder
+from ma2mba.training.recipe import Pretrained, Recipe
+from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy
+
+
+@dataclass
+class Job:
+    """All that a run is made of before its processes join."""
+
+    recipe: Recipe
+    world: World
+    policy: ZeroPolicy
+    plan: Plan
+    model: VideoMa2mba
+    dataset: Dataset
+    sampler: Sampler
+    start: Start | None
+    steps: int
+
+    @property
+    def first_step(self) -> int:
+        return self.start.state.step if self.start else 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the run besides its place in training."""
+        return {
+            "ranks": self.world.size,
+            "zero_stage": self.policy.stage,
+            "dtype": str(self.world.dtype(self.recipe.precision)),
+            "data_fingerprint": self.dataset.fingerprint,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+    @property
+    def position(self) -> Position:
+        return Position(self.start.state.epoch, self.start.state.cursor) if self.start else Position()
+
+
+def build(recipe: Recipe, world: World) -> Job:
+    """Read what the recipe names. Raises UserError before anything is written."""
+    check_ranks(recipe, world)
+    policy = load_policy(recipe.zero_config)
+    start = find_start(recipe)
+    model = build_model(recipe, start)
+    dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
+    _check_tokenizer(recipe, start, model.config, dataset)
+    if start:
+        start.check(recipe, world, policy, dataset.fingerprint)
+    samples = len(dataset.length_N)
+    sampler = Sampler(
+        dataset.length_N,
+        dataset.targets_N,
+        dataset.frames_N,
+        global_batch=recipe.global_batch,
+        micro_batch=recipe.micro_batch,
+        ranks=world.size,
+        seed=recipe.seed,
+        order=recipe.order,
+        passes=recipe.epochs or -(-(recipe.steps or 0) * recipe.global_batch // samples),
+    )
+    steps = recipe.steps or sampler.steps
+    return Job(recipe, world, policy, Plan(**recipe.magc.model_dump()), model, dataset, sampler, start, steps)
+
+
+def build_model(recipe: Recipe, start: Start | None) -> VideoMa2mba:
+    """The model to go on with, or the one that the recipe starts from (new weights follow the recipe's seed)."""
+    torch.manual_seed(recipe.seed)
+    if start:
+        model, _ = load_model(start.folder / MODEL)
+        if recipe.model not in (None, model.config):
+            raise UserError(
+                f"{start.folder}: holds another architecture than the recipe's model; remove model from the recipe, "
+                "or train the new model in a new run folder"
+            )
+        return model.train()
+    source = recipe.init_from
+    if isinstance(source, str) and recipe.model is None:
+        return load_model(model_folder(source))[0].train()
+    model = VideoMa2mba(_new_config(recipe))
+    if isinstance(source, str):
+        init_weights(model, str(model_folder(source)))
+    elif source is not None:
+        if source.language_model:
+            init_language_model(model, source.language_model)
+        if source.vision:
+            init_vision(model, source.vision)
+    return model.train()
+
+
+def _new_config(recipe: Recipe) -> ModelConfig:
+    if recipe.model is not None:
+        return recipe.model
+    assert isinstance(recipe.init_from, Pretrained), "the recipe's validation asks for a model otherwise"
+    language_model, vision = recipe.init_from.language_model, recipe.init_from.vision
+    assert language_model is not None, "the recipe's validation asks for a model otherwise"
+    assert vision is not None, "the recipe's validation asks for a model otherwise"
+    return ModelConfig(language_model=state_spaces_config(language_model), vision=load_clip(vision).config)
+
+
+def _check_tokenizer(recipe: Recipe, start: Start | None, config: ModelConfig, dataset: Dataset) -> None:
+    data = ", ".join(map(str, recipe.folders))
+    tokens, known = load_tokenizer(dataset.tokenizer_path).get_vocab_size(), config.language_model.vocab_size
+    if tokens > known:
+        raise UserError(
+            f"{data}: its tokenizer has {tokens} tokens but the model knows {known}; use the model's tokenizer"
+        )
+    folder = (
+        start.folder / MODEL if start else model_folder(recipe.init_from) if isinstance(recipe.init_from, str) else None
+    )
+    if folder and sha256_file(folder / TOKENIZER) != sha256_file(dataset.tokenizer_path):
+        raise UserError(
+            f"{data}: preprocessed with another tokenizer than {folder / TOKENIZER}; preprocess it with that one"
+        )

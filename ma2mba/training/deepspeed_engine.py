@@ -1,0 +1,140 @@
+"""The one door to DeepSpeed: processes, ZeRO, the optimizer's step, and DeepSpeed's part of a checkpoint."""
+
+import logging
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
+
+from ma2mba.data.batch import Batch
+from ma2mba.errors import UserError
+from ma2mba.magc import Plan
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training.recipe import Recipe
+from ma2mba.training.stages import parameter_groups, set_trainable
+from ma2mba.training.streaming import streaming_loss
+from ma2mba.training.world import World, ZeroPolicy, announce_alone
+
+STATE_TAG = "state"
+
+
+def start_processes(world: World) -> None:
+    """Join the process group that the launcher announced. Compiles nothing."""
+    announce_alone(os.environ)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def stop_processes() -> None:
+    """Leave the process group."""
+    torch.distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    deepspeed.comm.barrier()
+
+
+class StreamingLoss(nn.Module):
+    """The loss as one module, so that DeepSpeed's hooks fire around all of it (ZeRO-3 gathers the weights once)."""
+
+    def __init__(self, model: VideoMa2mba, plan: Plan):
+        super().__init__()
+        self.model, self.plan = model, plan
+
+    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float) -> Tensor:
+        """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
+        return streaming_loss(self.model, batch, self.plan, loss_scale) + anchor
+
+
+@dataclass
+class Engine:
+    """A model, its optimizer and ZeRO."""
+
+    inner: Any
+    model: VideoMa2mba
+    world: World
+    zero_stage: int
+    base_rates: list[float]
+    names: list[str]
+
+    def micro_step(self, batch: Batch, loss_scale: float) -> Tensor:
+        """Forward, backward and, after a step's last micro-batch, the optimizer. Returns the scaled loss, fp32 ()."""
+        anchor = torch.zeros((), device=self.world.device, requires_grad=True)
+        loss = self.inner(anchor, batch, loss_scale)
+        self.inner.backward(loss)
+        self.inner.step()
+        return loss.detach()
+
+    def averaging(self, micro_steps: int) -> int:
+        """By how much DeepSpeed divides the sum of the gradients of a step's micro-batches."""
+        return self.world.size * micro_steps
+
+    def set_rates(self, factor: float) -> dict[str, float]:
+        """Multiply every group's base learning rate by `factor` for the step to come; returns them by part."""
+        rates = [rate * factor for rate in self.base_rates]
+        for group, rate in zip(self.inner.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return dict(zip(self.names, rates, strict=True))
+
+    def gradient_norm(self) -> float:
+        """Norm of the last step's whole gradient before clipping."""
+        return float(self.inner.get_global_grad_norm())
+
+    def sum_over_ranks(self, value: Tensor) -> float:
+        total = value.clone()
+        deepspeed.comm.all_reduce(total)
+        return total.item()
+
+    def whole_weights(self) -> Any:
+        """A context in which every rank holds every weight (ZeRO-3 keeps a share otherwise). All ranks enter it."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
+
+    def save(self, folder: Path) -> None:
+        """Write optimizer and weights as DeepSpeed keeps them; all ranks call it."""
+        self.inner.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote. Raises UserError when DeepSpeed does not find it."""
+        found, _ = self.inner.load_checkpoint(str(folder), tag=STATE_TAG, load_lr_scheduler_states=False)
+        if found is None:
+            raise UserError(f"{folder}: no DeepSpeed state; resume from another checkpoint")
+
+
+def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, policy: ZeroPolicy) -> Engine:
+    """Freeze what the recipe does not train and hand the rest to DeepSpeed. All ranks call it."""
+    set_trainable(model, recipe.trainable)
+    groups = parameter_groups(model, recipe)
+    base_rates, names = [group["lr"] for group in groups], [group["name"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
+    module = StreamingLoss(model, plan)
+    if policy.stage == 3:
+        set_z3_leaf_modules(module, [StreamingLoss])
+    inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
+    return Engine(inner, model, world, policy.stage, base_rates, names)
+
+
+def ds_config(recipe: Recipe, world: World, policy: ZeroPolicy) -> dict[str, Any]:
+    """DeepSpeed's configuration: the ZeRO policy file and what the recipe says."""
+    return {
+        **policy.values,
+        "train_batch_size": recipe.global_batch,
+        "train_micro_batch_size_per_gpu": recipe.micro_batch,
+        "gradient_clipping": recipe.clip,
+        "bf16": {"enabled": world.dtype(recipe.precision) == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+    }

@@ -1,0 +1,101 @@
+"""The training loop: steps, the report of each, and checkpoints."""
+
+import math
+from pathlib import Path
+
+import torch
+import yaml
+
+from ma2mba.data.loader import LoadedStep, Loader
+from ma2mba.data.sampler import Position
+from ma2mba.errors import UserError
+from ma2mba.model.pretrained import save_model
+from ma2mba.shards.integrity import atomic_write
+from ma2mba.training import checkpoint
+from ma2mba.training.build import Job
+from ma2mba.training.deepspeed_engine import Engine, barrier, build_engine
+from ma2mba.training.metrics import Metrics, StepResult
+from ma2mba.training.stages import rate_factor
+
+
+def open_engine(job: Job) -> Engine:
+    """The engine, at the checkpoint that the job goes on from. All ranks call it."""
+    engine = build_engine(job.model, job.recipe, job.plan, job.world, job.policy)
+    if job.start:
+        engine.load(job.start.folder / checkpoint.DEEPSPEED)
+    return engine
+
+
+def open_loader(job: Job) -> Loader:
+    """This rank's batches from the job's position on."""
+    tokens_per_frame = job.model.config.tokens_per_frame
+    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=job.world.rank, at=job.position)
+
+
+def open_metrics(job: Job) -> Metrics:
+    """The run folder's report, and the recipe as it was understood. Rank 0 only. UserError if it cannot be written."""
+    recipe = job.recipe
+    try:
+        with atomic_write(recipe.run_folder / "recipe.yaml") as file:
+            yaml.safe_dump(recipe.model_dump(mode="json"), file, sort_keys=False)
+        return Metrics(recipe.run_folder, recipe.stage, job.first_step, job.steps, recipe.log_every, job.world.device)
+    except OSError as error:
+        raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None) -> None:
+    """Run the steps that are left; rank 0 brings `metrics`. Raises UserError when the loss is no longer a number."""
+    every = job.recipe.checkpoint.every
+    for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
+        result = train_step(engine, loaded, rate_factor(step, job.steps, job.recipe.schedule))
+        if not math.isfinite(result.loss):
+            raise UserError(
+                f"step {step + 1}: the loss is {result.loss}; go on from the latest checkpoint with smaller learning "
+                "rates under trainable, or precision=fp32"
+            )
+        if metrics:
+            metrics.add(step + 1, result, loader.waited)
+        if (step + 1) % every == 0 or step + 1 == job.steps:
+            folder = save(job, engine, step + 1, loaded.plan.after)
+            if metrics:
+                metrics.message(f"saved {folder}")
+
+
+def train_step(engine: Engine, loaded: LoadedStep, factor: float) -> StepResult:
+    """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them."""
+    plan = loaded.plan
+    rates = engine.set_rates(factor)
+    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.rank]))
+    losses = [engine.micro_step(batch, averaged_over / plan.targets) for batch in loaded.batches]
+    return StepResult(
+        loss=engine.sum_over_ranks(torch.stack(losses).sum()) / averaged_over,
+        gradient_norm=engine.gradient_norm(),
+        rates=rates,
+        tokens=plan.tokens,
+        frames=plan.frames,
+        epoch=plan.epoch,
+    )
+
+
+def save(job: Job, engine: Engine, step: int, at: Position) -> Path:
+    """Write a checkpoint; all ranks call it. Raises UserError when the disk does not take it."""
+    run, leads = job.recipe.run_folder, engine.world.rank == 0
+    temporary = checkpoint.temporary_folder(run, step)
+    try:
+        if leads:
+            checkpoint.clear_temporary(run)
+            temporary.mkdir(parents=True)
+        barrier()
+        engine.save(temporary / checkpoint.DEEPSPEED)
+        with engine.whole_weights():
+            if leads:
+                save_model(job.model, job.dataset.tokenizer_path, temporary / checkpoint.MODEL)
+        barrier()
+        if leads:
+            checkpoint.publish(run, step, job.recipe.checkpoint.keep_last, at, job.facts)
+        barrier()
+    except OSError as error:
+        raise UserError(
+            f"{temporary}: cannot be written ({error.strerror}); make room and start again (the latest is whole)"
+        ) from error
+    return run / checkpoint.CHECKPOINTS / f"step-{step:06d}"

@@ -1,0 +1,146 @@
+"""What a run tells: metrics.jsonl, TensorBoard, and a progress bar or now and then a line."""
+
+import json
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from ma2mba.shards.integrity import atomic_write
+
+LINE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step over all ranks. `rates` are learning rates by part; tokens count text and visual ones."""
+
+    loss: float
+    gradient_norm: float
+    rates: dict[str, float]
+    tokens: int
+    frames: int
+    epoch: int
+
+
+class Metrics:
+    """Rank 0's report of a run from `first_step` to `steps`: every `log_every`-th step, the first and the last.
+
+    On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line.
+    """
+
+    def __init__(self, run: Path, title: str, first_step: int, steps: int, log_every: int, device: torch.device):
+        self.path, self.device = run / "metrics.jsonl", device
+        self.first_step, self.steps, self.log_every = first_step, steps, log_every
+        keep_until(self.path, first_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._console = Console(stderr=True)
+        self._bar = _bar(self._console)
+        self._task = self._bar.add_task(title, total=steps, completed=first_step, loss="-", speed="-")
+        self._title, self._last_line, self._waited = title, -LINE_SECONDS, 0.0
+        self._reset()
+
+    def __enter__(self) -> "Metrics":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self._file.close()
+        self._board.close()
+
+    def add(self, step: int, result: StepResult, waited: float) -> None:
+        """Account for step number `step` (the first is 1); `waited` is the loader's running total of seconds."""
+        self._tokens += result.tokens
+        self._frames += result.frames
+        if step % self.log_every and step not in (self.first_step + 1, self.steps):
+            self._bar.update(self._task, completed=step)
+            return
+        seconds = time.perf_counter() - self._since
+        line = {
+            "step": step,
+            "epoch": result.epoch,
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "lr": result.rates,
+            "tokens_per_second": self._tokens / seconds,
+            "frames_per_second": self._frames / seconds,
+            "peak_memory_bytes": peak_memory(self.device),
+            "data_wait_share": (waited - self._waited) / seconds,
+        }
+        self._write(step, line)
+        self._show(step, line)
+        self._waited = waited
+        self._reset()
+
+    def message(self, text: str) -> None:
+        """Say something beside the progress bar."""
+        self._console.print(text, markup=False, highlight=False)
+
+    def _reset(self) -> None:
+        self._since, self._tokens, self._frames = time.perf_counter(), 0, 0
+
+    def _write(self, step: int, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for key, value in line.items():
+            if key == "lr":
+                for part, rate in value.items():
+                    self._board.add_scalar(f"lr/{part}", rate, step)
+            elif key not in ("step", "epoch"):
+                self._board.add_scalar(key, value, step)
+
+    def _show(self, step: int, line: dict[str, Any]) -> None:
+        loss, speed = f"{line['loss']:.4f}", f"{line['tokens_per_second']:,.0f} tokens/s"
+        self._bar.update(self._task, completed=step, loss=loss, speed=speed)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_line >= LINE_SECONDS or step == self.steps):
+            left = self._bar.tasks[self._task].time_remaining
+            remaining = "" if left is None else f", {left:.0f} s left"
+            self.message(f"{self._title}: step {step}/{self.steps}, loss {loss}, {speed}{remaining}")
+            self._last_line = now
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def keep_until(path: Path, step: int) -> None:
+    """Drop the lines of a metrics file after a step, and a last line that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break
+    with atomic_write(path) as file:
+        file.writelines(kept)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,259 @@
+"""A training recipe: YAML, changed by `key=value`, validated as a whole before anything is touched.
+
+Validation is pure: it reads no disk, no network and no process group. Every problem is reported at once.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from ma2mba.errors import UserError
+from ma2mba.model.config import ModelConfig
+
+PART_NAMES = ("projector", "language_model", "vision")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+
+class Pretrained(_Section):
+    """Folders (or hub names, for vision) of weights that were trained elsewhere."""
+
+    language_model: str | None = None
+    vision: str | None = None
+
+
+class Trainable(_Section):
+    """Learning rate of each part; a part without one is frozen."""
+
+    projector: PositiveFloat | None = None
+    language_model: PositiveFloat | None = None
+    vision: PositiveFloat | None = None
+
+
+class Optimizer(_Section):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: NonNegativeFloat = 0.05
+    eps: PositiveFloat = 1e-8
+
+
+class Schedule(_Section):
+    """Linear warm-up over a share of all steps, then a cosine down to a share of the learning rate."""
+
+    warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
+    min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+
+
+class Magc(_Section):
+    """How the sequence is checkpointed: the fields of `ma2mba.magc.Plan`."""
+
+    nesting: Literal["sequence", "layer"] = "sequence"
+    chunk_tokens: PositiveInt = 4096
+    group_layers: PositiveInt = 1
+    stash: Literal["device", "host"] = "device"
+
+
+class Checkpoint(_Section):
+    """Save every so many steps and at the end; keep the newest `keep_last` (null: all)."""
+
+    every: PositiveInt = 500
+    keep_last: PositiveInt | None = 2
+
+
+class Recipe(_Section):
+    """One training stage. docs/training.md explains every key."""
+
+    stage: Literal["stage1", "stage1_5", "stage2"]
+    data: str | list[str]
+    run: str
+    init_from: str | Pretrained | None = None
+    model: ModelConfig | None = None
+    trainable: Trainable
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    global_batch: PositiveInt
+    micro_batch: PositiveInt = 1
+    epochs: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    clip: PositiveFloat = 1.0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    magc: Magc = Magc()
+    zero_config: str = "ds_configs/zero1.json"
+    checkpoint: Checkpoint = Checkpoint()
+    resume: str = "auto"
+    seed: int = Field(default=0, ge=0)
+    order: Literal["shuffled", "length"] = "shuffled"
+    log_every: PositiveInt = 10
+
+    @property
+    def folders(self) -> list[Path]:
+        return [Path(folder) for folder in ([self.data] if isinstance(self.data, str) else self.data)]
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run)
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
+
+    Raises UserError naming every key that is unknown, missing, of a wrong type or impossible beside another.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, as launch/recipes/stage1.yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({error}); compare it with launch/recipes/stage1.yaml") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: holds {type(values).__name__} where keys and values belong; see launch/recipes/stage1.yaml"
+        )
+    for override in overrides:
+        _override(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], name: str = "recipe") -> Recipe:
+    """Validate what a YAML file holds. Raises UserError with one line for every problem."""
+    try:
+        recipe = Recipe.model_validate(values)
+        problems = [text for _, text in _conflicts(recipe)]
+    except ValidationError as error:
+        recipe, problems = None, _describe(error, values)
+        wrong = {str(e["loc"][0]) for e in error.errors()}
+        sound = {key: value for key, value in values.items() if key in Recipe.model_fields and key not in wrong}
+        stand_in = Recipe.model_validate(_STAND_IN | sound)
+        problems += [text for keys, text in _conflicts(stand_in) if not wrong & set(keys)]
+    if problems or recipe is None:
+        raise UserError("\n  ".join([f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems]))
+    return recipe
+
+
+_STAND_IN: dict[str, Any] = {
+    "stage": "stage1",
+    "data": "data",
+    "run": "run",
+    "init_from": None,
+    "trainable": {"projector": 1.0},
+    "global_batch": 1,
+}
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip("."):
+        raise UserError(f"{text}: not an override; write key=value, as in trainable.vision=4e-6")
+    *sections, key = path.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    try:
+        values[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text}: the value is not YAML ({error}); quote it") from error
+
+
+def _conflicts(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
+    """Values that are right alone and wrong together: the keys and what to do."""
+    r = recipe
+    rules = [
+        (
+            r.global_batch % r.micro_batch != 0,
+            ("global_batch", "micro_batch"),
+            f"global_batch: {r.global_batch} is not a multiple of micro_batch {r.micro_batch}; change one",
+        ),
+        (
+            r.epochs is None and r.steps is None,
+            ("epochs", "steps"),
+            "epochs: missing, and so is steps; give one of them",
+        ),
+        (
+            r.epochs is not None and r.steps is not None,
+            ("epochs", "steps"),
+            f"epochs: {r.epochs} stands beside steps: {r.steps}; give only one (the other: null)",
+        ),
+        (
+            not any(getattr(r.trainable, part) for part in PART_NAMES),
+            ("trainable",),
+            f"trainable: nothing is trained; give a learning rate to one of {', '.join(PART_NAMES)}",
+        ),
+        (
+            not all(0 <= beta < 1 for beta in r.optimizer.betas),
+            ("optimizer",),
+            f"optimizer.betas: {list(r.optimizer.betas)} must each be at least 0 and below 1, as [0.9, 0.95]",
+        ),
+        (r.data == [], ("data",), "data: an empty list; name at least one shard folder"),
+    ]
+    return [(keys, text) for broken, keys, text in rules if broken] + _start_conflicts(recipe)
+
+
+def _start_conflicts(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
+    """The same for what a run starts from."""
+    source = recipe.init_from
+    found: list[tuple[tuple[str, ...], str]] = []
+    if source is None and recipe.model is None:
+        text = "init_from: missing, and so is model; name a run or model folder, or describe a new model under model"
+        found.append((("init_from", "model"), text))
+    if isinstance(source, Pretrained):
+        if not source.language_model and not source.vision:
+            text = "init_from: names neither language_model nor vision; name one of them, or a run or model folder"
+            found.append((("init_from",), text))
+        if recipe.model is None and not (source.language_model and source.vision):
+            text = "model: missing, and init_from does not name both language_model and vision; describe the model"
+            found.append((("init_from", "model"), text))
+    return found
+
+
+def _describe(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    return [_problem(e) for e in error.errors() if _is_meant(e["loc"], values)]
+
+
+def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
+    """Of the forms that `data` and `init_from` may take, only the one that the user began to write counts."""
+    key = str(loc[0])
+    if key not in ("data", "init_from") or len(loc) == 1:
+        return True
+    if key == "data" and isinstance(values[key], list):
+        return loc[1] == "list[str]"
+    if key == "init_from" and isinstance(values[key], dict):
+        return loc[1] == "Pretrained"
+    return loc[1] == "str"
+
+
+def _problem(error: Any) -> str:
+    loc = [str(part) for part in error["loc"] if part not in ("str", "list[str]", "Pretrained")]
+    path, message = ".".join(loc), str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_suggestion(loc)}"
+    if error["type"] == "missing":
+        return f"{path}: missing; it is required"
+    return f"{path}: {error['input']!r} is wrong: {message[0].lower()}{message[1:]}"
+
+
+def _suggestion(loc: Sequence[str]) -> str:
+    fields = _fields(loc[:-1])
+    if loc[-1] in ("lr", "learning_rate"):
+        return "; learning rates stand under trainable, one for each part"
+    near = difflib.get_close_matches(loc[-1], fields, 1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
+
+
+def _fields(loc: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for part in loc:
+        annotation = section.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(section.model_fields)

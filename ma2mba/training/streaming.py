@@ -1,0 +1,70 @@
+"""The model under multi-axis gradient checkpointing: a chunk's frames, layers and loss in one step.
+
+B batch, S tokens of the sample, T tokens of a chunk, N frames, C colours, H and W pixels, K tokens of a frame.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ma2mba.data.batch import Batch
+from ma2mba.magc import Plan, stream
+from ma2mba.model.video_ma2mba import VideoMa2mba
+
+
+def streaming_loss(model: VideoMa2mba, batch: Batch, plan: Plan, loss_scale: float) -> Tensor:
+    """Sum of the cross-entropies of the batch's supervised tokens times `loss_scale`; a scalar in fp32 or wider.
+
+    Every trainable parameter gets a gradient, zero if the batch does not use it (text alone, no supervised token).
+    """
+    device = next(model.parameters()).device
+    chunks = Chunks(batch, plan.chunk_tokens, model.config.tokens_per_frame, device)
+    like_x_BTD = torch.empty(len(batch.ids_BS), 0, model.config.language_model.d_model, device=device)
+
+    def front(ids_BT: Tensor, visual_BT: Tensor, frames_NCHW: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return model.embed(ids_BT, visual_BT, frames_NCHW), targets_BT
+
+    def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
+        return (model.loss_sum(x_BTD, targets_BT) * loss_scale,)
+
+    outside_layers = [model.vision, model.projector, model.language_model.backbone.embedding]
+    outside_layers += [model.language_model.backbone.norm_f, model.language_model.lm_head]
+    loss, _ = stream(front, model.layers, head, outside_layers, chunks, model.initial_states(like_x_BTD), plan)
+    return loss
+
+
+class Chunks(Sequence[tuple[Tensor, ...]]):
+    """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames_NCHW, targets_BT."""
+
+    def __init__(self, batch: Batch, chunk_tokens: int, tokens_per_frame: int, device: torch.device):
+        self.batch, self.tokens_per_frame, self.device = batch, tokens_per_frame, device
+        self.cuts = cuts(batch.visual_BS, chunk_tokens, tokens_per_frame)
+
+    def __len__(self) -> int:
+        return len(self.cuts) - 1
+
+    def __getitem__(self, i):
+        at = slice(self.cuts[i], self.cuts[i + 1])
+        visual_BT = self.batch.visual_BS[:, at]
+        seen = visual_BT >= 0
+        frames, places = torch.unique(visual_BT[seen] // self.tokens_per_frame, return_inverse=True)
+        local_BT = visual_BT.clone()
+        local_BT[seen] = places * self.tokens_per_frame + visual_BT[seen] % self.tokens_per_frame
+        chunk = (self.batch.ids_BS[:, at], local_BT, self.batch.frames_NCHW[frames], self.batch.targets_BS[:, at])
+        return tuple(t.to(self.device, non_blocking=True) for t in chunk)
+
+
+def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int) -> list[int]:
+    """Where chunks of at most `chunk_tokens` begin and end: at a frame's edge in all rows if there is one.
+
+    A frame that two chunks share is encoded in both, which is exact but costs time.
+    """
+    tokens = visual_BS.shape[1]
+    inside_S = ((visual_BS >= 0) & (visual_BS % tokens_per_frame != 0)).any(dim=0).tolist() + [False]
+    places = [0]
+    while places[-1] < tokens:
+        latest = min(places[-1] + chunk_tokens, tokens)
+        edge = next((at for at in range(latest, places[-1], -1) if not inside_S[at]), latest)
+        places.append(edge)
+    return places

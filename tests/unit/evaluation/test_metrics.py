@@ -1,0 +1,42 @@
+"""What counts as right, and how it is summed up."""
+
+import pytest
+
+from ma2mba.evaluation.metrics import is_correct, summarise
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "right"),
+    [
+        ("red star", "red star", True),
+        (" A Red  Star. ", "red star", True),
+        ("the red star", "a red star", True),
+        ("red-star", "red star", True),
+        ("red", "red star", False),
+        ("red star and ring", "red star", False),
+        ("", "red star", False),
+        ("theatre", "atre", False),
+        ("", "a", False),
+        ("A", "a", True),
+    ],
+)
+def test_answers_are_compared_without_case_articles_and_punctuation(prediction, answer, right):
+    assert is_correct(prediction, answer) is right
+
+
+def test_means_are_per_task_and_over_all():
+    records = [
+        {"task": "b", "correct": True, "chance": 0.5},
+        {"task": "a", "correct": False, "chance": 0.25},
+        {"task": "b", "correct": False, "chance": 0.5},
+        {"task": "b", "correct": True, "chance": 0.2},
+    ]
+    assert summarise(records) == {
+        "n": 4,
+        "accuracy": 0.5,
+        "chance": pytest.approx(0.3625),
+        "tasks": {
+            "a": {"n": 1, "accuracy": 0.0, "chance": 0.25},
+            "b": {"n": 3, "accuracy": pytest.approx(2 / 3), "chance": pytest.approx(0.4)},
+        },
+    }

@@ -1,0 +1,52 @@
+"""A task file is read as it is written, and a wrong line is named."""
+
+import json
+
+import pytest
+
+from ma2mba.errors import UserError
+from ma2mba.evaluation.tasks import read_tasks
+
+
+def test_questions_are_read_in_order(task_file):
+    questions = read_tasks(task_file)
+    assert [q.id for q in questions] == ["0-needle", "0-count", "1-needle", "1-count", "2-needle", "2-count"]
+    assert questions[0].video == task_file.parent / "0.png"
+    assert questions[0].chance == pytest.approx(1 / 3)
+
+
+def test_task_is_chosen_before_the_limit(task_file):
+    assert [q.id for q in read_tasks(task_file, task="count", limit=2)] == ["0-count", "1-count"]
+
+
+def test_a_task_that_does_not_exist_is_refused_with_those_that_do(task_file):
+    with pytest.raises(UserError, match=r"no question of task order; its tasks are: count, needle"):
+        read_tasks(task_file, task="order")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("{not json", "line 2: not JSON"),
+        ("[1, 2]", "line 2: line: "),
+        ({"question": None}, "line 2: question: Field required"),
+        ({"answer": 3}, "line 2: answer: "),
+        ({"options": "one"}, "line 2: options: "),
+        ({"answer": "three"}, "line 2: answer 'three' is not among its options"),
+        ({"video": "gone.mp4"}, "line 2: video .*gone.mp4 does not exist"),
+    ],
+)
+def test_a_malformed_line_is_refused_with_its_file_and_number(task_file, change, said):
+    lines = task_file.read_text().splitlines()
+    if isinstance(change, dict):
+        record = json.loads(lines[1]) | change
+        change = json.dumps({key: value for key, value in record.items() if value is not None})
+    lines[1] = change
+    task_file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=rf"eval\.jsonl, {said}"):
+        read_tasks(task_file)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such task file"):
+        read_tasks(tmp_path / "none.jsonl")

@@ -1,0 +1,74 @@
+"""Ranks, ZeRO policies and precision: refused before any process group exists."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ma2mba.errors import UserError
+from ma2mba.training.recipe import parse_recipe
+from ma2mba.training.world import World, check_ranks, load_policy
+
+ROOT = Path(__file__).resolve().parents[3]
+CPU = torch.device("cpu")
+
+
+def recipe(**changes):
+    values = {"stage": "stage1", "data": "d", "run": "r", "init_from": "m", "trainable": {"projector": 1.0}, "steps": 1}
+    return parse_recipe(values | {"global_batch": 12, "micro_batch": 2} | changes)
+
+
+def test_the_launchers_environment():
+    world = World.from_environment({"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"})
+    assert (world.rank, world.size) == (3, 4)
+    assert World.from_environment({}).size == 1
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused():
+    check_ranks(recipe(), World(0, 3, CPU))
+    with pytest.raises(
+        UserError, match=r"global_batch: 12 is not a multiple of micro_batch 2 \* 4 ranks; take 8 or 16"
+    ):
+        check_ranks(recipe(), World(0, 4, CPU))
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero1_offload"])
+def test_shipped_policies_are_found_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    policy = load_policy(f"ds_configs/{name}.json")
+    assert policy.stage == int(name[4])
+    assert list(policy.values) == ["zero_optimization"]
+
+
+def test_a_policy_beside_the_user_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    assert load_policy("mine.json").stage == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "p.json does not exist; take one of ds_configs/zero1.json"),
+        ("{", "not a ZeRO policy"),
+        ("{}", "it needs zero_optimization.stage"),
+        ('{"zero_optimization": {"stage": 0}}', "stage is 0; it must be 1, 2 or 3"),
+        (
+            '{"zero_optimization": {"stage": 1}, "train_batch_size": 4}',
+            "train_batch_size cannot stand in a ZeRO policy",
+        ),
+    ],
+)
+def test_policies_that_are_none(tmp_path, monkeypatch, content, expected):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "p.json").write_text(content)
+    with pytest.raises(UserError, match=expected):
+        load_policy("p.json")
+
+
+def test_precision():
+    assert World(0, 1, torch.device("cuda")).dtype("auto") == torch.bfloat16
+    assert World(0, 1, torch.device("cuda")).dtype("fp32") == torch.float32
+    assert World(0, 1, CPU).dtype("bf16") == torch.bfloat16
