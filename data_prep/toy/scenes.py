@@ -25,7 +25,7 @@ NEEDLES: dict[str, tuple[tuple[int, int, int], str]] = {
     "magenta diamond": ((245, 0, 220), "diamond"),
     "cyan square": ((0, 240, 245), "square"),
     "white heart": ((255, 255, 255), "heart"),
-    "black moon": ((0, 0, 0), "moon"),
+    "orange house": ((255, 125, 0), "house"),
 }
 COLOURS = {
     "pink": (226, 178, 186),
@@ -90,9 +90,9 @@ def _heart(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
     draw.polygon([(c - r, c - 0.28 * r), (c + r, c - 0.28 * r), (c, c + r)], fill=255)
 
 
-def _moon(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
-    draw.ellipse(_disc(c, r), fill=255)
-    draw.ellipse([c - 0.35 * r, c - 0.85 * r, c + 1.35 * r, c + 0.85 * r], fill=0)
+def _house(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
+    wall = 0.85 * r
+    draw.polygon([(c, c - r), (c + wall, c - 0.1 * r), (c + wall, c + r), (c - wall, c + r), (c - wall, c - 0.1 * r)], 255)
 
 
 def _pair(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
@@ -110,7 +110,7 @@ _FORMS: dict[str, Callable[[ImageDraw.ImageDraw, float, float], None]] = {
     ),
     "square": lambda draw, c, r: draw.rectangle([c - 0.85 * r, c - 0.85 * r, c + 0.85 * r, c + 0.85 * r], fill=255),
     "heart": _heart,
-    "moon": _moon,
+    "house": _house,
     "circle": lambda draw, c, r: draw.ellipse(_disc(c, r), fill=255),
     "bar": lambda draw, c, r: draw.rectangle([c - 0.3 * r, c - r, c + 0.3 * r, c + r], fill=255),
     "plank": lambda draw, c, r: draw.rectangle([c - r, c - 0.3 * r, c + r, c + 0.3 * r], fill=255),

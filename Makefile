@@ -1,0 +1,68 @@
+# One command for each thing one does with this repository. `make` alone lists them.
+
+PYTHON ?= python3.11
+VENV ?= .venv
+VENV_ARGS ?=
+CONSTRAINTS ?= .ci/constraints-cpu.txt
+TORCH_INDEX ?=
+GPUS ?= 1
+ARGS ?=
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test demo shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
+
+help: ## list the targets
+	@echo "make <target> [VARIABLE=value ...]"
+	@awk -F ':.*## ' '/^[a-z0-9.]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "Setup: PYTHON=python3.11  VENV=.venv  TORCH_INDEX=URL (where to find torch's CPU wheels)"
+	@echo "  on a GPU machine keep its own torch: make setup PYTHON=python3 VENV_ARGS=--system-site-packages CONSTRAINTS="
+	@echo "Stages: GPUS=$(GPUS) processes (ranks over gloo without a GPU); ARGS='key=value ...' overrides keys of the recipe"
+
+setup: $(STAMP) ## create .venv and install everything (again only when setup.py or the constraints changed)
+
+$(STAMP): setup.py $(CONSTRAINTS)
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); give another: make setup PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || { echo "setup: $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV_ARGS) $(VENV); }
+	@echo "setup: torch"
+	@$(PIP) "setuptools>=77" torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@echo "setup: ma2mba, its requirements and the tools"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+check: setup ## ruff (rules and format) and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: setup ## every test (about 15 minutes on 2 cores); ARGS='-k magc' for some
+	@$(BIN)/python -m pytest $(ARGS)
+
+demo: setup ## a toy video world through all stages on a CPU, to runs/demo (15 minutes; resumes; ARGS=--fresh starts over)
+	@$(BIN)/python launch/demo.py $(ARGS)
+
+shards: need-DATA need-RUN setup ## videos and annotations -> token shards: DATA=recipe.yaml RUN=folder to write
+	$(BIN)/python -m data_prep build $(DATA) --out $(RUN) $(ARGS)
+
+stage1: need-DATA need-RUN setup ## train the projector: DATA=shards RUN=folder GPUS=n
+	$(train)
+
+stage1.5: need-DATA need-RUN setup ## train all on long scenes: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1 run>
+	$(train)
+
+stage2: need-DATA need-RUN setup ## train all on questions: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1.5 run>
+	$(train)
+
+train = $(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py launch/recipes/$(subst .,_,$@).yaml data=$(DATA) run=$(RUN) $(ARGS)
+
+clean: ## remove what building and testing left (runs/ and .venv stay)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+need-DATA need-RUN: need-%:
+	@test -n "$($*)" || { echo "error: $* is missing; give it on the command line (make help): $*=..." >&2; exit 2; }

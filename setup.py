@@ -1,0 +1,56 @@
+"""Everything pip needs to know; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    found = re.search(r'^__version__ = "([^"]+)"', (HERE / "ma2mba" / "__init__.py").read_text(), re.MULTILINE)
+    assert found, "ma2mba/__init__.py has no __version__"
+    return found.group(1)
+
+
+def readme() -> str:
+    path = HERE / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+setup(
+    name="ma2mba",
+    version=version(),
+    description="Train and run Video-Ma2mba: hours of video at 1 FPS on one GPU, by multi-axis gradient checkpointing",
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["ma2mba", "ma2mba.*", "data_prep", "data_prep.*"]),
+    install_requires=[
+        "av>=14",
+        "deepspeed>=0.19",
+        "matplotlib>=3.9",
+        "numpy>=2",
+        "Pillow>=11",
+        "pyarrow>=19",
+        "pydantic>=2.10",
+        "pyyaml>=6",
+        "rich>=13.9",
+        "safetensors>=0.5",
+        "simplejpeg>=1.8",
+        "tensorboard>=2.18",
+        "tokenizers>=0.22",
+        "torch>=2.4",
+        "transformers>=5",
+        "typer>=0.16",
+        "xxhash>=3.5",
+    ],
+    extras_require={
+        "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
+        "dev": ["mypy>=1.15", "pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.11", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["ma2mba = ma2mba.cli:main"]},
+)
