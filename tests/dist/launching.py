@@ -1,0 +1,57 @@
+"""Start the trainer as a user does, with the launcher or without."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT_SECONDS = 240
+
+
+def command(ranks: int, *overrides: str) -> list[str]:
+    """`deepspeed` beside this interpreter for several ranks, the interpreter itself for one (ranks=0)."""
+    arguments = [str(ROOT / "launch" / "train.py"), "recipe.yaml", *overrides]
+    if not ranks:
+        return [sys.executable, *arguments]
+    launcher = Path(sys.executable).with_name("deepspeed")
+    return [sys.executable, str(launcher), "--num_gpus", str(ranks), "--master_port", str(free_port()), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+
+def launch(folder: Path, ranks: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run to the end in `folder`; stdout holds both streams."""
+    return subprocess.run(
+        command(ranks, *overrides),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+
+
+def train(folder: Path, ranks: int, *overrides: str) -> str:
+    """Run to a good end; returns what was said."""
+    done = launch(folder, ranks, *overrides)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def curve(run: Path, key: str = "loss") -> list[float]:
+    """One number for each step, of which none is missing or doubled."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    return [line[key] for line in lines]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,54 @@
+"""What a user has to put right: exit code 2 through the launcher, said once, nothing half-written."""
+
+import re
+import shutil
+
+import pytest
+from launching import launch
+
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.pretrained import save_model
+from ma2mba.model.video_ma2mba import VideoMa2mba
+
+
+def refused(folder, ranks, *overrides, run="refused") -> str:
+    done = launch(folder, ranks, *overrides, f"run={run}")
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (folder / run).exists()
+    return done.stdout
+
+
+def test_a_bad_recipe_names_every_key_once(folder):
+    said = refused(folder, 2, "optimiser.eps=1", "global_batch=many", "magc.stash=disk")
+    assert said.count("error:") == 1
+    for key in ("optimiser: unknown key; did you mean optimizer?", "global_batch: 'many'", "magc.stash: 'disk'"):
+        assert said.count(key) == 1
+
+
+def test_weights_of_another_architecture(folder):
+    from conftest import RECIPE
+
+    other = {**RECIPE["model"], "language_model": {**RECIPE["model"]["language_model"], "d_model": 48}}
+    save_model(VideoMa2mba(ModelConfig.model_validate(other)), folder / "shards" / "tokenizer.json", folder / "other")
+    said = refused(folder, 2, "init_from=other")
+    assert said.count("error:") == 1
+    assert re.search(r"other/model.safetensors: holds another architecture: \d+ tensors differ", said)
+
+
+def test_a_checkpoint_that_does_not_exist(folder):
+    said = refused(folder, 0, "resume=runs/gone/checkpoints/step-000003")
+    assert "resume: runs/gone/checkpoints/step-000003 does not exist" in said
+
+
+@pytest.mark.slow
+def test_a_damaged_shard_ends_every_rank(folder, tmp_path):
+    shutil.copytree(folder / "shards", tmp_path / "damaged")
+    payload = tmp_path / "damaged" / "payload" / "part-00000.parquet"
+    content = bytearray(payload.read_bytes())
+    content[len(content) // 3] ^= 1
+    payload.write_bytes(content)
+    done = launch(folder, 2, f"data={tmp_path / 'damaged'}", f"run={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stdout
+    assert re.search(r"part-00000.parquet: sample s\d is damaged", done.stdout.replace("\n", ""))
+    assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
