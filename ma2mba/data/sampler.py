@@ -3,6 +3,7 @@
 N samples of the dataset.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 Order = Literal["shuffled", "length"]
-LENGTH_WINDOW = 0.1
+LENGTH_MIXING = math.e
+"""Order "length" mixes samples whose lengths differ by less than this factor."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Sampler:
     """Deals global batches of `global_batch` samples to `ranks`, each in micro-batches of `micro_batch` samples.
 
     Order "shuffled" is a permutation an epoch. Order "length" is one epoch for the whole run, in which every sample comes
-    `passes` times: from short samples to long ones, shuffled within a window of a tenth of the run. An epoch's last batch
-    is filled up from the start of the same epoch's order. A step's samples do not depend on `ranks`.
+    `passes` times: from short samples to long ones, mixed with those of similar length (up to e times longer), as a batch
+    of equals teaches little. An epoch's last batch is filled up from the start of the same epoch's order. A step's samples
+    do not depend on `ranks`.
     Raises ValueError unless `global_batch` is a multiple of `micro_batch * ranks`.
     """
 
@@ -74,6 +77,13 @@ class Sampler:
     def micro_steps(self) -> int:
         return self.global_batch // (self.micro_batch * self.ranks)
 
+    def tokens_until(self, steps: int) -> int:
+        """About how many tokens the first `steps` steps of a run hold: exact with order "length", else by the mean."""
+        samples = steps * self.global_batch
+        if self.order == "length":
+            return int(self.length_N[self.epoch_order(0)[:samples]].sum())
+        return int(self.length_N.mean() * samples)
+
     def epoch_order(self, epoch: int) -> np.ndarray:
         """The samples in the order of that epoch: all N once, or `passes` times with order "length"."""
         if self._epoch_order is None or self._epoch_order[0] != epoch:
@@ -106,9 +116,9 @@ class Sampler:
         random = np.random.default_rng((self.seed, epoch))
         if self.order == "shuffled":
             return random.permutation(count)
-        by_length = np.repeat(np.argsort(self.length_N, kind="stable"), self.passes)
-        places = np.arange(len(by_length)) + random.uniform(0, LENGTH_WINDOW * len(by_length), len(by_length))
-        return by_length[np.argsort(places, kind="stable")]
+        samples = np.tile(np.arange(count), self.passes)
+        mixed = np.log(self.length_N[samples]) + random.uniform(0, math.log(LENGTH_MIXING), len(samples))
+        return samples[np.argsort(mixed, kind="stable")]
 
     def _deal(self, chosen: np.ndarray) -> list[list[list[int]]]:
         """Neighbours in length share a micro-batch; the longest first, each to the rank with room and fewest tokens."""

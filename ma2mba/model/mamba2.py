@@ -1,17 +1,16 @@
 """One Mamba-2 layer, a pure step `layer(x, state) -> (x, state)`, with the parameter names of state-spaces/mamba.
 
-B batch, T tokens, D model width, I inner width (heads * head width), H heads, P head width, N state size, G groups,
-V channels of the convolution (I + 2 G N), W taps of the convolution less one.
+B batch, T tokens, D model width, I inner width (heads * head width), H heads, P head width, N state size,
+V channels of the convolution (I + 2 groups N), W taps of the convolution less one.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ma2mba.model.config import BackboneConfig
-from ma2mba.ops import causal_conv, ssd_scan
+from ma2mba.ops import MixerShape, MixerWeights, mixer, rms_norm
 
 State = tuple[Tensor, Tensor]
 
@@ -24,14 +23,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Normalise x (..., width); with a gate, x * SiLU(gate) is normalised (mamba-ssm's norm_before_gate=False)."""
-        high = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(high)
-        if gate is not None:
-            x = x * F.silu(gate.to(high))
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return (x * self.weight.to(high)).to(self.weight.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Mamba2Mixer(nn.Module):
@@ -40,6 +33,7 @@ class Mamba2Mixer(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
+        self.shape = MixerShape(config.headdim, config.ngroups, config.d_state, config.ssd_block, config.norm_eps)
         heads, inner = config.heads, config.d_inner
         self.in_proj = nn.Linear(config.d_model, inner + config.conv_width + heads, bias=False)
         self.conv1d = nn.Conv1d(config.conv_width, config.conv_width, config.d_conv, groups=config.conv_width)
@@ -52,23 +46,10 @@ class Mamba2Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
 
     def forward(self, u_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        c = self.config
-        conv_BVW, ssm_BHPN = state
-        z_BTI, xBC_BTV, dt_BTH = self.in_proj(u_BTD).split([c.d_inner, c.conv_width, c.heads], dim=-1)
         assert self.conv1d.bias is not None
-        xBC_BTV, conv_BVW = causal_conv(xBC_BTV, self.conv1d.weight[:, 0], self.conv1d.bias, conv_BVW)
-        x_BTI, B_BTX, C_BTX = xBC_BTV.split([c.d_inner, c.ngroups * c.d_state, c.ngroups * c.d_state], dim=-1)
-        y_BTHP, ssm_BHPN = ssd_scan(
-            x_BTI.unflatten(-1, (c.heads, c.headdim)),
-            F.softplus(dt_BTH.to(ssm_BHPN.dtype) + self.dt_bias.to(ssm_BHPN.dtype)),
-            -torch.exp(self.A_log.to(ssm_BHPN.dtype)),
-            B_BTX.unflatten(-1, (c.ngroups, c.d_state)),
-            C_BTX.unflatten(-1, (c.ngroups, c.d_state)),
-            self.D,
-            ssm_BHPN,
-            c.ssd_block,
-        )
-        return self.out_proj(self.norm(y_BTHP.flatten(-2), gate=z_BTI)), (conv_BVW, ssm_BHPN)
+        weights = MixerWeights(self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D, self.norm.weight)
+        y_BTI, conv_BVW, ssm_BHPN = mixer(self.in_proj(u_BTD), weights, *state, self.shape)
+        return self.out_proj(y_BTI), (conv_BVW, ssm_BHPN)
 
 
 class Mamba2Layer(nn.Module):

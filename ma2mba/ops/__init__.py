@@ -1,6 +1,7 @@
-"""The two recurrent operations of Mamba-2, with state in and out."""
+"""The recurrent core of Mamba-2, with state in and out."""
 
-from ma2mba.ops.conv import causal_conv
-from ma2mba.ops.ssd import ssd_scan
+from ma2mba.ops.backend import backend
+from ma2mba.ops.mixer import MixerShape, MixerWeights, mixer
+from ma2mba.ops.norm import rms_norm
 
-__all__ = ["causal_conv", "ssd_scan"]
+__all__ = ["MixerShape", "MixerWeights", "backend", "mixer", "rms_norm"]

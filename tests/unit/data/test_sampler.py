@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ma2mba.data.sampler import Position, Sampler
+from ma2mba.data.sampler import LENGTH_MIXING, Position, Sampler
 
 LENGTHS = np.random.default_rng(1).integers(10, 5000, 100)
 
@@ -88,22 +88,32 @@ def test_seeds_and_epochs_differ():
     assert first != sampler(seed=8).epoch_order(0).tolist()
 
 
-def test_order_length_goes_from_short_to_long_with_some_shuffling():
+def test_order_length_goes_from_short_to_long_mixing_similar_lengths():
     lengths = LENGTHS[sampler(order="length").epoch_order(0)]
-    place = np.argsort(np.argsort(lengths, kind="stable"))
-    assert (place != np.arange(100)).any()
-    assert np.abs(place - np.arange(100)).max() <= 10  # a tenth of the samples
+    assert (np.diff(lengths) < 0).any()
+    longest_before = np.maximum.accumulate(lengths)
+    assert (longest_before < LENGTH_MIXING * lengths).all()
 
 
 def test_order_length_is_one_way_from_short_to_long_over_all_passes():
     made = sampler(order="length", passes=3)
-    run = plans(made, made.steps)
-    assert len(run) == 13  # 300 in batches of 24
-    used = np.concatenate([flat(plan) for plan in run])
-    assert np.bincount(used[:300], minlength=100).max() <= 4
-    means = [LENGTHS[flat(plan)].mean() for plan in run[:-1]]
-    assert means == sorted(means)
-    assert sampler(passes=3).steps == 15
+    assert (made.steps, sampler(passes=3).steps) == (13, 15)  # 300 in batches of 24; 100 in batches of 24, thrice
+    order = made.epoch_order(0)
+    assert set(np.bincount(order)) == {3}
+    lengths = LENGTHS[order]
+    assert (np.maximum.accumulate(lengths) < LENGTH_MIXING * lengths).all()
+
+
+def test_tokens_until_a_step_are_exact_with_order_length():
+    made = sampler(order="length", passes=2)
+    assert made.tokens_until(5) == sum(plan.tokens for plan in plans(made, 5))
+    assert sampler().tokens_until(5) == int(LENGTHS.mean() * 120)
+
+
+def test_order_length_does_not_repeat_a_sample_in_a_batch_of_equals():
+    made = Sampler(np.full(50, 9), np.ones(50), np.zeros(50), global_batch=10, micro_batch=5, order="length", passes=8)
+    worst = max(np.bincount(flat(plan)).max() for plan in plans(made, made.steps))
+    assert worst <= 4  # of 10; copies side by side would give 8
 
 
 def test_totals_are_those_of_the_samples():
