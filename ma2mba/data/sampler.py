@@ -38,10 +38,10 @@ class StepPlan:
 class Sampler:
     """Deals global batches of `global_batch` samples to `ranks`, each in micro-batches of `micro_batch` samples.
 
-    Order "shuffled" is a permutation an epoch. Order "length" is one epoch for the whole run, in which every sample comes
-    `passes` times: from short samples to long ones, mixed with those of similar length (up to e times longer), as a batch
-    of equals teaches little. An epoch's last batch is filled up from the start of the same epoch's order. A step's samples
-    do not depend on `ranks`.
+    Order "shuffled" is a permutation an epoch. Order "length" is one epoch for the whole run, in which every sample
+    comes `passes` times: from short samples to long ones, mixed with those of similar length (up to e times longer), as
+    a batch of equals teaches little. An epoch's last batch is filled up from the start of the same epoch's order. A
+    step's samples do not depend on `ranks`.
     Raises ValueError unless `global_batch` is a multiple of `micro_batch * ranks`.
     """
 

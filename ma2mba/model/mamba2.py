@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ma2mba.model.config import BackboneConfig
-from ma2mba.ops import MixerShape, MixerWeights, mixer, rms_norm
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, rms_norm
 
 State = tuple[Tensor, Tensor]
 
@@ -28,12 +28,11 @@ class RMSNorm(nn.Module):
 
 
 class Mamba2Mixer(nn.Module):
-    """The Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
+    """The parameters of the Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.config = config
-        self.shape = MixerShape(config.headdim, config.ngroups, config.d_state, config.ssd_block, config.norm_eps)
         heads, inner = config.heads, config.d_inner
         self.in_proj = nn.Linear(config.d_model, inner + config.conv_width + heads, bias=False)
         self.conv1d = nn.Conv1d(config.conv_width, config.conv_width, config.d_conv, groups=config.conv_width)
@@ -45,12 +44,6 @@ class Mamba2Mixer(nn.Module):
         self.norm = RMSNorm(inner, config.norm_eps)
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
 
-    def forward(self, u_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        assert self.conv1d.bias is not None
-        weights = MixerWeights(self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D, self.norm.weight)
-        y_BTI, conv_BVW, ssm_BHPN = mixer(self.in_proj(u_BTD), weights, *state, self.shape)
-        return self.out_proj(y_BTI), (conv_BVW, ssm_BHPN)
-
 
 class Mamba2Layer(nn.Module):
     """Norm, mixer, residual. The residual stream stays in fp32 (or fp64) whatever the weights are in."""
@@ -59,11 +52,28 @@ class Mamba2Layer(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mamba2Mixer(config)
+        self.shape = LayerShape(config.headdim, config.ngroups, config.d_state, config.ssd_block, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         """x (batch, tokens, width) and the state before its first token -> x after the layer and the state after it."""
-        y_BTD, state = self.mixer(self.norm(x_BTD), state)
-        return x_BTD + y_BTD.to(x_BTD.dtype), state
+        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, self.weights, self.shape)
+        return x_BTD, (conv_BVW, ssm_BHPN)
+
+    @property
+    def weights(self) -> LayerWeights:
+        m = self.mixer
+        assert m.conv1d.bias is not None
+        return LayerWeights(
+            norm_D=self.norm.weight,
+            in_proj_XD=m.in_proj.weight,
+            conv_V1W=m.conv1d.weight,
+            conv_bias_V=m.conv1d.bias,
+            dt_bias_H=m.dt_bias,
+            A_log_H=m.A_log,
+            D_H=m.D,
+            gated_norm_I=m.norm.weight,
+            out_proj_DI=m.out_proj.weight,
+        )
 
     def initial_state(self, x_BTD: Tensor) -> State:
         """Zeros: (batch, channels, taps - 1) in the weights' dtype and (batch, heads, head width, state size) fp32."""

@@ -1,7 +1,8 @@
-"""The recurrent core of Mamba-2, with state in and out."""
+"""The recurrent layer of Mamba-2 with state in and out, the norm, and the loss of the head."""
 
 from ma2mba.ops.backend import backend
-from ma2mba.ops.mixer import MixerShape, MixerWeights, mixer
+from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer
+from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.norm import rms_norm
 
-__all__ = ["MixerShape", "MixerWeights", "backend", "mixer", "rms_norm"]
+__all__ = ["LayerShape", "LayerWeights", "backend", "cross_entropy_sum", "mamba2_layer", "rms_norm"]

@@ -29,7 +29,7 @@ def _choose(asked: str, device_type: str) -> Backend:
     reason = "there is no GPU" if device_type != "cuda" else f"{CHOICE}=torch asks for it"
     if device_type == "cuda" and asked != "torch":
         try:
-            import ma2mba.ops.kernels  # noqa: F401
+            import ma2mba.ops.layer_kernels  # noqa: F401
 
             chosen, reason = "triton", "mamba-ssm and causal-conv1d are installed"
         except ImportError as error:

@@ -1,23 +1,12 @@
-"""Root mean square norm over the last axis: the door, and the plain torch reference."""
+"""Root mean square norm over the last axis, in plain torch."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ma2mba.ops.backend import backend
 
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x (..., width) over its root mean square, times `weight` (width,), in fp32 or wider; in the weight's dtype."""
-    if backend(x.device) == "triton":
-        from ma2mba.ops.norm_kernels import RMSNormKernel
-
-        return RMSNormKernel.apply(x, weight, eps)
-    return rms_norm_reference(x, weight, eps)
-
-
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None = None, groups: int = 1) -> Tensor:
-    """`rms_norm` in plain torch.
+def rms_norm(x: Tensor, weight: Tensor, eps: float, gate: Tensor | None = None, groups: int = 1) -> Tensor:
+    """x (..., width) over its root mean square, times `weight` (width,), in fp32 or wider; in the weight's dtype.
 
     With a gate, x * SiLU(gate) is normalised (mamba-ssm's `norm_before_gate=False`), each of `groups` parts on its own.
     """

@@ -34,16 +34,21 @@ def xxh3_file(path: Path | str) -> str:
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it."""
+def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it.
+
+    Without `sync` a power cut may lose it (for files that are cheap to make again), but it is never half-written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        fsync(temporary)
+        if sync:
+            fsync(temporary)
         os.replace(temporary, path)
-        fsync(path.parent)
+        if sync:
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -16,7 +16,7 @@ from ma2mba.magc.cell import Piece, State, Values
 from ma2mba.magc.choose import Budget, Planner, chunk_lengths
 from ma2mba.magc.cost import Cost, Price, measure, price
 from ma2mba.magc.predict import Prediction, Sequence
-from ma2mba.magc.speed import estimate
+from ma2mba.magc.speed import clock, estimate
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
 from ma2mba.model.pretrained import read_config, state_spaces_config
 from ma2mba.model.video_ma2mba import VideoMa2mba
@@ -35,6 +35,7 @@ BUCKET = 500_000_000
 CONVERSATION_TOKENS = 1024
 """Text that is planned for beside the frames of a video."""
 LONGEST_MEASURED = 4608
+CLOCKED = (256, 1024, 4096)
 SECONDS_PER_HOUR = 3600
 
 
@@ -103,17 +104,25 @@ def _config(recipe: Recipe) -> ModelConfig:
     return ModelConfig(language_model=language_model, vision=CLIP.model_copy(update=known))
 
 
-def planner(setup: Setup, sequence: Sequence, device_bytes: float, host_bytes: float | None) -> Planner:
-    """Price the setup's model on the meta device (seconds, whatever its size) for a machine of so many bytes."""
-    with torch.device("meta"):
+def planner(
+    setup: Setup, sequence: Sequence, device_bytes: float, host_bytes: float | None, device: str = "meta"
+) -> Planner:
+    """Price the setup's model for a machine of so many bytes.
+
+    device  "cuda": by running one layer and the ends there, through the kernels that training will use, time included.
+            "meta": without running anything, in plain torch, with the speed of an H200.
+    """
+    with torch.device(device):
         short = setup.config.language_model.model_copy(update={"n_layer": 1})
         model = VideoMa2mba(setup.config.model_copy(update={"language_model": short})).to(setup.dtype)
         for part in PART_NAMES:
             model.get_submodule(part).requires_grad_(part in setup.trained)
         cost = _price(model, setup, sequence)
-        device, host = base_bytes(model, setup)
-    budget = Budget(int(device_bytes * USABLE), None if host_bytes is None else int(host_bytes), device, host)
-    return Planner(cost, estimate(cost), budget)
+        like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)
+        speed = estimate(cost) if device == "meta" else clock(model.layers[0], like_x, cost, CLOCKED)
+    base, host = base_bytes(model, setup)
+    budget = Budget(int(device_bytes * USABLE), None if host_bytes is None else int(host_bytes), base, host)
+    return Planner(cost, speed, budget)
 
 
 def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
@@ -140,14 +149,19 @@ def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[s
 
 
 def check_fits(
-    setup: Setup, workload: Workload, plan: Plan, device_bytes: int, host_bytes: int | None = None
+    setup: Setup,
+    workload: Workload,
+    plan: Plan,
+    device_bytes: int,
+    host_bytes: int | None = None,
+    device: str = "meta",
 ) -> Prediction:
     """Predict a step of the longest sample under `plan`.
 
     Raises UserError with the predicted parts, and a plan that would fit if there is one.
     """
     sequence = workload.sequence(setup.config)
-    machine = planner(setup, sequence, device_bytes, host_bytes)
+    machine = planner(setup, sequence, device_bytes, host_bytes, device)
     prediction = machine.predict(sequence, plan)
     budget = machine.budget if host_bytes is not None else replace(machine.budget, host=1 << 62)
     if budget.holds(prediction):
@@ -194,7 +208,8 @@ def _parts(prediction: Prediction) -> str:
 
 
 def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence) -> Cost:
-    lengths = {replace(sequence, tokens=1 << 40).chunk(Plan(chunk_tokens=T)) for T in chunk_lengths(1 << 40)}
+    plans = [Plan(chunk_tokens=T) for T in chunk_lengths(1 << 40)]
+    lengths = {replace(sequence, tokens=1 << 40).chunk(plan) for plan in plans} | {sequence.tokens}
     front, head = price_ends(model, setup.rows, sequence.unit if sequence.unit > 1 else 0)
     like_x = torch.empty(setup.rows, 1, setup.config.language_model.d_model)
     layers = setup.config.language_model.n_layer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ma2mba.ops.conv import causal_conv
-from ma2mba.ops.norm import rms_norm_reference
+from ma2mba.ops.norm import rms_norm
 from ma2mba.ops.ssd import ssd_scan
 
 HEADS, HEAD_WIDTH, GROUPS, STATE = 4, 3, 2, 5
@@ -117,4 +117,4 @@ def test_gated_norm_normalises_each_group():
     x, gate, weight = torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8)
     gated = x * gate * torch.sigmoid(gate)
     halves = [part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in gated.split(4, dim=-1)]
-    torch.testing.assert_close(rms_norm_reference(x, weight, 1e-5, gate, groups=2), torch.cat(halves, -1) * weight)
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5, gate, groups=2), torch.cat(halves, -1) * weight)
