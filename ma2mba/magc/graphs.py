@@ -57,6 +57,11 @@ class Graphed:
         self._live = Live(cell)
         self._recording: _Recording | None = None
         self._pool: Any = None
+        self._stream = torch.cuda.Stream()
+        # Autograd hands a gradient over on the stream that was current when the parameter's node was made; a recording
+        # may not touch the default one. So make the nodes here, and keep them.
+        with torch.cuda.stream(self._stream):
+            self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
         if keep:
@@ -126,7 +131,7 @@ class Graphed:
             return
         if seen == 1:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 run()
             self._pool = graph.pool()
             recording.graphs[name] = graph
