@@ -15,7 +15,7 @@ from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
 from data_prep.pool import STALL, Task, build_parts
 from data_prep.probe import DECODER, DECODER_VERSION
 from data_prep.progress import Reporter
-from data_prep.recipe import differences, load_recipe, resolve
+from data_prep.recipe import Recipe, differences, load_recipe, resolve
 from data_prep.sources import Reading, read_sources
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
@@ -29,7 +29,7 @@ from ma2mba.shards.format import (
     IndexRow,
 )
 from ma2mba.shards.integrity import atomic_path, atomic_write
-from ma2mba.shards.manifest import Manifest, file_entry, hash_json, read_manifest, write_manifest
+from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, read_manifest, write_manifest
 from ma2mba.shards.writer import write_index
 
 RECIPE_FILE = "recipe.json"
@@ -155,11 +155,19 @@ def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragment
         tokenizer_sha256=resolved["tokenizer_sha256"],
         decoder=DECODER,
         decoder_version=DECODER_VERSION,
+        sources=_sources(job.recipe, rows),
         files=small + [fragment.payload for fragment in fragments if fragment.payload],
         samples=len(rows),
         frames=sum(row.frames for row in rows),
         tokens=sum(len(row.token_ids) for row in rows),
     )
+
+
+def _sources(recipe: Recipe, rows: list[IndexRow]) -> list[SourceEntry]:
+    """One entry a data set, in the recipe's order."""
+    samples = Counter(row.dataset for row in rows)
+    named = {source.name: source for source in recipe.sources}
+    return [SourceEntry(name=n, format=s.format, weight=s.weight, samples=samples[n]) for n, s in named.items()]
 
 
 def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], silent_scenes: int) -> dict[str, Any]:

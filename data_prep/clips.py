@@ -20,7 +20,8 @@ class SceneSpan:
 class Clip:
     """One sample to be: what to watch and what to say (either `turns` or `scenes`).
 
-    `media` is None for a record of text alone; `name` is its path in the annotations; `where` names the record.
+    `media` is None for a record of text alone; `name` is its path in the annotations; `where` names the record;
+    `dataset` is the name of its source in the recipe.
     """
 
     sample_id: str
@@ -30,6 +31,7 @@ class Clip:
     turns: tuple[Turn, ...]
     scenes: tuple[SceneSpan, ...]
     where: str
+    dataset: str = ""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def build_sample(clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokeni
         first_row_group=0,
         frames=len(watched.frames),
         duration=watched.duration,
+        dataset=clip.dataset,
         source=clip.name,
         source_bytes=clip.media.stat().st_size if clip.media else 0,
         source_sha256=sha256_file(clip.media) if clip.media else "",

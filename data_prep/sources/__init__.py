@@ -1,7 +1,7 @@
 """Readers of annotation formats: records in, clips and rejects out."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def read_sources(recipe: Recipe, base: Path) -> Reading:
                 try:
                     if isinstance(record, RecordError):
                         raise record
-                    clip = read_record(record, base / source.media, f"{name} {where}")
+                    clip = replace(read_record(record, base / source.media, f"{name} {where}"), dataset=source.name)
                 except RecordError as error:
                     reading.rejects.append(_malformed(record, f"{name} {where}", str(error)))
                     continue

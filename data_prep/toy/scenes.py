@@ -92,7 +92,9 @@ def _heart(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
 
 def _house(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
     wall = 0.85 * r
-    draw.polygon([(c, c - r), (c + wall, c - 0.1 * r), (c + wall, c + r), (c - wall, c + r), (c - wall, c - 0.1 * r)], 255)
+    draw.polygon(
+        [(c, c - r), (c + wall, c - 0.1 * r), (c + wall, c + r), (c - wall, c + r), (c - wall, c - 0.1 * r)], 255
+    )
 
 
 def _pair(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
