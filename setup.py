@@ -29,6 +29,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ma2mba", "ma2mba.*", "data_prep", "data_prep.*"]),
+    package_data={"data_prep": ["recipes/*.yaml"]},
     install_requires=[
         "av>=14",
         "deepspeed>=0.19",

@@ -177,6 +177,7 @@ def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], s
         "conversations_before_grouping": reading.ungrouped,
         "conversations_after_grouping": len(reading.clips),
         "samples": len(rows),
+        "by_dataset": _by_dataset(reading, rows),
         "partial": sum(row.status == "partial" for row in rows),
         "rejected": len(rejects),
         "rejected_by_reason": dict(sorted(Counter(reject.reason for reject in rejects).items())),
@@ -186,6 +187,11 @@ def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], s
         "text_tokens": sum(len(row.token_ids) for row in rows),
         "supervised_tokens": int(sum(row.supervised.sum() for row in rows)),
     }
+
+
+def _by_dataset(reading: Reading, rows: list[IndexRow]) -> dict[str, dict[str, int]]:
+    samples = Counter(row.dataset for row in rows)
+    return {name: counts | {"samples": samples[name]} for name, counts in reading.by_dataset.items()}
 
 
 def _require_something(reading: Reading, recipe_path: Path, rejects: list[Reject]) -> None:
