@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, Reject
+from data_prep.decode import decoder_version
+from data_prep.limits import MEMORY
 from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
 from data_prep.pool import STALL, Task, build_parts
-from data_prep.probe import DECODER, DECODER_VERSION
 from data_prep.progress import Reporter
 from data_prep.recipe import Recipe, differences, load_recipe, resolve
 from data_prep.sources import Reading, read_sources
@@ -35,7 +36,9 @@ from ma2mba.shards.writer import write_index
 RECIPE_FILE = "recipe.json"
 
 
-def build(recipe_path: Path, out: Path, workers: int, stall: float = STALL) -> tuple[dict[str, Any], list[Reject]]:
+def build(
+    recipe_path: Path, out: Path, workers: int, stall: float = STALL, memory: int = MEMORY
+) -> tuple[dict[str, Any], list[Reject]]:
     """Build, or go on with a build that was stopped; returns the report and what was rejected.
 
     The report's `already_built` tells that there was nothing to do. Raises UserError for a bad recipe, a folder that
@@ -45,7 +48,7 @@ def build(recipe_path: Path, out: Path, workers: int, stall: float = STALL) -> t
     base = recipe_path.parent
     tokenizer = (base / recipe.tokenizer).resolve()
     load_tokenizer(tokenizer)
-    resolved = resolve(recipe, base, DECODER_VERSION)
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder))
     finished = _check_folder(out, resolved)
     if finished:
         report = json.loads((out / REPORT_FILE).read_bytes())
@@ -53,7 +56,7 @@ def build(recipe_path: Path, out: Path, workers: int, stall: float = STALL) -> t
         return report | {"already_built": True}, [Reject(**json.loads(line)) for line in lines]
     reading = read_sources(recipe, base)
     _require_something(reading, recipe_path, reading.rejects)
-    job = Job(out, recipe, hash_json(resolved), tokenizer)
+    job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
     with _work_folder(out, resolved):
         fragments = _build_all(job, split(reading.clips, recipe.clips_per_part), workers, stall)
         report, rejects = _finish(job, resolved, reading, fragments, recipe_path)
@@ -153,8 +156,8 @@ def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragment
         recipe=resolved,
         recipe_hash=job.recipe_hash,
         tokenizer_sha256=resolved["tokenizer_sha256"],
-        decoder=DECODER,
-        decoder_version=DECODER_VERSION,
+        decoder=job.recipe.decoder,
+        decoder_version=resolved["decoder_version"],
         sources=_sources(job.recipe, rows),
         files=small + [fragment.payload for fragment in fragments if fragment.payload],
         samples=len(rows),
