@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_prep.probe import Probe
+from data_prep.probe import Probe, open_video
 from ma2mba.errors import UserError
 
 T = TypeVar("T")
+MISREAD = {"mpegts", "mpeg"}
+"""Containers without an index, in which decord 0.6 claims the right times and returns other frames (measured)."""
 TOLERANCE = 0.002
 """Seconds by which two times of one frame may differ: decord gives 32-bit floats (0.0005 s at two hours)."""
 
@@ -36,6 +38,9 @@ def decode_indices(
     """Map the pts of each frame of `indices` to what `use` made of it, and say what stopped that, if anything."""
     decord = load_decord()
     used: dict[int, T] = {}
+    with open_video(path) as (container, _):
+        if container.format.name in MISREAD:
+            return used, f"decord returns wrong frames of {container.format.name} files"
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
         if problem := _disagreement(reader, facts):

@@ -79,7 +79,7 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     with open_video(path) as (container, stream):
         assert stream.time_base is not None
         spans, ends, unstamped, problem = _read_packets(container, stream, beat)
-        problem = problem or torn_boxes(path, container.format.name) or _truncation(container, ends)
+        problem = problem or _tail(path, container) or _truncation(container, ends)
         time_base, period = stream.time_base, _period(stream)
     by_packet = not unstamped
     if unstamped:
@@ -120,6 +120,10 @@ def _read_packets(
         refuse_memory(error)
         return spans, ends, unstamped, f"reading stopped after {len(spans)} frames ({words(error)})"
     return spans, ends, unstamped, ""
+
+
+def _tail(path: Path, container: InputContainer) -> str:
+    return missing_tail(path) if container.format.name.startswith(("mov,", "avi")) else ""
 
 
 def _truncation(container: InputContainer, ends: list[float]) -> str:
@@ -166,18 +170,27 @@ def refuse_memory(error: Exception) -> None:
         raise MemoryError(str(error)) from error
 
 
-def torn_boxes(path: Path, format_name: str) -> str:
-    """Whether the last top-level box of an mp4 is longer than the file, which fragmented files show in no other way."""
-    if "mp4" not in format_name:
-        return ""
+def missing_tail(path: Path) -> str:
+    """Whether the last top-level box of an mp4 or AVI file is longer than the file; nothing else may tell."""
     at, size = 0, path.stat().st_size
     with open(path, "rb") as file:
-        while at + 8 <= size:
+        riff = file.read(4) == b"RIFF"
+        while at + 16 <= size:
             file.seek(at)
-            length, kind = struct.unpack(">I4s", file.read(8))
-            if length == 1 and at + 16 <= size:
-                (length,) = struct.unpack(">Q", file.read(8))
-            if not kind.isalnum() or length == 0:
+            head = file.read(16)
+            kind = head[:4] if riff else head[4:8]
+            length = _length(head, riff)
+            if not kind.isalnum() or not length:
                 return ""
-            at += max(length, 8)
+            at += length
     return f"truncated: {at - size} bytes are missing at its end" if at > size else ""
+
+
+def _length(head: bytes, riff: bool) -> int:
+    """Bytes of the box that begins so; 0 when it says none or nonsense."""
+    if riff:
+        (payload,) = struct.unpack("<I", head[4:8])
+        return 8 + payload + payload % 2
+    length, long = struct.unpack(">I4xQ", head)
+    length = long if length == 1 else length
+    return length if length >= 8 else 0
