@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, Reject
+from data_prep.decode import decoder_version
+from data_prep.limits import MEMORY
 from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
 from data_prep.pool import STALL, Task, build_parts
-from data_prep.probe import DECODER, DECODER_VERSION
 from data_prep.progress import Reporter
-from data_prep.recipe import differences, load_recipe, resolve
+from data_prep.recipe import Recipe, differences, load_recipe, resolve
 from data_prep.sources import Reading, read_sources
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
@@ -29,13 +30,15 @@ from ma2mba.shards.format import (
     IndexRow,
 )
 from ma2mba.shards.integrity import atomic_path, atomic_write
-from ma2mba.shards.manifest import Manifest, file_entry, hash_json, read_manifest, write_manifest
+from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, read_manifest, write_manifest
 from ma2mba.shards.writer import write_index
 
 RECIPE_FILE = "recipe.json"
 
 
-def build(recipe_path: Path, out: Path, workers: int, stall: float = STALL) -> tuple[dict[str, Any], list[Reject]]:
+def build(
+    recipe_path: Path, out: Path, workers: int, stall: float = STALL, memory: int = MEMORY
+) -> tuple[dict[str, Any], list[Reject]]:
     """Build, or go on with a build that was stopped; returns the report and what was rejected.
 
     The report's `already_built` tells that there was nothing to do. Raises UserError for a bad recipe, a folder that
@@ -45,7 +48,7 @@ def build(recipe_path: Path, out: Path, workers: int, stall: float = STALL) -> t
     base = recipe_path.parent
     tokenizer = (base / recipe.tokenizer).resolve()
     load_tokenizer(tokenizer)
-    resolved = resolve(recipe, base, DECODER_VERSION)
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder))
     finished = _check_folder(out, resolved)
     if finished:
         report = json.loads((out / REPORT_FILE).read_bytes())
@@ -53,7 +56,7 @@ def build(recipe_path: Path, out: Path, workers: int, stall: float = STALL) -> t
         return report | {"already_built": True}, [Reject(**json.loads(line)) for line in lines]
     reading = read_sources(recipe, base)
     _require_something(reading, recipe_path, reading.rejects)
-    job = Job(out, recipe, hash_json(resolved), tokenizer)
+    job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
     with _work_folder(out, resolved):
         fragments = _build_all(job, split(reading.clips, recipe.clips_per_part), workers, stall)
         report, rejects = _finish(job, resolved, reading, fragments, recipe_path)
@@ -153,13 +156,21 @@ def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragment
         recipe=resolved,
         recipe_hash=job.recipe_hash,
         tokenizer_sha256=resolved["tokenizer_sha256"],
-        decoder=DECODER,
-        decoder_version=DECODER_VERSION,
+        decoder=job.recipe.decoder,
+        decoder_version=resolved["decoder_version"],
+        sources=_sources(job.recipe, rows),
         files=small + [fragment.payload for fragment in fragments if fragment.payload],
         samples=len(rows),
         frames=sum(row.frames for row in rows),
         tokens=sum(len(row.token_ids) for row in rows),
     )
+
+
+def _sources(recipe: Recipe, rows: list[IndexRow]) -> list[SourceEntry]:
+    """One entry a data set, in the recipe's order."""
+    samples = Counter(row.dataset for row in rows)
+    named = {source.name: source for source in recipe.sources}
+    return [SourceEntry(name=n, format=s.format, weight=s.weight, samples=samples[n]) for n, s in named.items()]
 
 
 def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], silent_scenes: int) -> dict[str, Any]:
@@ -169,6 +180,7 @@ def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], s
         "conversations_before_grouping": reading.ungrouped,
         "conversations_after_grouping": len(reading.clips),
         "samples": len(rows),
+        "by_dataset": _by_dataset(reading, rows),
         "partial": sum(row.status == "partial" for row in rows),
         "rejected": len(rejects),
         "rejected_by_reason": dict(sorted(Counter(reject.reason for reject in rejects).items())),
@@ -178,6 +190,11 @@ def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], s
         "text_tokens": sum(len(row.token_ids) for row in rows),
         "supervised_tokens": int(sum(row.supervised.sum() for row in rows)),
     }
+
+
+def _by_dataset(reading: Reading, rows: list[IndexRow]) -> dict[str, dict[str, int]]:
+    samples = Counter(row.dataset for row in rows)
+    return {name: counts | {"samples": samples[name]} for name, counts in reading.by_dataset.items()}
 
 
 def _require_something(reading: Reading, recipe_path: Path, rejects: list[Reject]) -> None:

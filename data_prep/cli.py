@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from data_prep.limits import MEMORY
 from ma2mba.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn videos and annotations into token shards.")
@@ -16,6 +17,7 @@ Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seconds = Annotated[str, typer.Option(help="Length of the videos, shortest:longest in seconds.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same corpus.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; by default one a core.")]
+Memory = Annotated[int, typer.Option(min=64, help="MB that decoding one video may take; more rejects it.")]
 Count = Annotated[int | None, typer.Option(min=0, help="By default a share of --videos.")]
 CORES = os.cpu_count() or 1
 
@@ -25,13 +27,14 @@ def build(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Out,
     workers: Workers = CORES,
+    memory: Memory = MEMORY >> 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:
     """Build shards; run the same command again to go on after an interruption."""
     from data_prep.build import build as run_build
     from data_prep.summary import print_summary
 
-    report, rejects = run_build(recipe, out, workers)
+    report, rejects = run_build(recipe, out, workers, memory=memory << 20)
     if as_json:
         print(json.dumps(report))
     else:

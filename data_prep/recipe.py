@@ -1,10 +1,11 @@
 """The recipe of a build: a YAML file, checked whole before anything is read or written."""
 
+import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ma2mba.errors import UserError
 from ma2mba.shards.format import FORMAT_VERSION
@@ -15,13 +16,46 @@ Names = Annotated[
 ]
 
 
+Format = Literal[
+    "llava",
+    "webvid",
+    "scenewalk",
+    "scenewalk_segments",
+    "llava_video",
+    "nextqa_mc",
+    "nextqa_oe",
+    "activitynet_qa",
+    "perception_test",
+]
+
+
 class Source(BaseModel):
-    """Annotation files of one format and the folder that their media paths are relative to."""
+    """Annotation files of one format and the folder that their media paths are relative to.
+
+    An annotation with `*` stands for all files that fit, in order of name. Sources of one `name` (by default the
+    format) are one data set; `weight` is how often training draws a sample of it beside one of weight 1.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    format: Literal["llava", "scenewalk", "llava_video"]
+    format: Format
+    name: str = Field(min_length=1)
     annotations: Names
     media: str
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_by_format(cls, given: Any) -> Any:
+        return {"name": given.get("format"), **given} if isinstance(given, dict) else given
+
+    def files(self, base: Path) -> list[tuple[str, Path]]:
+        """(name, path) of every annotation file; a pattern that fits none gives nothing."""
+        names = [found for name in self.annotations for found in _expand(name, base)]
+        return [(name, base / name) for name in names]
+
+
+def _expand(name: str, base: Path) -> list[str]:
+    return sorted(glob.glob(name, root_dir=base, recursive=True)) if "*" in name else [name]
 
 
 class Recipe(BaseModel):
@@ -36,6 +70,17 @@ class Recipe(BaseModel):
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     clips_per_part: int = Field(default=64, ge=1)
     on_damage: Literal["reject", "keep"] = "reject"
+    decoder: Literal["pyav", "decord"] = "pyav"
+
+    @field_validator("sources")
+    @classmethod
+    def _one_meaning_of_a_name(cls, sources: list[Source]) -> list[Source]:
+        known: dict[str, Source] = {}
+        for i, source in enumerate(sources):
+            first = known.setdefault(source.name, source)
+            if (first.format, first.weight) != (source.format, source.weight):
+                raise ValueError(f"source {i} is named {source.name} like one of another format or weight; rename it")
+        return sources
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -64,7 +109,9 @@ def _check_paths(recipe: Recipe, path: Path) -> None:
         if not (path.parent / source.media).is_dir():
             missing.append(f"  sources.{i}.media: {path.parent / source.media} is not a folder")
         for j, name in enumerate(source.annotations):
-            if not (path.parent / name).is_file():
+            if not (found := _expand(name, path.parent)):
+                missing.append(f"  sources.{i}.annotations.{j}: {path.parent / name} fits no file")
+            elif not all((path.parent / file).is_file() for file in found):
                 missing.append(f"  sources.{i}.annotations.{j}: {path.parent / name} is not a file")
     if missing:
         raise UserError(f"{path}: the recipe names what is not there:\n" + "\n".join(missing))
@@ -73,8 +120,9 @@ def _check_paths(recipe: Recipe, path: Path) -> None:
 def resolve(recipe: Recipe, base: Path, decoder_version: str) -> dict[str, Any]:
     """The recipe with the hashes of the files it names: equal dictionaries mean equal shards (from equal media)."""
     content: dict[str, Any] = recipe.model_dump(mode="json")
-    for source in content["sources"]:
-        source["annotations_sha256"] = [sha256_file(base / name) for name in source["annotations"]]
+    for source, named in zip(recipe.sources, content["sources"], strict=True):
+        files = source.files(base)
+        named |= {"annotations": [name for name, _ in files], "annotations_sha256": [sha256_file(p) for _, p in files]}
     content["tokenizer_sha256"] = sha256_file(base / recipe.tokenizer)
     return content | {"format_version": FORMAT_VERSION, "decoder_version": decoder_version}
 

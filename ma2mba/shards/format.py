@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pyarrow as pa
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FRAMES_PER_ROW_GROUP = {"jpeg": 64}
 """Payload kind -> frames in a row group; a row group never spans samples."""
 INDEX_FILE, MANIFEST_FILE, TOKENIZER_FILE = "index.parquet", "manifest.json", "tokenizer.json"
@@ -32,6 +32,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("first_row_group", pa.int32(), nullable=False),
         pa.field("frames", pa.int32(), nullable=False),
         pa.field("duration", pa.float64(), nullable=False),
+        pa.field("dataset", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("source_bytes", pa.int64(), nullable=False),
         pa.field("source_sha256", pa.string(), nullable=False),
@@ -62,6 +63,7 @@ class IndexRow:
     first_row_group: int
     frames: int
     duration: float
+    dataset: str
     source: str
     source_bytes: int
     source_sha256: str

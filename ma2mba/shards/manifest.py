@@ -21,6 +21,16 @@ class FileEntry(BaseModel):
     xxh3: str
 
 
+class SourceEntry(BaseModel):
+    """A data set of the folder: how often it is to be drawn beside the others (`weight`), and its samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    format: str
+    weight: float
+    samples: int
+
+
 class Manifest(BaseModel):
     """What a shard folder holds. `recipe` is what it was built from, `recipe_hash` its hash."""
 
@@ -34,6 +44,7 @@ class Manifest(BaseModel):
     tokenizer_sha256: str
     decoder: str
     decoder_version: str
+    sources: list[SourceEntry]
     files: list[FileEntry]
     samples: int
     frames: int

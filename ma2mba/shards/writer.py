@@ -1,7 +1,7 @@
 """Write payload parts and index tables; bytes depend only on the samples."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +35,7 @@ def part_name(part: int) -> str:
     return f"{PAYLOAD_FOLDER}/part-{part:05d}.parquet"
 
 
-def payload_hash(frames: Sequence[bytes]) -> str:
+def payload_hash(frames: Iterable[bytes]) -> str:
     """XXH3-128 over a sample's frames, each preceded by its length (8 bytes, little endian)."""
     digest = xxhash.xxh3_128()
     for data in frames:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.integrity import sha256_file
-from ma2mba.shards.manifest import Manifest, file_entry, write_manifest
+from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, write_manifest
 from ma2mba.shards.writer import PartWriter, PayloadFrame, write_index
 
 WORDS = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", *(f"w{i}" for i in range(26))]
@@ -52,6 +52,7 @@ def write_shards(folder: Path, samples: Sequence[tuple[int, int]], image_size: i
                     first_row_group=first,
                     frames=frames,
                     duration=float(frames),
+                    dataset="noise",
                     source="noise",
                     source_bytes=0,
                     source_sha256="",
@@ -80,6 +81,7 @@ def _finish(folder: Path, rows: list[IndexRow], image_size: int) -> None:
             tokenizer_sha256=sha256_file(folder / TOKENIZER_FILE),
             decoder="none",
             decoder_version="0",
+            sources=[SourceEntry(name="noise", format="noise", weight=1.0, samples=len(rows))],
             files=[file_entry(folder, name) for name in names],
             samples=len(rows),
             frames=sum(row.frames for row in rows),

@@ -11,7 +11,7 @@ import pytest
 from ma2mba.errors import UserError
 from ma2mba.shards.format import INDEX_FILE, MANIFEST_FILE, IndexRow
 from ma2mba.shards.integrity import ShardDamaged, atomic_write
-from ma2mba.shards.manifest import Manifest, file_entry, read_manifest, write_manifest
+from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, read_manifest, write_manifest
 from ma2mba.shards.reader import ShardReader, verify
 from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash, write_index
 
@@ -34,6 +34,7 @@ def row(sample: str, file: str, first: int, frames: list[bytes]) -> IndexRow:
         first_row_group=first,
         frames=count,
         duration=count + 0.25,
+        dataset="set",
         source=f"{sample}.mp4",
         source_bytes=10,
         source_sha256="0" * 64,
@@ -66,6 +67,7 @@ def folder(tmp_path) -> Path:
         "decoder_version": "1",
     }
     files = [file_entry(tmp_path, name) for name in names]
+    about["sources"] = [SourceEntry(name="set", format="llava", weight=2.5, samples=len(rows))]
     write_manifest(tmp_path, Manifest(image_size=56, fps=1.0, files=files, **counts, **about))
     return tmp_path
 
@@ -92,6 +94,8 @@ def test_rows_come_back_with_their_types(folder):
     )
     assert c.token_ids.tolist() == [150, 151, 152, 153, 154]
     assert c.supervised.tolist() == [False, False, True, True, False]
+    assert (c.dataset, c.source) == ("set", "c.mp4")
+    assert ShardReader(folder).manifest.sources[0].weight == 2.5
     assert found["none"].frame_positions.shape == (0,)
     assert c.timestamps.tolist() == list(range(150))
 
@@ -171,8 +175,8 @@ def test_every_altered_manifest_is_refused(folder):
     path.write_text(json.dumps(content | {"samples": 4}))
     with pytest.raises(ShardDamaged, match="does not match its checksum"):
         ShardReader(folder)
-    path.write_text(json.dumps(content | {"format_version": 2}))
-    with pytest.raises(UserError, match="format version 2, this program reads 1"):
+    path.write_text(json.dumps(content | {"format_version": 1}))
+    with pytest.raises(UserError, match="format version 1, this program reads 2"):
         ShardReader(folder)
     path.write_text("{")
     with pytest.raises(ShardDamaged, match="damaged"):
