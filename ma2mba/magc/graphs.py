@@ -108,7 +108,9 @@ class Graphed:
 
         self._do(recording, "backward", run)
         assert recording.d_in is not None
-        return recording.d_in
+        d_in, d_before = recording.d_in
+        # The next chunk's forward writes where these lie before anybody reads them.
+        return d_in, [tuple(t if t is None else t.clone() for t in state) for state in d_before]
 
     def _load(self, values: Values, states: Sequence[State]) -> _Recording | None:
         """The recording with these inputs in its fixed memory, or None for a chunk that is not recorded."""
