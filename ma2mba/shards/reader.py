@@ -1,5 +1,6 @@
 """Read a shard folder: the index at once, frames by row group, every page's checksum verified."""
 
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ class ShardReader:
     """A finished shard folder. Opening checks the manifest, every file's size, and the content of all but the payload.
 
     Payload pages are checked as they are read (`verify="pages"`) or all of it on opening too (`"all"`).
-    Pickles to its folder, so each worker opens its own files. Raises UserError (ShardDamaged for altered bytes).
+    Threads may share one; it pickles to its folder. Raises UserError (ShardDamaged for altered bytes).
     """
 
     def __init__(self, folder: Path | str, verify: Literal["pages", "all"] = "pages"):
@@ -36,6 +37,7 @@ class ShardReader:
             raise ShardDamaged(f"{self.folder / INDEX_FILE}: cannot be read ({error}); {_REMEDY}") from error
         self._group = FRAMES_PER_ROW_GROUP[self.manifest.kind]
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __reduce__(self):
         return ShardReader, (self.folder,)
@@ -45,7 +47,7 @@ class ShardReader:
         return self.folder / TOKENIZER_FILE
 
     def frames(self, row: IndexRow, start: int = 0, stop: int | None = None) -> list[bytes]:
-        """JPEG bytes of frames [start, stop) of a sample, reading only their row groups.
+        """Bytes (JPEG or features) of frames [start, stop) of a sample, reading only their row groups.
 
         Raises IndexError outside 0..row.frames, ShardDamaged naming file and sample when bytes were altered.
         """
@@ -57,7 +59,8 @@ class ShardReader:
         first, last = start // self._group, (stop - 1) // self._group
         groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
         try:
-            table = self._file(row.file).read_row_groups(groups, columns=["sample_id", "t", "frame"])
+            with self._lock:
+                table = self._file(row.file).read_row_groups(groups, columns=["sample_id", "t", "frame"])
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise self._damaged(row, str(error)) from error
         table = table.slice(start - first * self._group, stop - start)
