@@ -11,6 +11,8 @@ FRAMES_PER_ROW_GROUP = {"jpeg": 64, "features": 16}
 """Payload kind -> frames in a row group; a row group never spans samples."""
 INDEX_FILE, MANIFEST_FILE, TOKENIZER_FILE = "index.parquet", "manifest.json", "tokenizer.json"
 REJECTS_FILE, REPORT_FILE, PAYLOAD_FOLDER = "rejects.jsonl", "report.json", "payload"
+ORIGIN_FILE = "origin.json"
+"""Where the sources lay: beside the shards, not of them (the manifest does not name it)."""
 
 PAYLOAD_SCHEMA = pa.schema(
     [

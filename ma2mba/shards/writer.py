@@ -18,7 +18,7 @@ from ma2mba.shards.format import (
     rows_to_table,
     table_to_rows,
 )
-from ma2mba.shards.integrity import atomic_path, fsync
+from ma2mba.shards.integrity import atomic_path, fsync, temporary_name
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,25 @@ def part_name(part: int) -> str:
     return f"{PAYLOAD_FOLDER}/part-{part:05d}.parquet"
 
 
-def payload_hash(frames: Sequence[bytes]) -> str:
+class PayloadHash:
     """XXH3-128 over a sample's frames, each preceded by its length (8 bytes, little endian)."""
-    digest = xxhash.xxh3_128()
+
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, data: bytes) -> None:
+        self._digest.update(len(data).to_bytes(8, "little"))
+        self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def payload_hash(frames: Sequence[bytes]) -> str:
+    """The PayloadHash of all frames of a sample."""
+    digest = PayloadHash()
     for data in frames:
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        digest.add(data)
     return digest.hexdigest()
 
 
@@ -53,7 +66,7 @@ class PartWriter:
     def __init__(self, folder: Path, part: int, kind: str = "jpeg", frame_bytes: int | None = None):
         self.name = part_name(part)
         self._path = folder / self.name
-        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
+        self._temporary = temporary_name(self._path)
         self._group, self._schema = FRAMES_PER_ROW_GROUP[kind], payload_schema(frame_bytes)
         self._writer: pq.ParquetWriter | None = None
         self._groups = self._frames = 0

@@ -1,6 +1,8 @@
 """A shard folder of noise, written by hand: what the tests of data and training run on."""
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.integrity import sha256_file
 from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest
-from ma2mba.shards.writer import PartWriter, PayloadFrame, write_index
+from ma2mba.shards.reader import ShardReader
+from ma2mba.shards.writer import PartWriter, PayloadFrame, part_name, write_index
 
 WORDS = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", *(f"w{i}" for i in range(26))]
 
@@ -32,6 +35,7 @@ def write_shards(
     seed: int = 0,
     features: FeatureInfo | None = None,
     weights: Sequence[float] = (1.0,),
+    prefix: str = "s",
 ) -> Path:
     """One sample for each (frames, words of the answer), of data sets noise0, noise1, ... by turns."""
     folder.mkdir(parents=True)
@@ -52,10 +56,10 @@ def write_shards(
                 stored = [value.to(torch.bfloat16).view(torch.int16).numpy().tobytes() for value in values]
             else:
                 stored = noise_jpegs(random, frames, image_size)
-            first = part.add(f"s{i}", [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(stored)])
+            first = part.add(f"{prefix}{i}", [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(stored)])
             rows.append(
                 IndexRow(
-                    sample_id=f"s{i}",
+                    sample_id=f"{prefix}{i}",
                     token_ids=np.array(encoded.token_ids, np.int32),
                     supervised=np.array(encoded.supervised, np.bool_),
                     frame_positions=np.array(encoded.frame_positions, np.int32),
@@ -112,3 +116,19 @@ def _finish(
             tokens=sum(len(row.token_ids) for row in rows),
         ),
     )
+
+
+def join_parts(folder: Path, parts: Sequence[Path]) -> Path:
+    """The samples of several folders of `write_shards` as the parts of one."""
+    rows, image_size = [], 0
+    for number, part in enumerate(parts):
+        reader = ShardReader(part)
+        image_size = reader.manifest.image_size
+        name = part_name(number)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if any(row.frames for row in reader.rows):
+            shutil.copyfile(part / part_name(0), folder / name)
+        shutil.copyfile(part / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        rows += [replace(r, file=name if r.frames else "") for r in reader.rows]
+    _finish(folder, rows, image_size, None, (1.0,))
+    return folder
