@@ -29,6 +29,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["ma2mba", "ma2mba.*", "data_prep", "data_prep.*"]),
+    package_data={"data_prep": ["recipes/*.yaml"]},
     install_requires=[
         "av>=14",
         "deepspeed>=0.19",
@@ -51,6 +52,7 @@ setup(
     extras_require={
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
         "ray": ["ray>=2.40"],
+        "decord": ["decord>=0.6"],
         "dev": ["mypy>=1.15", "pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.11", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["ma2mba = ma2mba.cli:main"]},

@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 from data_prep.build import finish, split
+from data_prep.decode import decoder_version
 from data_prep.findings import Findings
 from data_prep.parts import Job, load_fragment
 from data_prep.pool import STALL
-from data_prep.probe import DECODER_VERSION
 from data_prep.recipe import differences, load_recipe, resolve
 from data_prep.running import build_missing
 from data_prep.sources import read_sources
@@ -88,7 +88,7 @@ def _origin(folder: Path, manifest: Manifest, source: Path | None) -> dict[str, 
 def _pictures_again(work: Path, manifest: Manifest, origin: dict[str, str], files: set[str], workers: int) -> None:
     recipe_path = Path(origin["recipe"])
     recipe, base = load_recipe(recipe_path), recipe_path.parent
-    resolved = resolve(recipe, base, DECODER_VERSION)
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder))
     if changes := differences(manifest.recipe, resolved):
         raise UserError(f"{recipe_path}: no longer what the shards were built by ({'; '.join(changes)})")
     reading = read_sources(recipe, base)

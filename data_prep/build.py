@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, Reject
+from data_prep.decode import decoder_version
 from data_prep.lengths import lengths
+from data_prep.limits import MEMORY
 from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
 from data_prep.pool import STALL
-from data_prep.probe import DECODER, DECODER_VERSION
 from data_prep.recipe import Recipe, load_recipe, resolve
 from data_prep.running import Share, build_missing
 from data_prep.sources import Reading, read_sources
@@ -39,6 +40,7 @@ def build(
     out: Path,
     workers: int,
     stall: float = STALL,
+    memory: int = MEMORY,
     *,
     executor: str = "local",
     share: Share | None = None,
@@ -55,12 +57,12 @@ def build(
     base = recipe_path.parent
     tokenizer = (base / recipe.tokenizer).resolve()
     load_tokenizer(tokenizer)
-    resolved = resolve(recipe, base, DECODER_VERSION)
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder))
     if check_folder(out, resolved):
         return _finished(out)
     reading = read_sources(recipe, base)
     _require_something(reading, recipe_path, reading.rejects)
-    job = Job(out, recipe, hash_json(resolved), tokenizer)
+    job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
     parts = split(reading.clips, recipe.clips_per_part)
     if not merge:
         with claim(out, resolved, shared=share is not None):
@@ -146,8 +148,8 @@ def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragment
         recipe=resolved,
         recipe_hash=job.recipe_hash,
         tokenizer_sha256=resolved["tokenizer_sha256"],
-        decoder=DECODER,
-        decoder_version=DECODER_VERSION,
+        decoder=job.recipe.decoder,
+        decoder_version=resolved["decoder_version"],
         sources=_sources(job.recipe, rows),
         files=small + [fragment.payload for fragment in fragments if fragment.payload],
         samples=len(rows),
@@ -172,6 +174,7 @@ def make_report(
         "conversations_before_grouping": reading.ungrouped,
         "conversations_after_grouping": len(reading.clips),
         "samples": len(rows),
+        "by_dataset": _by_dataset(reading, rows),
         "partial": sum(row.status == "partial" for row in rows),
         "rejected": len(rejects),
         "rejected_by_reason": dict(sorted(Counter(reject.reason for reject in rejects).items())),
@@ -182,6 +185,11 @@ def make_report(
         "supervised_tokens": int(sum(row.supervised.sum() for row in rows)),
         **lengths(rows, image_size),
     }
+
+
+def _by_dataset(reading: Reading, rows: list[IndexRow]) -> dict[str, dict[str, int]]:
+    samples = Counter(row.dataset for row in rows)
+    return {name: counts | {"samples": samples[name]} for name, counts in reading.by_dataset.items()}
 
 
 def _require_something(reading: Reading, recipe_path: Path, rejects: list[Reject]) -> None:

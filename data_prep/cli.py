@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from data_prep.limits import MEMORY
 from ma2mba.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn videos and annotations into token shards.")
@@ -17,6 +18,7 @@ Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seconds = Annotated[str, typer.Option(help="Length of the videos, shortest:longest in seconds.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same corpus.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; by default one a core.")]
+Memory = Annotated[int, typer.Option(min=64, help="MB that decoding one video may take; more rejects it.")]
 Count = Annotated[int | None, typer.Option(min=0, help="By default a share of --videos.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 CORES = os.cpu_count() or 1
@@ -34,6 +36,7 @@ def build(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Out,
     workers: Workers = CORES,
+    memory: Memory = MEMORY >> 20,
     executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Executor.local,
     part: Annotated[
         str | None, typer.Option(help="i/M: only the parts i, i + M, ... (one task of a SLURM array).")
@@ -47,7 +50,9 @@ def build(
     from data_prep.summary import print_summary
 
     share = Share.parse(part) if part else None
-    report, rejects = run_build(recipe, out, workers, executor=executor.value, share=share, merge=merge)
+    report, rejects = run_build(
+        recipe, out, workers, memory=memory << 20, executor=executor.value, share=share, merge=merge
+    )
     if as_json:
         print(json.dumps(report))
     elif "parts_missing" in report:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from ma2mba.model.conversation import Turn
@@ -57,3 +58,25 @@ def group_by_video(clips: list[Clip]) -> Iterator[Clip]:
     for some in groups.values():
         turns = tuple(turn for clip in some for turn in clip.turns)
         yield replace(some[0], sample_id=some[0].name, turns=turns)
+
+
+def join_scenes(clips: list[Clip], incomplete: set[str]) -> Iterator[Clip | Reject]:
+    """Join clips of one scene each that have one id, in time order.
+
+    A video of which a scene is missing (its id is in `incomplete`) or starts twice is rejected:
+    it would be captioned wrongly.
+    """
+    groups: dict[tuple[str, str], list[Clip]] = {}
+    for clip in clips:
+        groups.setdefault((clip.dataset, clip.sample_id), []).append(clip)
+    for some in groups.values():
+        first, scenes = some[0], sorted((s for clip in some for s in clip.scenes), key=lambda s: s.start_frame)
+        starts = [scene.start_frame for scene in scenes]
+        if first.sample_id in incomplete:
+            yield Reject(first.sample_id, first.name, first.where, "malformed record: another scene of it is malformed")
+        elif len(set(starts)) < len(starts):
+            twice = next(a for a, b in pairwise(starts) if a == b)
+            reason = f"malformed record: two scenes of it start at frame {twice}"
+            yield Reject(first.sample_id, first.name, first.where, reason)
+        else:
+            yield replace(first, scenes=tuple(scenes))

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import av
 import numpy as np
 
+from data_prep.decord_reader import decode_indices, load_decord
 from data_prep.errors import MediaError
-from data_prep.probe import Probe, open_video, probe
+from data_prep.probe import DECODER_VERSION, Probe, open_video, probe, refuse_memory, words
 
 T = TypeVar("T")
+DecoderName = Literal["pyav", "decord"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Decoded(Generic[T]):
     problem: str
 
 
+def decoder_version(decoder: DecoderName) -> str:
+    """What decides the frames; PyAV reads the times of what decord decodes. Raises UserError when it is missing."""
+    return f"{load_decord().__version__}, times by pyav {DECODER_VERSION}" if decoder == "decord" else DECODER_VERSION
+
+
 def sample_times(duration: float, fps: float, start: float | None, stop: float | None) -> list[Fraction]:
     """start, start + 1/fps, ... below min(stop, duration), exact, in seconds."""
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
@@ -58,19 +65,25 @@ def decode_video(
     start: float | None = None,
     stop: float | None = None,
     keep_damaged: bool = False,
+    decoder: DecoderName = "pyav",
+    beat: Callable[[], None] = lambda: None,
 ) -> Decoded[T]:
     """Decode the frames shown at every 1/fps s of [start, stop) and give each, RGB uint8 (H, W, 3), to `use`.
 
-    `count` spreads that many over those times as linspace does. A frame shown at several times is used once.
+    `count` spreads that many over those times as linspace does. A frame shown at several times is used once. `beat` is
+    called at every packet.
     Raises MediaError for media that cannot be read, is damaged (unless `keep_damaged`: then the frames before the
     damage) or has nothing in the range.
     """
-    facts = probe(path)
+    facts = probe(path, beat)
     times = pick(sample_times(facts.duration, fps, start, stop), count)
     if not times:
         raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the asked range")
     indices = [_shown_at(facts, t) for t in times]
-    used, problem = _decode_wanted(path, facts, {facts.pts[i] for i in indices}, use)
+    if decoder == "decord":
+        used, problem = decode_indices(path, facts, indices, use, beat)
+    else:
+        used, problem = _decode_wanted(path, facts, {facts.pts[i] for i in indices}, use, beat)
     problem = facts.problem or problem
     if problem and not keep_damaged:
         raise MediaError(path, problem)
@@ -98,36 +111,45 @@ def _shown_at(facts: Probe, t: Fraction) -> int:
 
 
 def _decode_wanted(
-    path: Path, facts: Probe, wanted: set[int], use: Callable[[np.ndarray], T]
+    path: Path, facts: Probe, wanted: set[int], use: Callable[[np.ndarray], T], beat: Callable[[], None]
 ) -> tuple[dict[int, T], str]:
     """Map each wanted pts to what `use` made of its frame, and say what stopped that, if anything."""
     used: dict[int, T] = {}
     problem = "frames are missing"
     for skipping in (True, False) if facts.by_packet else (False,):
-        problem = _decode_once(path, wanted, used, use, skipping)
+        problem = _decode_once(path, wanted, used, use, beat, skipping=skipping)
         if len(used) == len(wanted):
             return used, ""
     return used, problem
 
 
 def _decode_once(
-    path: Path, wanted: set[int], used: dict[int, T], use: Callable[[np.ndarray], T], skipping: bool
+    path: Path,
+    wanted: set[int],
+    used: dict[int, T],
+    use: Callable[[np.ndarray], T],
+    beat: Callable[[], None],
+    *,
+    skipping: bool,
 ) -> str:
     """One pass over the file, adding to `used` until all is there, the file ends or is found damaged (the reason)."""
     with open_video(path) as (container, stream):
-        context, shown = stream.codec_context, 0
+        context, shown, said = stream.codec_context, 0, ""
         packets = container.demux(stream)
         while True:
             try:
                 packet = next(packets, None)
                 if packet is None:
-                    return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded"
+                    return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded{said}"
+                beat()
                 if skipping:
                     context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
                 frames = packet.decode()
             except (av.FFmpegError, EOFError) as error:
+                refuse_memory(error)
                 if shown:
-                    return f"damaged after frame {shown} ({getattr(error, 'strerror', None) or error})"
+                    return f"damaged after frame {shown} ({words(error)})"
+                said = f" ({words(error)})"
                 continue  # before the first frame: a stream that was cut within a group of pictures starts so
             for frame in frames:
                 shown += 1

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from data_prep.clips import Clip, Reject
 from data_prep.errors import MediaError
+from data_prep.limits import MEMORY
 from data_prep.recipe import Recipe
 from data_prep.sample import build_sample
+from data_prep.spool import Spool
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.format import IndexRow
 from ma2mba.shards.integrity import atomic_write
@@ -23,12 +25,13 @@ WORK_FOLDER = ".build"
 
 @dataclass(frozen=True)
 class Job:
-    """What every part of a build shares. `tokenizer` is an absolute path."""
+    """What every part of a build shares. `tokenizer` is an absolute path; `memory`: bytes that decoding may take."""
 
     out: Path
     recipe: Recipe
     recipe_hash: str
     tokenizer: Path
+    memory: int = MEMORY
 
 
 @dataclass(frozen=True)
@@ -56,15 +59,19 @@ def build_part(
     rows: list[IndexRow] = []
     rejects: list[Reject] = []
     silent = 0
-    with PartWriter(job.out, part) as writer:
+    with PartWriter(job.out, part) as writer, Spool(job.out / WORK_FOLDER) as spool:
         for i, clip in enumerate(clips):
             begin(i)
             try:
                 if i in given_up:
                     raise MediaError(clip.media, given_up[i])
-                built = build_sample(clip, job.recipe, job.recipe_hash, tokenizer, beat)
+                built = build_sample(clip, job.recipe, job.recipe_hash, tokenizer, spool, beat)
             except MediaError as error:
                 rejects.append(Reject(clip.sample_id, clip.name, clip.where, error.reason))
+                continue
+            except MemoryError:
+                reason = f"needs more than {job.memory >> 20} MB of memory"
+                rejects.append(Reject(clip.sample_id, clip.name, clip.where, reason))
                 continue
             first = writer.add(clip.sample_id, built.frames)
             rows.append(replace(built.row, file=writer.name if built.frames else "", first_row_group=first))

@@ -1,7 +1,8 @@
 """Processes that build parts, watched: a decoder that hangs or crashes costs its clip, not the build.
 
 A hang in native code cannot be interrupted from within its process, so a worker that reports nothing for STALL seconds
-is killed, the clip it was at is given up by name, and its part starts again.
+is killed, the clip it was at is given up by name, and its part starts again. Memory is limited in each worker, and a
+worker makes room for a fresh one now and then, so that what decoders leak does not add up.
 """
 
 import multiprocessing
@@ -14,10 +15,15 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from data_prep.clips import Clip
+from data_prep.limits import limit_memory
 from data_prep.parts import Job, build_part
 from ma2mba.errors import UserError
 
 STALL = 300.0
+STARTING = 120.0
+"""Seconds that a worker may take to start, on a machine that does much else."""
+RECYCLE = 500
+"""Clips after which a worker is replaced, once its part is done."""
 BEAT_EVERY = 1.0
 """Seconds between two signs of life."""
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
@@ -36,9 +42,11 @@ class _Worker:
         theirs.close()
         self.task: Task | None = None
         self.clip, self.heard = 0, time.monotonic()
+        self.started, self.clips = False, 0
 
     def give(self, task: Task) -> None:
         self.task, self.clip, self.heard = task, 0, time.monotonic()
+        self.clips += len(task[1])
         self.pipe.send(task)
 
     def stop(self) -> None:
@@ -64,7 +72,7 @@ def build_parts(
             for worker in [worker for worker in pool if worker.task]:
                 if worker.pipe in ready:
                     retry = _hear(worker, advance)
-                elif time.monotonic() - worker.heard > stall:
+                elif time.monotonic() - worker.heard > (stall if worker.started else STARTING):
                     retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s")
                 else:
                     continue
@@ -72,6 +80,9 @@ def build_parts(
                     waiting.appendleft(retry)
                     pool[pool.index(worker)] = worker = _Worker(job)
                 if not worker.task and waiting:
+                    if worker.clips >= RECYCLE:
+                        worker.stop()
+                        pool[pool.index(worker)] = worker = _Worker(job)
                     worker.give(waiting.popleft())
     finally:
         for worker in pool:
@@ -81,7 +92,7 @@ def build_parts(
 def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
     """Take one message; returns the task to start again when the worker died of its clip."""
     assert worker.task is not None
-    worker.heard = time.monotonic()
+    worker.heard, worker.started = time.monotonic(), True
     try:
         what, value = worker.pipe.recv()
     except (EOFError, ConnectionError):
@@ -118,6 +129,8 @@ def _give_up(worker: _Worker, reason: str) -> Task:
 def _work(pipe: Connection, job: Job) -> None:
     """A worker's life: parts until the pipe closes; it ends when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_memory(job.memory)
+    pipe.send(("started", None))
     last = 0.0
 
     def beat() -> None:

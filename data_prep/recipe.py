@@ -70,6 +70,7 @@ class Recipe(BaseModel):
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     clips_per_part: int = Field(default=64, ge=1)
     on_damage: Literal["reject", "keep"] = "reject"
+    decoder: Literal["pyav", "decord"] = "pyav"
 
     @field_validator("sources")
     @classmethod

@@ -1,18 +1,18 @@
 """One clip to one sample: watch, resize, write down the conversation as tokens."""
 
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.clips import Clip, SceneSpan
-from data_prep.decode import decode_video
+from data_prep.decode import decode_video, decoder_version
 from data_prep.errors import MediaError
 from data_prep.pictures import clip_view, read_image, to_jpeg
-from data_prep.probe import DECODER, DECODER_VERSION
 from data_prep.recipe import Recipe
+from data_prep.spool import Slot, Spool, SpooledFrames
 from ma2mba.model.conversation import Encoded, encode_conversation, encode_scenes
 from ma2mba.shards.format import IndexRow
 from ma2mba.shards.integrity import sha256_file
@@ -23,7 +23,7 @@ from ma2mba.shards.writer import PayloadFrame, payload_hash
 class Watched:
     """A medium's sampled frames, the number of each among the file's `total`, its length in seconds, its damage."""
 
-    frames: list[PayloadFrame]
+    frames: SpooledFrames
     indices: list[int]
     total: int
     duration: float
@@ -35,37 +35,44 @@ class Built:
     """A sample ready to be written; `silent_scenes` were left out because no sampled frame shows them."""
 
     row: IndexRow
-    frames: list[PayloadFrame]
+    frames: Sequence[PayloadFrame]
     silent_scenes: int
 
 
-def watch(clip: Clip, recipe: Recipe, beat: Callable[[], None]) -> Watched:
-    """Sample the clip's medium; `beat` is called at each frame. Raises MediaError."""
+def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) -> Watched:
+    """Sample the clip's medium into `spool`; `beat` is called at each packet. Raises MediaError."""
 
-    def use(picture: np.ndarray) -> bytes:
+    def use(picture: np.ndarray) -> Slot:
         beat()
-        return to_jpeg(clip_view(picture, recipe.image_size), recipe.jpeg_quality)
+        return spool.put(to_jpeg(clip_view(picture, recipe.image_size), recipe.jpeg_quality))
 
     if clip.media is None:
-        return Watched([], [], 0, 0.0, "")
+        return Watched(SpooledFrames(spool, []), [], 0, 0.0, "")
     if clip.is_image:
-        return Watched([PayloadFrame(0.0, 0.0, use(read_image(clip.media)))], [0], 1, 0.0, "")
-    decoded = decode_video(clip.media, use, fps=recipe.fps, keep_damaged=recipe.on_damage == "keep")
-    frames = [PayloadFrame(sample.t, sample.pts, sample.value) for sample in decoded.samples]
+        return Watched(SpooledFrames(spool, [(0.0, 0.0, use(read_image(clip.media)))]), [0], 1, 0.0, "")
+    keep = recipe.on_damage == "keep"
+    decoded = decode_video(clip.media, use, fps=recipe.fps, keep_damaged=keep, decoder=recipe.decoder, beat=beat)
+    frames = [(sample.t, sample.pts, sample.value) for sample in decoded.samples]
     indices = [sample.index for sample in decoded.samples]
-    return Watched(frames, indices, decoded.total, decoded.duration, decoded.problem)
+    return Watched(SpooledFrames(spool, frames), indices, decoded.total, decoded.duration, decoded.problem)
 
 
-def build_sample(clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokenizer, beat: Callable[[], None]) -> Built:
-    """Make a sample; its place (`file`, `first_row_group`) is set by whoever writes it. Raises MediaError."""
-    watched = watch(clip, recipe, beat)
+def build_sample(
+    clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokenizer, spool: Spool, beat: Callable[[], None]
+) -> Built:
+    """Make a sample, its frames in `spool`; its place (`file`, `first_row_group`) is set by whoever writes it.
+
+    Raises MediaError, and MemoryError when decoding reaches the process's limit.
+    """
+    spool.clear()
+    watched = watch(clip, recipe, spool, beat)
     encoded, silent = _encode(clip, watched, tokenizer)
     row = IndexRow(
         sample_id=clip.sample_id,
         token_ids=np.array(encoded.token_ids, np.int32),
         supervised=np.array(encoded.supervised, bool),
         frame_positions=np.array(encoded.frame_positions, np.int32),
-        timestamps=np.array([frame.t for frame in watched.frames], np.float64),
+        timestamps=np.array(watched.frames.times, np.float64),
         file="",
         first_row_group=0,
         frames=len(watched.frames),
@@ -74,9 +81,9 @@ def build_sample(clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokeni
         source=clip.name,
         source_bytes=clip.media.stat().st_size if clip.media else 0,
         source_sha256=sha256_file(clip.media) if clip.media else "",
-        payload_xxh3=payload_hash([frame.data for frame in watched.frames]),
-        decoder="pillow" if clip.is_image else DECODER if clip.media else "",
-        decoder_version="" if clip.is_image or not clip.media else DECODER_VERSION,
+        payload_xxh3=payload_hash(frame.data for frame in watched.frames),
+        decoder="pillow" if clip.is_image else recipe.decoder if clip.media else "",
+        decoder_version="" if clip.is_image or not clip.media else decoder_version(recipe.decoder),
         recipe_hash=recipe_hash,
         status="partial" if watched.problem else "ok",
         reason=watched.problem,

@@ -17,7 +17,7 @@ SHOWN = 20
 
 
 def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> None:
-    """Two tables on stdout: counts, and rejects by name and reason."""
+    """Tables on stdout: counts, counts by data set, and rejects by name and reason."""
     console = Console()
     if report["already_built"]:
         console.print(f"{escape(str(out))}: already built by this recipe; nothing to do")
@@ -27,6 +27,7 @@ def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> N
         if isinstance(value, int | float) and not isinstance(value, bool):
             table.add_row(key.replace("_", " "), f"{value:,}")
     console.print(table)
+    _print_datasets(console, report["by_dataset"])
     if not rejects:
         return
     table = Table("record", "media", "reason", title=f"{len(rejects)} rejected")
@@ -67,3 +68,13 @@ def print_findings(found: Findings) -> None:
     console.print(table)
     if len(found.damage) > SHOWN:
         console.print(f"{len(found.damage) - SHOWN} more; --json lists all")
+
+
+def _print_datasets(console: Console, counts: dict[str, dict[str, int]]) -> None:
+    columns = list(next(iter(counts.values())))
+    table = Table("data set", *columns, title="by data set: conversations before and after grouping by video")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, row in counts.items():
+        table.add_row(escape(name), *(f"{row[column]:,}" for column in columns))
+    console.print(table)

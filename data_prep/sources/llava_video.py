@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip
-from data_prep.sources.records import media_path, need, record_id, talk
+from data_prep.sources.records import media_path, need, record_id
+from data_prep.sources.wording import talk
 
 
 def read_record(record: Any, media: Path, where: str) -> Clip:

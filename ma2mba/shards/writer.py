@@ -1,7 +1,7 @@
 """Write payload parts and index tables; bytes depend only on the samples."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -49,7 +49,7 @@ class PayloadHash:
         return self._digest.hexdigest()
 
 
-def payload_hash(frames: Sequence[bytes]) -> str:
+def payload_hash(frames: Iterable[bytes]) -> str:
     """The PayloadHash of all frames of a sample."""
     digest = PayloadHash()
     for data in frames:

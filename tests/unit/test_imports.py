@@ -36,6 +36,7 @@ MAY_IMPORT = {
 ONE_DOOR = {
     "deepspeed": ("ma2mba/training/deepspeed_engine.py",),
     "av": ("data_prep/decode.py", "data_prep/probe.py", "data_prep/toy/"),
+    "decord": ("data_prep/decord_reader.py",),
     "pyarrow": ("ma2mba/shards/",),
     "transformers": ("ma2mba/model/vision.py",),
     "mamba_ssm": ("ma2mba/ops/",),
@@ -67,6 +68,7 @@ def test_every_import_is_allowed():
         ("launch/x.py", "import deepspeed.comm", "deepspeed is imported only in"),
         ("ma2mba/data/x.py", "import pyarrow.parquet as pq", "pyarrow is imported only in"),
         ("data_prep/encode.py", "from av import open", "av is imported only in"),
+        ("data_prep/decode.py", "import decord", "decord is imported only in"),
         ("ma2mba/model/pretrained.py", "import transformers", "transformers is imported only in"),
         ("ma2mba/surprise/x.py", "import json", "add it to MAY_IMPORT"),
     ],

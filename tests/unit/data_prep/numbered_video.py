@@ -8,15 +8,18 @@ import av
 import numpy as np
 
 BITS, BLOCK, HEIGHT = 10, 16, 32
+X264 = {"bf": "3", "g": "48", "threads": "1", "preset": "veryfast"}
 
 
-def picture(number: int) -> np.ndarray:
+def picture(number: int, width: int = BITS * BLOCK, height: int = HEIGHT) -> np.ndarray:
+    """uint8 RGB; what exceeds the blocks repeats their edge."""
     bits = np.array([number >> i & 1 for i in range(BITS)], np.uint8) * 255
-    return np.repeat(np.tile(np.repeat(bits, BLOCK), (HEIGHT, 1))[:, :, None], 3, axis=2)
+    blocks = np.repeat(np.tile(np.repeat(bits, BLOCK), (height, 1))[:, :, None], 3, axis=2)
+    return np.pad(blocks, ((0, 0), (0, width - BITS * BLOCK), (0, 0)), mode="edge")
 
 
 def number_in(shown: np.ndarray) -> int:
-    centres = shown[HEIGHT // 2, BLOCK // 2 :: BLOCK, 1]
+    centres = shown[HEIGHT // 2, BLOCK // 2 : BITS * BLOCK : BLOCK, 1]
     return sum(1 << i for i, value in enumerate(centres) if value > 127)
 
 
@@ -27,22 +30,63 @@ def write(
     *,
     codec: str = "libx264",
     options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    pix_fmt: str = "yuv420p",
+    size: tuple[int, int] = (BITS * BLOCK, HEIGHT),
+    format: str | None = None,
+    sound: int = 0,
+    cover: bool = False,
 ) -> list[Fraction]:
-    """Frame i at pts[i] * time_base seconds, with B-frames; returns each frame's time after the first."""
-    container_options = {"avoid_negative_ts": "disabled"}
-    with av.open(str(path), "w", options=container_options) as container:
-        given = {"bf": "3", "g": "48", "threads": "1", "preset": "veryfast"} if options is None else options
-        stream = container.add_stream(codec, rate=1 / time_base if codec != "libx264" else None, options=given)
-        stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, HEIGHT, "yuv420p"
+    """Frame i at pts[i] * time_base seconds, with B-frames; returns each frame's time after the first.
+
+    `sound` adds that many seconds of silence, `cover` a picture of number 1023 before the video.
+    """
+    given = {"avoid_negative_ts": "disabled"} | (container_options or {})
+    with av.open(str(path), "w", options=given, format=format) as container:
+        if cover:
+            front = _picture_stream(container)
+        stream = container.add_stream(
+            codec, rate=1 / time_base if codec != "libx264" else None, options=X264 if options is None else options
+        )
+        (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
         stream.codec_context.time_base = time_base
         if codec == "mpeg4":
             stream.codec_context.max_b_frames = 2
+        silence = container.add_stream("aac", rate=16000) if sound else None
+        if cover:
+            container.mux(front.encode(av.VideoFrame.from_ndarray(picture(1023), format="rgb24")))
         for number, stamp in enumerate(pts):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
             frame.pts, frame.time_base = stamp, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if silence is not None:
+            write_silence(container, silence, sound)
     return [(stamp - pts[0]) * time_base for stamp in pts]
+
+
+def write_silence(container, stream, seconds: int) -> None:
+    """Mono silence at 16 kHz."""
+    for second in range(seconds):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = 16000, second * 16000
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def _picture_stream(container):
+    stream = container.add_stream("mjpeg", rate=1)
+    stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, HEIGHT, "yuvj420p"
+    stream.disposition = av.stream.Disposition.attached_pic
+    return stream
+
+
+def write_cover(path: Path) -> None:
+    """A file of nothing but a cover picture."""
+    with av.open(str(path), "w") as container:
+        stream = _picture_stream(container)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(5), format="rgb24")))
+        container.mux(stream.encode())
 
 
 def expected(times: Sequence[Fraction], seconds: Sequence[float]) -> list[int]:

@@ -314,7 +314,7 @@ def test_exit_codes_and_messages(material, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 2
     assert "error:" in err
-    assert "none.json record 1 text.mp4: not a readable video" in err
+    assert "none.json line 1, record 1 text.mp4: not a readable video" in err
     assert not (tmp_path / "s").exists()
     process = command(str(tmp_path / "gone.yaml"), "--out", str(tmp_path / "s"))
     out, err = process.communicate()

@@ -68,7 +68,7 @@ def test_the_first_pass_alone_suffices_while_skipping(video):
     facts = probe(path)
     wanted = {facts.pts[i] for i in expected(times, range(int(times[-1])))}
     used = {}
-    assert decode._decode_once(path, wanted, used, number_in, skipping=True) == ""
+    assert decode._decode_once(path, wanted, used, number_in, lambda: None, skipping=True) == ""
     assert used.keys() == wanted
 
 
@@ -76,14 +76,14 @@ def test_sequential_decoding_gives_the_same(video, monkeypatch):
     path, _ = video
     two_pass = numbers(path)[0]
     facts = replace(probe(path), by_packet=False)
-    monkeypatch.setattr(decode, "probe", lambda _: facts)
+    monkeypatch.setattr(decode, "probe", lambda *_: facts)
     assert numbers(path)[0] == two_pass
 
 
 def test_times_from_the_decoder_equal_those_of_packets(video):
     """Some containers name no presentation times; then the decoder's are taken."""
     path, _ = video
-    assert [start for start, _ in sorted(_decoded_spans(path))] == probe(path).pts
+    assert [start for start, _ in sorted(_decoded_spans(path, lambda: None))] == probe(path).pts
 
 
 def test_frames_hidden_by_an_edit_list_are_not_counted(tmp_path):

@@ -63,7 +63,7 @@ def test_malformed_llava_records(record, reason, tmp_path):
     reading = read(tmp_path, "llava", [GOOD, record])
     assert [clip.sample_id for clip in reading.clips] == ["a"]
     (reject,) = reading.rejects
-    assert reject.where == "a0.json record 2"
+    assert reject.where == "a0.json line 1, record 2"
     assert reason in reject.reason
     assert reading.records == 2
 
@@ -71,7 +71,7 @@ def test_malformed_llava_records(record, reason, tmp_path):
 def test_a_repeated_id_is_rejected(tmp_path):
     reading = read(tmp_path, "llava", [GOOD, GOOD])
     assert len(reading.clips) == 1
-    assert "its id stands already in a0.json record 1" in reading.rejects[0].reason
+    assert "its id stands already in a0.json line 1, record 1" in reading.rejects[0].reason
 
 
 def test_questions_about_one_video_are_grouped_across_files(tmp_path):

@@ -1,0 +1,82 @@
+"""Frames of the sample in work, on disk: a video of hours needs no more memory than one of seconds."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, overload
+
+from ma2mba.shards.writer import PayloadFrame
+
+
+class Slot(NamedTuple):
+    """Where bytes lie in a spool."""
+
+    offset: int
+    length: int
+
+
+class Spool:
+    """A nameless file in `folder` that is gone with the process. One sample at a time: `clear` between two."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
+        self._end = 0
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def clear(self) -> None:
+        """Forget everything; slots lose their meaning."""
+        self._file.truncate(0)
+        self._end = 0
+
+    def put(self, data: bytes) -> Slot:
+        """Append bytes."""
+        slot = Slot(self._end, len(data))
+        self._file.seek(self._end)
+        self._file.write(data)
+        self._end += len(data)
+        return slot
+
+    def get(self, slot: Slot) -> bytes:
+        """Read bytes back."""
+        self._file.seek(slot.offset)
+        return self._file.read(slot.length)
+
+
+class SpooledFrames(Sequence[PayloadFrame]):
+    """Frames (t, pts, slot) whose bytes are read from the spool when they are asked for."""
+
+    def __init__(self, spool: Spool, frames: Sequence[tuple[float, float, Slot]]):
+        self._spool, self._frames = spool, frames
+
+    @property
+    def times(self) -> list[float]:
+        """Of all frames, without reading them."""
+        return [t for t, _, _ in self._frames]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @overload
+    def __getitem__(self, index: int) -> PayloadFrame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PayloadFrame]: ...
+    def __getitem__(self, index: int | slice) -> PayloadFrame | list[PayloadFrame]:
+        if isinstance(index, slice):
+            return [self._load(frame) for frame in self._frames[index]]
+        return self._load(self._frames[index])
+
+    def __iter__(self) -> Iterator[PayloadFrame]:
+        return map(self._load, self._frames)
+
+    def _load(self, frame: tuple[float, float, Slot]) -> PayloadFrame:
+        t, pts, slot = frame
+        return PayloadFrame(t, pts, self._spool.get(slot))
