@@ -1,7 +1,9 @@
 """Shard folders as one numbered list of samples, whose frames are read when they are asked for."""
 
+import os
 from collections.abc import Sequence
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ from ma2mba.shards.reader import IndexRow, ShardReader
 
 EAGER_FRAMES = 128
 """Longer samples are not read into memory: their frames are read range by range."""
+DECODED_TOGETHER = 8
+"""Frames that one thread decodes at a time; a range is decoded by several threads."""
 
 
 class Dataset:
@@ -149,10 +153,14 @@ class StoredFrames:
         if features:
             bits = torch.frombuffer(bytearray(b"".join(stored)), dtype=torch.bfloat16) if stored else torch.empty(0)
             return bits.to(torch.bfloat16).view(len(stored), features.tokens, features.width)
-        frames_NCHW = np.empty((len(stored), 3, self.image_size, self.image_size), np.uint8)
-        for n, jpeg in enumerate(stored):
-            frames_NCHW[n] = self._decode(jpeg, start + n)
-        return torch.from_numpy(frames_NCHW)
+        frames_NHWC = np.empty((len(stored), self.image_size, self.image_size, 3), np.uint8)
+
+        def fill(first: int) -> None:
+            for n in range(first, min(first + DECODED_TOGETHER, len(stored))):
+                frames_NHWC[n] = self._decode(stored[n], start + n)
+
+        list(_decoders().map(fill, range(0, len(stored), DECODED_TOGETHER)))
+        return torch.from_numpy(frames_NHWC).permute(0, 3, 1, 2)
 
     def _decode(self, jpeg: bytes, n: int) -> np.ndarray:
         try:
@@ -167,7 +175,12 @@ class StoredFrames:
                 f"frame {n} of sample {self.row.sample_id} is {width}x{height} but its manifest says "
                 f"{self.image_size}x{self.image_size}; preprocess this sample again"
             )
-        return frame_HWC.transpose(2, 0, 1)
+        return frame_HWC
+
+
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="ma2mba-decode")
 
 
 def _kind(features: FeatureInfo | None) -> str:
