@@ -1,46 +1,55 @@
 """Build a shard folder from a recipe: read annotations, build parts in parallel, then name them all in a manifest."""
 
-import fcntl
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, Reject
 from data_prep.decode import decoder_version
+from data_prep.lengths import lengths
 from data_prep.limits import MEMORY
 from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
-from data_prep.pool import STALL, Task, build_parts
-from data_prep.progress import Reporter
-from data_prep.recipe import Recipe, differences, load_recipe, resolve
+from data_prep.pool import STALL
+from data_prep.recipe import Recipe, load_recipe, resolve
+from data_prep.running import Share, build_missing
 from data_prep.sources import Reading, read_sources
+from data_prep.workfolder import Busy, check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.format import (
     INDEX_FILE,
-    MANIFEST_FILE,
-    PAYLOAD_FOLDER,
+    ORIGIN_FILE,
     REJECTS_FILE,
     REPORT_FILE,
     TOKENIZER_FILE,
     IndexRow,
 )
 from ma2mba.shards.integrity import atomic_path, atomic_write
-from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, read_manifest, write_manifest
+from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, write_manifest
 from ma2mba.shards.writer import write_index
 
-RECIPE_FILE = "recipe.json"
+LENGTHS_PICTURE = "lengths.png"
+"""Beside the shards, not of them: a picture of the report."""
 
 
 def build(
-    recipe_path: Path, out: Path, workers: int, stall: float = STALL, memory: int = MEMORY
+    recipe_path: Path,
+    out: Path,
+    workers: int,
+    stall: float = STALL,
+    memory: int = MEMORY,
+    *,
+    executor: str = "local",
+    share: Share | None = None,
+    merge: bool = False,
 ) -> tuple[dict[str, Any], list[Reject]]:
     """Build, or go on with a build that was stopped; returns the report and what was rejected.
 
+    `executor` is "local" (`workers` processes here) or "ray". With `share` only its parts are built, and with `merge`
+    none; either names all parts in a manifest if all are there, else `share` reports `parts_missing`.
     The report's `already_built` tells that there was nothing to do. Raises UserError for a bad recipe, a folder that
     holds something else, or when not one sample can be made; then nothing is left in `out`.
     """
@@ -49,19 +58,51 @@ def build(
     tokenizer = (base / recipe.tokenizer).resolve()
     load_tokenizer(tokenizer)
     resolved = resolve(recipe, base, decoder_version(recipe.decoder))
-    finished = _check_folder(out, resolved)
-    if finished:
-        report = json.loads((out / REPORT_FILE).read_bytes())
-        lines = (out / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
-        return report | {"already_built": True}, [Reject(**json.loads(line)) for line in lines]
+    if check_folder(out, resolved):
+        return _finished(out)
     reading = read_sources(recipe, base)
     _require_something(reading, recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
-    with _work_folder(out, resolved):
-        fragments = _build_all(job, split(reading.clips, recipe.clips_per_part), workers, stall)
-        report, rejects = _finish(job, resolved, reading, fragments, recipe_path)
-    shutil.rmtree(out / WORK_FOLDER)
-    return report | {"already_built": False}, rejects
+    parts = split(reading.clips, recipe.clips_per_part)
+    if not merge:
+        with claim(out, resolved, shared=share is not None):
+            if check_folder(out, resolved):
+                return _finished(out)
+            mine = (share or Share(0, 1)).of_parts(len(parts))
+            build_missing(job, parts, mine, workers, stall, executor)
+    done = _finish_if_whole(job, resolved, reading, len(parts), recipe_path, alone=share is None)
+    if done:
+        return done
+    missing = sum(load_fragment(out, part) is None for part in range(len(parts)))
+    if merge:
+        raise UserError(f"{out}: {missing} of {len(parts)} parts are not built yet; build them with --part, then merge")
+    return {"already_built": False, "parts": len(parts), "parts_missing": missing}, []
+
+
+def _finish_if_whole(
+    job: Job, resolved: dict[str, Any], reading: Reading, parts: int, recipe_path: Path, *, alone: bool
+) -> tuple[dict[str, Any], list[Reject]] | None:
+    """Name all parts in a manifest; None when some are missing, or (unless `alone`) others are still at work."""
+    try:
+        with claim(job.out, resolved):
+            if check_folder(job.out, resolved):
+                return _finished(job.out)
+            fragments = [fragment for part in range(parts) if (fragment := load_fragment(job.out, part))]
+            if len(fragments) < parts:
+                return None
+            report, rejects = finish(job, resolved, reading, fragments, recipe_path)
+            shutil.rmtree(job.out / WORK_FOLDER)
+            return report | {"already_built": False}, rejects
+    except Busy:
+        if alone:
+            raise
+        return None
+
+
+def _finished(out: Path) -> tuple[dict[str, Any], list[Reject]]:
+    report = json.loads((out / REPORT_FILE).read_bytes())
+    lines = (out / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
+    return report | {"already_built": True}, [Reject(**json.loads(line)) for line in lines]
 
 
 def split(clips: list[Clip], size: int) -> list[list[Clip]]:
@@ -69,62 +110,7 @@ def split(clips: list[Clip], size: int) -> list[list[Clip]]:
     return [clips[i : i + size] for i in range(0, len(clips), size)]
 
 
-def _check_folder(out: Path, resolved: dict[str, Any]) -> bool:
-    """Whether `out` is this build, finished. Raises UserError when it holds anything else."""
-    if not out.exists():
-        return False
-    started = out / WORK_FOLDER / RECIPE_FILE
-    if (out / MANIFEST_FILE).exists():
-        found: dict[str, Any] = read_manifest(out).recipe
-    elif started.exists():
-        found = json.loads(started.read_bytes())
-    elif out.is_dir() and not any(path.name != WORK_FOLDER for path in out.iterdir()):
-        return False
-    else:
-        raise UserError(f"{out}: holds other files and no shards; name a new folder")
-    if changes := differences(found, resolved):
-        listed = "\n".join(f"  {line}" for line in changes)
-        raise UserError(f"{out}: was built by another recipe; name a new folder. What differs:\n{listed}")
-    if not (out / MANIFEST_FILE).exists():
-        return False
-    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
-    return True
-
-
-@contextmanager
-def _work_folder(out: Path, resolved: dict[str, Any]) -> Iterator[None]:
-    """Hold `out` for this process alone. Raises UserError while another build holds it."""
-    work = out / WORK_FOLDER
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{out}: another build is writing here; wait for it or name a new folder") from None
-        if not (work / RECIPE_FILE).exists():
-            with atomic_write(work / RECIPE_FILE) as file:
-                json.dump(resolved, file)
-        yield
-
-
-def _build_all(job: Job, parts: list[list[Clip]], workers: int, stall: float) -> list[Fragment]:
-    """Build the parts that are not there yet; returns the fragments of all."""
-    there = {part: fragment for part in range(len(parts)) if (fragment := load_fragment(job.out, part))}
-    done = sum(len(parts[part]) for part in there)
-    rejects = sum(len(fragment.rejects) for fragment in there.values())
-    tasks: list[Task] = [(part, clips, {}) for part, clips in enumerate(parts) if part not in there]
-    with Reporter(f"building {job.out.name}", sum(map(len, parts)), done) as reporter:
-
-        def advance(clips: int, rejected: int) -> None:
-            nonlocal rejects
-            rejects += rejected
-            reporter.advance(clips, f"{rejects} rejected" if rejects else "")
-
-        build_parts(job, tasks, workers, advance, stall)
-    return [fragment for part in range(len(parts)) if (fragment := load_fragment(job.out, part))]
-
-
-def _finish(
+def finish(
     job: Job, resolved: dict[str, Any], reading: Reading, fragments: list[Fragment], recipe_path: Path
 ) -> tuple[dict[str, Any], list[Reject]]:
     """Write index, rejects, report, tokenizer and, last, the manifest."""
@@ -134,14 +120,20 @@ def _finish(
     if not rows:
         shutil.rmtree(out)
         _require_something(Reading(), recipe_path, rejects)
-    for stale in (out / PAYLOAD_FOLDER).glob(".*.tmp"):
-        stale.unlink()
-    report = make_report(reading, rows, rejects, sum(fragment.silent_scenes for fragment in fragments))
+    remove_leftovers(out)
+    silent = sum(fragment.silent_scenes for fragment in fragments)
+    report = make_report(reading, rows, rejects, silent, job.recipe.image_size)
     write_index(out / INDEX_FILE, rows)
     with atomic_write(out / REJECTS_FILE) as file:
         file.writelines(json.dumps(asdict(reject)) + "\n" for reject in rejects)
     with atomic_write(out / REPORT_FILE) as file:
         json.dump(report, file, indent=1)
+    from ma2mba.evaluation.plot import draw_histogram  # takes a second to import, which most calls need not spend
+
+    with atomic_path(out / LENGTHS_PICTURE) as temporary:
+        draw_histogram("Length of samples", report["tokens_per_sample"], temporary)
+    with atomic_write(out / ORIGIN_FILE) as file:
+        json.dump({"recipe": str(recipe_path.resolve())}, file)
     with atomic_path(out / TOKENIZER_FILE) as temporary:
         shutil.copyfile(job.tokenizer, temporary)
     write_manifest(out, _manifest(job, resolved, rows, fragments))
@@ -173,7 +165,9 @@ def _sources(recipe: Recipe, rows: list[IndexRow]) -> list[SourceEntry]:
     return [SourceEntry(name=n, format=s.format, weight=s.weight, samples=samples[n]) for n, s in named.items()]
 
 
-def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], silent_scenes: int) -> dict[str, Any]:
+def make_report(
+    reading: Reading, rows: list[IndexRow], rejects: list[Reject], silent_scenes: int, image_size: int
+) -> dict[str, Any]:
     """Counts of a build; the same for every run of it."""
     return {
         "records": reading.records,
@@ -189,6 +183,7 @@ def make_report(reading: Reading, rows: list[IndexRow], rejects: list[Reject], s
         "seconds": round(sum(row.duration for row in rows), 3),
         "text_tokens": sum(len(row.token_ids) for row in rows),
         "supervised_tokens": int(sum(row.supervised.sum() for row in rows)),
+        **lengths(rows, image_size),
     }
 
 

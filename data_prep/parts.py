@@ -77,7 +77,7 @@ def build_part(
             rows.append(replace(built.row, file=writer.name if built.frames else "", first_row_group=first))
             silent += built.silent_scenes
     payload = file_entry(job.out, writer.name) if any(row.frames for row in rows) else None
-    _save(job.out, part, rows, Fragment(payload, rejects, silent))
+    save_fragment(job.out, part, rows, Fragment(payload, rejects, silent))
     return len(rejects)
 
 
@@ -85,7 +85,8 @@ def _paths(out: Path, part: int) -> tuple[Path, Path]:
     return out / WORK_FOLDER / f"part-{part:05d}.parquet", out / WORK_FOLDER / f"part-{part:05d}.json"
 
 
-def _save(out: Path, part: int, rows: list[IndexRow], fragment: Fragment) -> None:
+def save_fragment(out: Path, part: int, rows: list[IndexRow], fragment: Fragment) -> None:
+    """Write down a part whose payload is there: from now on it is finished."""
     index, notes = _paths(out, part)
     write_index(index, rows)
     payload = fragment.payload.model_dump() if fragment.payload else None
@@ -97,13 +98,13 @@ def _save(out: Path, part: int, rows: list[IndexRow], fragment: Fragment) -> Non
 
 
 def load_fragment(out: Path, part: int) -> Fragment | None:
-    """The fragment of a finished part whose payload is as it was written; None when it must be built."""
+    """The fragment of a finished part whose payload has the size that was written; None when it must be built."""
     index, notes = _paths(out, part)
     if not notes.is_file() or not index.is_file():
         return None
     content = json.loads(notes.read_bytes())
     payload = FileEntry.model_validate(content["payload"]) if content["payload"] else None
-    if payload and not ((out / payload.name).is_file() and file_entry(out, payload.name) == payload):
+    if payload and not ((out / payload.name).is_file() and (out / payload.name).stat().st_size == payload.bytes):
         return None
     return Fragment(payload, [Reject(**reject) for reject in content["rejects"]], content["silent"])
 

@@ -1,5 +1,6 @@
 """What a person sees after a build."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from data_prep.audit import Findings
 from data_prep.clips import Reject
 from ma2mba.shards.format import REJECTS_FILE
 
@@ -34,6 +36,38 @@ def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> N
     console.print(table)
     if len(rejects) > SHOWN:
         console.print(f"{len(rejects) - SHOWN} more in {escape(str(out / REJECTS_FILE))}")
+
+
+def findings_as_json(found: Findings) -> dict[str, Any]:
+    """The same as `print_findings` says."""
+    return {
+        "folder": str(found.folder),
+        "files": found.files,
+        "samples": found.samples,
+        "bytes": found.bytes,
+        "sound": found.sound,
+        "damage": [asdict(damage) for damage in found.damage],
+        "repaired": found.repaired,
+        "unrepaired": found.unrepaired,
+    }
+
+
+def print_findings(found: Findings) -> None:
+    """What was read, a table of what is damaged, and what became of it."""
+    console = Console()
+    console.print(
+        f"{escape(str(found.folder))}: {found.files} files, {found.samples:,} samples, {found.bytes:,} bytes read"
+    )
+    if not found.damage:
+        console.print("everything is as it was written")
+        return
+    table = Table("file", "sample", "damage", "now", title=f"{len(found.damage)} damaged")
+    for damage in found.damage[:SHOWN]:
+        now = "repaired" if damage.file in found.repaired else found.unrepaired.get(damage.file, "damaged")
+        table.add_row(escape(damage.file), escape(damage.sample), escape(damage.what), escape(now))
+    console.print(table)
+    if len(found.damage) > SHOWN:
+        console.print(f"{len(found.damage) - SHOWN} more; --json lists all")
 
 
 def _print_datasets(console: Console, counts: dict[str, dict[str, int]]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ma2mba.data.frames import Frames, FrameSource
+
 IGNORE = -100
 
 
@@ -18,14 +20,15 @@ IGNORE = -100
 class Sample:
     """Text, which of it is supervised, the frames, and before which token each stands (not decreasing, up to T).
 
-    token_ids_T int, supervised_T bool, frame_positions_N int, frames_NCHW uint8.
+    token_ids_T int, supervised_T bool, frame_positions_N int; frames uint8 (N, C, H, W) or features bf16 (N, K, V),
+    in memory or read when asked for.
     """
 
     sample_id: str
     token_ids_T: np.ndarray
     supervised_T: np.ndarray
     frame_positions_N: np.ndarray
-    frames_NCHW: np.ndarray
+    frames: FrameSource | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,22 @@ class Batch:
 
     ids_BS      int64, 0 at visual positions and padding
     targets_BS  int64, already shifted: what position t must predict; -100 where nothing is learned
-    visual_BS   int64, n * K + k where token k of frame n of `frames_NCHW` stands; -1 at text and padding
-    frames_NCHW uint8, the frames of all samples one after the other; may be empty
+    visual_BS   int64, n * K + k where token k of frame n of `frames` stands; -1 at text and padding
+    frames      those of all samples one after the other, read when asked for; may be empty
     supervised  number of targets that are not -100
     """
 
     ids_BS: Tensor
     targets_BS: Tensor
     visual_BS: Tensor
-    frames_NCHW: Tensor
+    frames: Frames
     sample_ids: list[str]
     supervised: int
+
+    @property
+    def frames_NCHW(self) -> Tensor:
+        """All frames in memory at once: for small batches."""
+        return self.frames.all()
 
 
 def collate(samples: Sequence[Sample], tokens_per_frame: int) -> Batch:
@@ -67,7 +75,7 @@ def collate(samples: Sequence[Sample], tokens_per_frame: int) -> Batch:
         ids_BS=torch.from_numpy(ids_BS),
         targets_BS=torch.from_numpy(targets_BS),
         visual_BS=torch.from_numpy(visual_BS),
-        frames_NCHW=torch.from_numpy(np.concatenate([s.frames_NCHW for s in samples])),
+        frames=Frames([s.frames for s in samples]),
         sample_ids=[s.sample_id for s in samples],
         supervised=int((targets_BS != IGNORE).sum()),
     )

@@ -1,17 +1,15 @@
-"""Batches prepared in a background thread while the model trains."""
+"""Batches prepared in background threads while the model trains."""
 
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
 from ma2mba.data.batch import Batch, collate
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler, StepPlan
-
-POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,11 @@ class LoadedStep:
 
 
 class Loader:
-    """This rank's steps from a position on, without end; at most `prefetch` batches are held ready.
+    """This rank's steps from a position on, without end; `prefetch` batches are ready or being made by `threads`.
 
-    `waited` counts the seconds that the training process has stood still for data. An error in the background is raised
-    where the next batch is asked for.
+    Nothing depends on the number of threads but the speed. `waited` counts the seconds that the training process has
+    stood still for data, frames of long samples included. An error in the background is raised where the next batch is
+    asked for, and again at each later one.
     Use as a context manager, or call `close`.
     """
 
@@ -38,17 +37,21 @@ class Loader:
         *,
         rank: int = 0,
         at: Position = Position(),
-        prefetch: int = 2,
+        prefetch: int = 4,
+        threads: int = 2,
     ):
-        self.waited = 0.0
-        self._make: Callable[[list[int]], Batch] = lambda indices: collate(
-            [dataset[i] for i in indices], tokens_per_frame
-        )
+        self._dataset, self._tokens_per_frame = dataset, tokens_per_frame
         self._sampler, self._rank, self._at = sampler, rank, at
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(max(1, prefetch))
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="ma2mba-loader", daemon=True)
-        self._thread.start()
+        self._coming = (micro for plan in sampler.plans(at) for micro in plan.micro_batches[rank])
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ma2mba-loader")
+        self._ready: deque[Future[Batch]] = deque(self._begin() for _ in range(max(1, prefetch)))
+        self._waited = 0.0
+        self._current: Batch | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def waited(self) -> float:
+        return self._waited + (self._current.frames.waited if self._current else 0.0)
 
     def __iter__(self) -> Iterator[LoadedStep]:
         for plan in self._sampler.plans(self._at):
@@ -63,32 +66,26 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Stop the background thread."""
-        self._closed.set()
-        self._thread.join()
+        """Stop the background threads."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self) -> Future[Batch]:
+        return self._pool.submit(self._make, next(self._coming))
+
+    def _make(self, indices: list[int]) -> Batch:
+        return collate([self._dataset[i] for i in indices], self._tokens_per_frame)
 
     def _take(self) -> Batch:
+        if self._error:
+            raise self._error
+        self._waited, self._current = self.waited, None
         started = time.perf_counter()
-        item = self._ready.get()
-        self.waited += time.perf_counter() - started
-        if isinstance(item, BaseException):
-            self._ready.put(item)  # a later call hears of it too: nothing more will come
-            raise item
-        return item
-
-    def _work(self) -> None:
         try:
-            for plan in self._sampler.plans(self._at):
-                for indices in plan.micro_batches[self._rank]:
-                    if self._closed.is_set():
-                        return
-                    self._put(self._make(indices))
-        except BaseException as error:  # whatever it is, the training process must hear of it
-            self._put(error)
-
-    def _put(self, item: Batch | BaseException) -> None:
-        while not self._closed.is_set():
-            try:
-                return self._ready.put(item, timeout=POLL_SECONDS)
-            except queue.Full:
-                continue
+            batch = self._ready.popleft().result()
+        except BaseException as error:
+            self._error = error
+            raise
+        self._waited += time.perf_counter() - started
+        self._current = batch
+        self._ready.append(self._begin())
+        return batch

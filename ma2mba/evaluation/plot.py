@@ -133,3 +133,20 @@ def draw_plan(
         axes.legend(frameon=False)
         _title(axes, title, "GB, predicted")
         figure.savefig(path, dpi=150, format="png", facecolor="white")
+
+
+def draw_histogram(title: str, counts: Mapping[str, int], path: Path) -> None:
+    """Draw how many samples have at least so many tokens, and fewer than the next size, as a PNG."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+        axes = figure.subplots()
+        places = range(len(counts))
+        axes.bar(places, list(counts.values()), color=COLOURS[0], width=0.8, zorder=2)
+        for place, count in zip(places, counts.values(), strict=True):
+            axes.annotate(f"{count:,}", (place, count), (0, 3), textcoords="offset points", ha="center", va="bottom")
+        axes.set_xticks(places, [f"{int(size):,}" for size in counts], rotation=30 if len(counts) > 8 else 0)
+        axes.grid(axis="y", color=GRID, zorder=0)
+        axes.margins(y=0.12)
+        axes.set_xlabel("tokens, text and visual: this many up to twice as many")
+        _title(axes, title, "samples")
+        figure.savefig(path, dpi=120, format="png", facecolor="white", metadata={"Software": None})

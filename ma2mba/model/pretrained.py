@@ -19,7 +19,7 @@ from ma2mba.errors import UserError
 from ma2mba.model.config import BackboneConfig, ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import load_clip
+from ma2mba.model.vision import VisionEncoder, load_clip
 from ma2mba.shards.integrity import atomic_folder, sha256_file
 
 CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tokenizer.json", "checksums.json"
@@ -126,6 +126,13 @@ def init_vision(model: VideoMa2mba, source: str) -> None:
             f"{source}: its vision encoder differs from the recipe's model.vision in {', '.join(differing)}"
         )
     model.vision.load_state_dict(encoder.state_dict())
+
+
+def load_vision(source: str) -> VisionEncoder:
+    """The vision encoder of one of our model folders, or of a CLIP folder or hub name. Raises UserError for others."""
+    if (Path(source) / CHECKSUMS).is_file():
+        return load_model(source)[0].vision
+    return load_clip(source)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

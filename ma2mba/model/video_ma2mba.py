@@ -31,19 +31,25 @@ class VideoMa2mba(nn.Module):
         self.language_model = Mamba2LanguageModel(config.language_model)
 
     @property
+    def projector_dtype(self) -> torch.dtype:
+        return next(self.projector.parameters()).dtype
+
+    @property
     def layers(self) -> nn.ModuleList:
         """Steps `layer(x_BTD, state) -> (x_BTD, state)` with `layer.initial_state(x_BTD)`."""
         return self.language_model.backbone.layers
 
-    def embed(self, ids_BT: Tensor, visual_BT: Tensor, frames_NCHW: Tensor) -> Tensor:
+    def embed(self, ids_BT: Tensor, visual_BT: Tensor, frames: Tensor) -> Tensor:
         """Text and visual tokens in their places, as the residual stream x_BTD (fp32 or wider).
 
-        `visual_BT` is n * K + k where token k of frame n of `frames_NCHW` (uint8) stands and -1 where text stands;
-        `ids_BT` counts only there.
+        `visual_BT` is n * K + k where token k of frame n of `frames` stands and -1 where text stands; `ids_BT` counts
+        only there. `frames` are pictures, uint8 (N, C, H, W), or what the vision encoder makes of them, floating
+        (N, K, vision width); the encoder then is left alone.
         """
         x_BTD = self.language_model.backbone.embedding(ids_BT)
-        if len(frames_NCHW):
-            tokens_ND = self.projector(self.vision(frames_NCHW)).flatten(0, 1)
+        if len(frames):
+            seen_NKV = frames.to(self.projector_dtype) if frames.is_floating_point() else self.vision(frames)
+            tokens_ND = self.projector(seen_NKV).flatten(0, 1)
             seen_BTD = F.embedding(visual_BT.clamp(min=0), tokens_ND).to(x_BTD.dtype)
             x_BTD = torch.where((visual_BT >= 0)[..., None], seen_BTD, x_BTD)
         return x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))

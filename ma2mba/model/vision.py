@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -61,6 +62,16 @@ def load_clip(source: str) -> VisionEncoder:
     encoder = VisionEncoder(VisionConfig(**fields, **_normalisation(source)))
     encoder.clip = _cut(clip)
     return encoder
+
+
+def fingerprint(encoder: VisionEncoder) -> str:
+    """Names the encoder by its shape and its weights, rounded to bf16, as a run in bf16 rounds them."""
+    digest = xxhash.xxh3_128(encoder.config.model_dump_json().encode())
+    for name, weight in sorted(encoder.state_dict().items()):
+        bits = weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(name.encode())
+        digest.update(bits.numpy())
+    return digest.hexdigest()
 
 
 def _cut(clip: CLIPVisionModel) -> CLIPVisionModel:

@@ -7,10 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 FORMAT_VERSION = 2
-FRAMES_PER_ROW_GROUP = {"jpeg": 64}
+FRAMES_PER_ROW_GROUP = {"jpeg": 64, "features": 16}
 """Payload kind -> frames in a row group; a row group never spans samples."""
 INDEX_FILE, MANIFEST_FILE, TOKENIZER_FILE = "index.parquet", "manifest.json", "tokenizer.json"
 REJECTS_FILE, REPORT_FILE, PAYLOAD_FOLDER = "rejects.jsonl", "report.json", "payload"
+ORIGIN_FILE = "origin.json"
+"""Where the sources lay: beside the shards, not of them (the manifest does not name it)."""
 
 PAYLOAD_SCHEMA = pa.schema(
     [
@@ -20,6 +22,14 @@ PAYLOAD_SCHEMA = pa.schema(
         pa.field("frame", pa.binary(), nullable=False),
     ]
 )
+
+
+def payload_schema(frame_bytes: int | None = None) -> pa.Schema:
+    """The columns of a payload file; frames of one size (features) are stored without lengths."""
+    if frame_bytes is None:
+        return PAYLOAD_SCHEMA
+    return PAYLOAD_SCHEMA.set(3, pa.field("frame", pa.binary(frame_bytes), nullable=False))
+
 
 INDEX_SCHEMA = pa.schema(
     [

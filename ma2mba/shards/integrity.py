@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,11 @@ def xxh3_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process uses, on this machine or another."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it.
@@ -41,7 +47,7 @@ def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         if sync:
@@ -73,7 +79,7 @@ def fsync(path: Path | str) -> None:
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
     """Give a temporary folder beside `folder`; on success fsync its files and rename it to `folder`, else remove it."""
     folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

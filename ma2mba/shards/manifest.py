@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ma2mba.errors import UserError
 from ma2mba.shards.format import FORMAT_VERSION, MANIFEST_FILE
@@ -31,12 +31,26 @@ class SourceEntry(BaseModel):
     samples: int
 
 
+class FeatureInfo(BaseModel):
+    """What the frames of a folder of features are: bf16 (tokens, width), by the encoder with this fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    tokens: int
+    width: int
+    encoder: str
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.tokens * self.width * 2
+
+
 class Manifest(BaseModel):
     """What a shard folder holds. `recipe` is what it was built from, `recipe_hash` its hash."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format_version: int = FORMAT_VERSION
-    kind: Literal["jpeg"] = "jpeg"
+    kind: Literal["jpeg", "features"] = "jpeg"
+    features: FeatureInfo | None = None
     image_size: int
     fps: float
     recipe: dict[str, Any]
@@ -49,6 +63,12 @@ class Manifest(BaseModel):
     samples: int
     frames: int
     tokens: int
+
+    @model_validator(mode="after")
+    def _features_are_described(self) -> "Manifest":
+        if (self.kind == "features") != (self.features is not None):
+            raise ValueError(f"kind {self.kind} does not agree with features {self.features}")
+        return self
 
 
 def hash_json(value: Any) -> str:

@@ -1,6 +1,8 @@
 """Read a shard folder: the index at once, frames by row group, every page's checksum verified."""
 
+import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, INDEX_FILE, PAYLOAD_FOLDER, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.integrity import ShardDamaged, xxh3_file
 from ma2mba.shards.manifest import FileEntry, read_manifest
-from ma2mba.shards.writer import payload_hash, read_index
+from ma2mba.shards.writer import PayloadHash, read_index
 
 OPEN_FILES = 8
 """Payload files that a reader keeps open."""
@@ -22,7 +24,7 @@ class ShardReader:
     """A finished shard folder. Opening checks the manifest, every file's size, and the content of all but the payload.
 
     Payload pages are checked as they are read (`verify="pages"`) or all of it on opening too (`"all"`).
-    Pickles to its folder, so each worker opens its own files. Raises UserError (ShardDamaged for altered bytes).
+    Threads may share one; it pickles to its folder. Raises UserError (ShardDamaged for altered bytes).
     """
 
     def __init__(self, folder: Path | str, verify: Literal["pages", "all"] = "pages"):
@@ -36,6 +38,7 @@ class ShardReader:
             raise ShardDamaged(f"{self.folder / INDEX_FILE}: cannot be read ({error}); {_REMEDY}") from error
         self._group = FRAMES_PER_ROW_GROUP[self.manifest.kind]
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __reduce__(self):
         return ShardReader, (self.folder,)
@@ -45,7 +48,7 @@ class ShardReader:
         return self.folder / TOKENIZER_FILE
 
     def frames(self, row: IndexRow, start: int = 0, stop: int | None = None) -> list[bytes]:
-        """JPEG bytes of frames [start, stop) of a sample, reading only their row groups.
+        """Bytes (JPEG or features) of frames [start, stop) of a sample, reading only their row groups.
 
         Raises IndexError outside 0..row.frames, ShardDamaged naming file and sample when bytes were altered.
         """
@@ -57,7 +60,8 @@ class ShardReader:
         first, last = start // self._group, (stop - 1) // self._group
         groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
         try:
-            table = self._file(row.file).read_row_groups(groups, columns=["sample_id", "t", "frame"])
+            with self._lock:
+                table = self._file(row.file).read_row_groups(groups, columns=["sample_id", "t", "frame"])
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise self._damaged(row, str(error)) from error
         table = table.slice(start - first * self._group, stop - start)
@@ -67,6 +71,17 @@ class ShardReader:
         }:
             raise self._damaged(row, "holds other frames than the index says")
         return table.column("frame").to_pylist()
+
+    def shown_since(self, row: IndexRow, start: int, stop: int) -> np.ndarray:
+        """When the pictures of frames [start, stop) came on screen: `pts` of the payload, float64, seconds."""
+        first, last = start // self._group, (stop - 1) // self._group
+        groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
+        try:
+            with self._lock:
+                table = self._file(row.file).read_row_groups(groups, columns=["pts"])
+        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+            raise self._damaged(row, str(error)) from error
+        return table.column("pts").to_numpy()[start - first * self._group :][: stop - start]
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name not in self._files:
@@ -96,39 +111,60 @@ def check_file(folder: Path, entry: FileEntry, *, content: bool) -> None:
         raise ShardDamaged(f"{path}: its content does not match the manifest's checksum; {_REMEDY}")
 
 
-def verify(folder: Path | str) -> list[str]:
-    """Re-read every byte of a shard folder; returns the problems found, none for a sound one.
+@dataclass(frozen=True)
+class Damage:
+    """A file of a shard folder, one of its samples ("" for the file as a whole), and what is wrong with it."""
+
+    file: str
+    sample: str
+    what: str
+
+
+def find_damage(folder: Path | str) -> list[Damage]:
+    """Re-read every byte of a shard folder; nothing for a sound one.
 
     Raises UserError when there is no readable manifest to compare with.
     """
     folder = Path(folder)
-    problems = []
-    for entry in read_manifest(folder).files:
+    manifest, found = read_manifest(folder), list[Damage]()
+    for entry in manifest.files:
         try:
             check_file(folder, entry, content=True)
         except ShardDamaged as damage:
-            problems.append(str(damage))
-    if any(INDEX_FILE in problem for problem in problems):
-        return problems
-    for row in read_index(folder / INDEX_FILE):
-        problems += _sample_problems(folder, row)
-    return problems
+            found.append(Damage(entry.name, "", str(damage).removeprefix(f"{folder / entry.name}: ").split("; ")[0]))
+    if any(damage.file == INDEX_FILE for damage in found):
+        return found
+    rows = read_index(folder / INDEX_FILE)
+    for row in rows:
+        found += _sample_damage(folder, row, FRAMES_PER_ROW_GROUP[manifest.kind])
+    if (count := sum(row.frames for row in rows)) != manifest.frames or len(rows) != manifest.samples:
+        said = f"{len(rows)} samples and {count} frames, the manifest says {manifest.samples} and {manifest.frames}"
+        found.append(Damage(INDEX_FILE, "", said))
+    return found
 
 
-def _sample_problems(folder: Path, row: IndexRow) -> list[str]:
+def verify(folder: Path | str) -> list[str]:
+    """`find_damage` in words: one line a problem, none for a sound folder."""
+    return [
+        f"{Path(folder) / damage.file}: {f'sample {damage.sample} ' if damage.sample else ''}{damage.what}"
+        for damage in find_damage(folder)
+    ]
+
+
+def _sample_damage(folder: Path, row: IndexRow, group: int) -> list[Damage]:
     lengths = {len(row.frame_positions), len(row.timestamps), row.frames}
     if len(lengths) > 1 or len(row.token_ids) != len(row.supervised):
-        return [f"{folder / INDEX_FILE}: sample {row.sample_id} has columns of different lengths"]
-    if not row.frames:
-        return []
-    first, count = row.first_row_group, -(-row.frames // FRAMES_PER_ROW_GROUP["jpeg"])
+        return [Damage(INDEX_FILE, row.sample_id, "has columns of different lengths")]
+    digest, count, first = PayloadHash(), 0, row.first_row_group
     try:
-        with pq.ParquetFile(folder / row.file, page_checksum_verification=True) as file:
-            found = (
-                file.read_row_groups(list(range(first, first + count)), columns=["frame"]).column("frame").to_pylist()
-            )
+        if row.frames:
+            with pq.ParquetFile(folder / row.file, page_checksum_verification=True) as file:
+                for number in range(first, first + -(-row.frames // group)):
+                    for data in file.read_row_group(number, columns=["frame"]).column("frame").to_pylist():
+                        digest.add(data)
+                        count += 1
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        return [f"{folder / row.file}: sample {row.sample_id} cannot be read ({error})"]
-    if len(found) != row.frames or payload_hash(found) != row.payload_xxh3:
-        return [f"{folder / row.file}: sample {row.sample_id} has other frames than were written"]
+        return [Damage(row.file, row.sample_id, f"cannot be read ({error})")]
+    if count != row.frames or (row.frames and digest.hexdigest() != row.payload_xxh3):
+        return [Damage(row.file, row.sample_id, "has other frames than were written")]
     return []

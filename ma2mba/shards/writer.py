@@ -13,17 +13,17 @@ import xxhash
 from ma2mba.shards.format import (
     FRAMES_PER_ROW_GROUP,
     PAYLOAD_FOLDER,
-    PAYLOAD_SCHEMA,
     IndexRow,
+    payload_schema,
     rows_to_table,
     table_to_rows,
 )
-from ma2mba.shards.integrity import atomic_path, fsync
+from ma2mba.shards.integrity import atomic_path, fsync, temporary_name
 
 
 @dataclass(frozen=True)
 class PayloadFrame:
-    """A frame sampled at `t` s of the video: the picture shown since `pts` s, as JPEG bytes."""
+    """A frame sampled at `t` s of the video: the picture shown since `pts` s, as JPEG bytes or features."""
 
     t: float
     pts: float
@@ -35,23 +35,39 @@ def part_name(part: int) -> str:
     return f"{PAYLOAD_FOLDER}/part-{part:05d}.parquet"
 
 
-def payload_hash(frames: Iterable[bytes]) -> str:
+class PayloadHash:
     """XXH3-128 over a sample's frames, each preceded by its length (8 bytes, little endian)."""
-    digest = xxhash.xxh3_128()
+
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, data: bytes) -> None:
+        self._digest.update(len(data).to_bytes(8, "little"))
+        self._digest.update(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def payload_hash(frames: Iterable[bytes]) -> str:
+    """The PayloadHash of all frames of a sample."""
+    digest = PayloadHash()
     for data in frames:
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        digest.add(data)
     return digest.hexdigest()
 
 
 class PartWriter:
-    """Writes one payload file; it appears under its name only on a clean exit with at least one frame."""
+    """Writes one payload file; it appears under its name only on a clean exit with at least one frame.
 
-    def __init__(self, folder: Path, part: int, kind: str = "jpeg"):
+    `frame_bytes` is the size of every frame for the kind "features".
+    """
+
+    def __init__(self, folder: Path, part: int, kind: str = "jpeg", frame_bytes: int | None = None):
         self.name = part_name(part)
         self._path = folder / self.name
-        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-        self._group = FRAMES_PER_ROW_GROUP[kind]
+        self._temporary = temporary_name(self._path)
+        self._group, self._schema = FRAMES_PER_ROW_GROUP[kind], payload_schema(frame_bytes)
         self._writer: pq.ParquetWriter | None = None
         self._groups = self._frames = 0
 
@@ -59,13 +75,16 @@ class PartWriter:
         return self
 
     def add(self, sample_id: str, frames: Sequence[PayloadFrame]) -> int:
-        """Append a sample's frames in row groups of their own; returns the number of the first."""
+        """Append a sample's frames in row groups of their own; returns the number of the first.
+
+        A sample may come in several calls if each but the last brings whole row groups.
+        """
         first = self._groups
         for start in range(0, len(frames), self._group):
             some = frames[start : start + self._group]
             columns = [[sample_id] * len(some), [f.t for f in some], [f.pts for f in some], [f.data for f in some]]
-            arrays = [pa.array(values, field.type) for values, field in zip(columns, PAYLOAD_SCHEMA, strict=True)]
-            self._open().write_table(pa.Table.from_arrays(arrays, schema=PAYLOAD_SCHEMA), row_group_size=self._group)
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
+            self._open().write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=self._group)
             self._groups += 1
         self._frames += len(frames)
         return first
@@ -75,7 +94,7 @@ class PartWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             # statistics would store the least and the greatest frame of every row group again, outside the checksums
             options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-            self._writer = pq.ParquetWriter(self._temporary, PAYLOAD_SCHEMA, write_page_checksum=True, **options)
+            self._writer = pq.ParquetWriter(self._temporary, self._schema, write_page_checksum=True, **options)
         return self._writer
 
     def __exit__(

@@ -20,7 +20,7 @@ from ma2mba.model.pretrained import (
     state_spaces_config,
 )
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import load_clip
+from ma2mba.model.vision import fingerprint, load_clip
 from ma2mba.shards.integrity import sha256_file
 from ma2mba.training.checkpoint import MODEL, Start, find_start, model_folder
 from ma2mba.training.recipe import Pretrained, Recipe
@@ -63,28 +63,52 @@ class Job:
 
 def build(recipe: Recipe, world: World) -> Job:
     """Read what the recipe names. Raises UserError before anything is written."""
-    check_ranks(recipe, world)
+    check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
     policy = load_policy(recipe.zero_config)
     start = find_start(recipe)
     model = build_model(recipe, start)
-    dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
+    weights = [source.weight for source in recipe.sources]
+    dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame, weights=weights)
     _check_tokenizer(recipe, start, model.config, dataset)
+    _check_features(recipe, model, dataset)
     if start:
         start.check(recipe, world, policy, dataset.fingerprint)
-    samples = len(dataset.length_N)
-    sampler = Sampler(
-        dataset.length_N,
-        dataset.targets_N,
-        dataset.frames_N,
-        global_batch=recipe.global_batch,
-        micro_batch=recipe.micro_batch,
-        ranks=world.size,
-        seed=recipe.seed,
-        order=recipe.order,
-        passes=recipe.epochs or -(-(recipe.steps or 0) * recipe.global_batch // samples),
-    )
+    sampler, recipe = build_sampler(recipe, world, dataset)
     steps = recipe.steps or sampler.steps
     return Job(recipe, world, policy, Plan(**recipe.magc.model_dump()), model, dataset, sampler, start, steps)
+
+
+def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampler, Recipe]:
+    """The sampler, and the recipe with the `micro_batch` that follows from `micro_batch_tokens`.
+
+    All steps have as many micro-batches, as DeepSpeed wants it: as many as the step that needs most.
+    """
+
+    def make(micro_batch: int, passes: int) -> Sampler:
+        return Sampler(
+            dataset.length_N,
+            dataset.targets_N,
+            dataset.frames_N,
+            global_batch=recipe.global_batch,
+            micro_batch=micro_batch,
+            ranks=world.size,
+            seed=recipe.seed,
+            order=recipe.order,
+            passes=passes,
+            micro_batch_tokens=recipe.micro_batch_tokens,
+            groups=dataset.groups,
+        )
+
+    finest = make(1, 1)
+    passes = recipe.epochs or -(-(recipe.steps or 0) * recipe.global_batch // finest.draws)
+    if recipe.micro_batch_tokens is None:
+        return make(recipe.micro_batch, passes), recipe
+    finest = make(1, passes)
+    needed = finest.micro_batches_needed(recipe.micro_batch_tokens, recipe.steps or finest.steps)
+    share = recipe.global_batch // world.size
+    micro_steps = next(count for count in range(-(-needed // world.size), share + 1) if share % count == 0)
+    recipe = recipe.model_copy(update={"micro_batch": share // micro_steps})
+    return make(recipe.micro_batch, passes), recipe
 
 
 def build_model(recipe: Recipe, start: Start | None) -> VideoMa2mba:
@@ -135,4 +159,21 @@ def _check_tokenizer(recipe: Recipe, start: Start | None, config: ModelConfig, d
     if folder and sha256_file(folder / TOKENIZER) != sha256_file(dataset.tokenizer_path):
         raise UserError(
             f"{data}: preprocessed with another tokenizer than {folder / TOKENIZER}; preprocess it with that one"
+        )
+
+
+def _check_features(recipe: Recipe, model: VideoMa2mba, dataset: Dataset) -> None:
+    """Features stand for a frozen encoder: the model's own."""
+    if dataset.features is None:
+        return
+    data = ", ".join(map(str, recipe.folders))
+    if recipe.trainable.vision is not None:
+        raise UserError(
+            f"trainable.vision: {recipe.trainable.vision} would train the vision encoder, but {data} holds features of "
+            "a frozen one; remove trainable.vision, or train on the pictures that the features were made of"
+        )
+    if dataset.features.encoder != fingerprint(model.vision):
+        raise UserError(
+            f"{data}: features of another vision encoder than the model's; make them again with "
+            "`python -m data_prep encode --encoder` and the encoder that init_from names"
         )

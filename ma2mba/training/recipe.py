@@ -28,6 +28,13 @@ class Pretrained(_Section):
     vision: str | None = None
 
 
+class Weighted(_Section):
+    """A shard folder whose samples are drawn `weight` times as often as those of a folder of weight 1."""
+
+    path: str
+    weight: PositiveFloat = 1.0
+
+
 class Trainable(_Section):
     """Learning rate of each part; a part without one is frozen."""
 
@@ -72,7 +79,7 @@ class Recipe(_Section):
     """One training stage. docs/training.md explains every key."""
 
     stage: Literal["stage1", "stage1_5", "stage2"]
-    data: str | list[str]
+    data: str | list[str | Weighted]
     run: str
     init_from: str | Pretrained | None = None
     model: ModelConfig | None = None
@@ -81,6 +88,7 @@ class Recipe(_Section):
     schedule: Schedule = Schedule()
     global_batch: PositiveInt
     micro_batch: PositiveInt = 1
+    micro_batch_tokens: PositiveInt | None = None
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     clip: PositiveFloat = 1.0
@@ -94,8 +102,14 @@ class Recipe(_Section):
     log_every: PositiveInt = 10
 
     @property
+    def sources(self) -> list[Weighted]:
+        """The shard folders, each with its weight."""
+        entries = [self.data] if isinstance(self.data, str) else self.data
+        return [Weighted(path=entry) if isinstance(entry, str) else entry for entry in entries]
+
+    @property
     def folders(self) -> list[Path]:
-        return [Path(folder) for folder in ([self.data] if isinstance(self.data, str) else self.data)]
+        return [Path(source.path) for source in self.sources]
 
     @property
     def run_folder(self) -> Path:
@@ -227,14 +241,16 @@ def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
     if key not in ("data", "init_from") or len(loc) == 1:
         return True
     if key == "data" and isinstance(values[key], list):
-        return loc[1] == "list[str]"
+        form = "Weighted" if len(loc) > 3 and isinstance(values[key][int(loc[2])], dict) else "str"
+        return str(loc[1]).startswith("list[") and (len(loc) < 4 or loc[3] == form)
     if key == "init_from" and isinstance(values[key], dict):
         return loc[1] == "Pretrained"
     return loc[1] == "str"
 
 
 def _problem(error: Any) -> str:
-    loc = [str(part) for part in error["loc"] if part not in ("str", "list[str]", "Pretrained")]
+    forms = ("str", "list[union[str,Weighted]]", "Weighted", "Pretrained")
+    loc = [str(part) for part in error["loc"] if part not in forms]
     path, message = ".".join(loc), str(error["msg"])
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_suggestion(loc)}"
@@ -254,7 +270,12 @@ def _suggestion(loc: Sequence[str]) -> str:
 def _fields(loc: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
     for part in loc:
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+        if not part.isdigit():
+            options = _forms(section.model_fields[part].annotation)
+            section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
     return list(section.model_fields)
+
+
+def _forms(annotation: Any) -> list[Any]:
+    """A type and all that it is made of."""
+    return [annotation, *(form for inner in getattr(annotation, "__args__", ()) for form in _forms(inner))]

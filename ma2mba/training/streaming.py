@@ -12,6 +12,9 @@ from ma2mba.data.batch import Batch
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
+FEATURE_BITS = torch.int16
+"""Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
+
 
 def streaming_loss(
     model: VideoMa2mba, batch: Batch, plan: Plan, loss_scale: float, streamer: Streamer | None = None
@@ -32,8 +35,10 @@ def streaming_loss(
 def build_streamer(model: VideoMa2mba, plan: Plan) -> Streamer:
     """The model as a streamed sum of losses. What is frozen must be so already."""
 
-    def front(ids_BT: Tensor, visual_BT: Tensor, frames_NCHW: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        return model.embed(ids_BT, visual_BT, frames_NCHW), targets_BT
+    def front(ids_BT: Tensor, visual_BT: Tensor, frames: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        if frames.dtype == FEATURE_BITS:
+            frames = frames.view(torch.bfloat16)
+        return model.embed(ids_BT, visual_BT, frames), targets_BT
 
     def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
         return (model.loss_sum(x_BTD, targets_BT),)
@@ -44,11 +49,16 @@ def build_streamer(model: VideoMa2mba, plan: Plan) -> Streamer:
 
 
 class Chunks(Sequence[tuple[Tensor, ...]]):
-    """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames_NCHW, targets_BT."""
+    """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames, targets_BT.
+
+    Frames are read when their chunk is asked for, once in forward and once in backward; those of the chunk that comes
+    next in either direction are read meanwhile. Features come as FEATURE_BITS.
+    """
 
     def __init__(self, batch: Batch, chunk_tokens: int, tokens_per_frame: int, device: torch.device):
         self.batch, self.tokens_per_frame, self.device = batch, tokens_per_frame, device
         self.cuts = cuts(batch.visual_BS, chunk_tokens, tokens_per_frame)
+        self._last = -1
 
     def __len__(self) -> int:
         return len(self.cuts) - 1
@@ -57,11 +67,26 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         at = slice(self.cuts[i], self.cuts[i + 1])
         visual_BT = self.batch.visual_BS[:, at]
         seen = visual_BT >= 0
-        frames, places = torch.unique(visual_BT[seen] // self.tokens_per_frame, return_inverse=True)
+        numbers, places = torch.unique(visual_BT[seen] // self.tokens_per_frame, return_inverse=True)
         local_BT = visual_BT.clone()
         local_BT[seen] = places * self.tokens_per_frame + visual_BT[seen] % self.tokens_per_frame
-        chunk = (self.batch.ids_BS[:, at], local_BT, self.batch.frames_NCHW[frames], self.batch.targets_BS[:, at])
+        frames = self.batch.frames[numbers]
+        if (following := self._after(i)) is not None:
+            self.batch.frames.expect(self._frames_of(following))
+        bits = frames.view(FEATURE_BITS) if frames.dtype == torch.bfloat16 else frames
+        chunk = (self.batch.ids_BS[:, at], local_BT, bits, self.batch.targets_BS[:, at])
         return tuple(t.to(self.device, non_blocking=True) for t in chunk)
+
+    def _after(self, i: int) -> int | None:
+        """Forward goes from the first to the last, then backward from the last to the first."""
+        back, self._last = i <= self._last, i
+        if back:
+            return i - 1 if i else None
+        return min(i + 1, len(self) - 1)
+
+    def _frames_of(self, i: int) -> Tensor:
+        visual_BT = self.batch.visual_BS[:, self.cuts[i] : self.cuts[i + 1]]
+        return torch.unique(visual_BT[visual_BT >= 0] // self.tokens_per_frame)
 
 
 def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int) -> list[int]:

@@ -23,7 +23,14 @@ MAY_IMPORT = {
     "ma2mba.cli": ("ma2mba", "data_prep.progress"),
     "ma2mba.cli_plan": ("ma2mba.errors", "ma2mba.magc", "ma2mba.training", "ma2mba.evaluation"),
     "ma2mba.__main__": ("ma2mba.cli",),
-    "data_prep": ("ma2mba.errors", "ma2mba.shards", "ma2mba.model.conversation"),
+    "data_prep.encode": (
+        "data_prep",
+        "ma2mba.errors",
+        "ma2mba.shards",
+        "ma2mba.model.vision",
+        "ma2mba.model.pretrained",
+    ),
+    "data_prep": ("ma2mba.errors", "ma2mba.shards", "ma2mba.model.conversation", "ma2mba.evaluation.plot"),
 }
 """A package or module -> what of this repository it may import beside itself."""
 
@@ -35,6 +42,7 @@ ONE_DOOR = {
     "transformers": ("ma2mba/model/vision.py",),
     "mamba_ssm": ("ma2mba/ops/",),
     "causal_conv1d": ("ma2mba/ops/",),
+    "ray": ("data_prep/ray_executor.py",),
     "matplotlib": ("ma2mba/evaluation/plot.py",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""

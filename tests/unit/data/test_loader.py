@@ -1,6 +1,7 @@
 """From shards to batches, in the background."""
 
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -36,11 +37,11 @@ def test_the_index_alone_tells_what_a_batch_will_hold(dataset):
         batch = collate([dataset[i]], K)
         assert batch.ids_BS.shape[1] == dataset.length_N[i]
         assert batch.supervised == dataset.targets_N[i] > 0
-        assert len(batch.frames_NCHW) == dataset.frames_N[i] == SIZES[i][0]
+        assert len(batch.frames) == dataset.frames_N[i] == SIZES[i][0]
 
 
 def test_frames_are_those_that_were_written(dataset):
-    frames_NCHW = dataset[4].frames_NCHW
+    frames_NCHW = dataset[4].frames[0:130].numpy()
     assert frames_NCHW.shape == (130, 3, 28, 28)
     assert len(np.unique(frames_NCHW.reshape(130, -1), axis=0)) == 130
 
@@ -83,12 +84,21 @@ def test_waiting_is_measured(dataset, monkeypatch):
         assert 0.1 < loader.waited < 5
 
 
-def test_closing_ends_the_thread_while_it_waits_for_room(dataset):
-    loader = Loader(dataset, sampler(dataset), K, prefetch=1)
-    while not loader._ready.full():
-        time.sleep(0.01)
+def test_closing_ends_the_threads(dataset):
+    loader = Loader(dataset, sampler(dataset), K, prefetch=3, threads=2)
     loader.close()
-    assert not loader._thread.is_alive()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ma2mba-loader")]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_nothing(dataset, monkeypatch, threads):
+    """Samples take differently long to read, so that several threads finish out of turn."""
+    made, real = sampler(dataset), Dataset.__getitem__
+    monkeypatch.setattr(Dataset, "__getitem__", lambda self, i: (time.sleep(0.02 * (i % 3)), real(self, i))[1])
+    with Loader(dataset, made, K, threads=threads, prefetch=4) as loader:
+        got = [batch.sample_ids for step in itertools.islice(loader, 6) for batch in step.batches]
+    plans = itertools.islice(made.plans(Position()), 6)
+    assert got == [[f"s{i}" for i in micro] for plan in plans for micro in plan.micro_batches[0]]
 
 
 def test_data_for_another_image_size_is_refused(folder):
@@ -105,7 +115,7 @@ def test_several_folders_are_one_dataset_and_have_another_fingerprint(folder, tm
     more = write_shards(tmp_path / "more", [(1, 1)], seed=3)
     both = Dataset([folder, more], 28, K)
     assert len(both) == len(SIZES) + 1
-    assert both[len(SIZES)].frames_NCHW.shape[0] == 1
+    assert len(both[len(SIZES)].frames) == 1
     assert both.fingerprint != dataset.fingerprint
     assert Dataset([folder], 28, K).fingerprint == dataset.fingerprint
 

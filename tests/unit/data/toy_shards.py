@@ -1,17 +1,21 @@
 """A shard folder of noise, written by hand: what the tests of data and training run on."""
 
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.integrity import sha256_file
-from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, write_manifest
-from ma2mba.shards.writer import PartWriter, PayloadFrame, write_index
+from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest
+from ma2mba.shards.reader import ShardReader
+from ma2mba.shards.writer import PartWriter, PayloadFrame, part_name, write_index
 
 WORDS = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", *(f"w{i}" for i in range(26))]
 
@@ -24,26 +28,38 @@ def tokenizer() -> Tokenizer:
     return made
 
 
-def write_shards(folder: Path, samples: Sequence[tuple[int, int]], image_size: int = 28, seed: int = 0) -> Path:
-    """One sample for each (frames, words of the answer)."""
+def write_shards(
+    folder: Path,
+    samples: Sequence[tuple[int, int]],
+    image_size: int = 28,
+    seed: int = 0,
+    features: FeatureInfo | None = None,
+    weights: Sequence[float] = (1.0,),
+    prefix: str = "s",
+) -> Path:
+    """One sample for each (frames, words of the answer), of data sets noise0, noise1, ... by turns."""
     folder.mkdir(parents=True)
     words = tokenizer()
     words.save(str(folder / TOKENIZER_FILE))
     random = np.random.default_rng(seed)
     rows = []
-    with PartWriter(folder, 0) as part:
+    kind = {"kind": "features", "frame_bytes": features.frame_bytes} if features else {}
+    with PartWriter(folder, 0, **kind) as part:
         for i, (frames, answer) in enumerate(samples):
             turns = [
                 Turn("user", f"w{i % 20} w3"),
                 Turn("assistant", " ".join(f"w{random.integers(26)}" for _ in range(answer))),
             ]
             encoded = encode_conversation(words, turns, frames)
-            pictures = [random.integers(0, 256, (image_size, image_size, 3), np.uint8) for _ in range(frames)]
-            jpegs = [simplejpeg.encode_jpeg(picture, quality=90) for picture in pictures]
-            first = part.add(f"s{i}", [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(jpegs)])
+            if features:
+                values = torch.from_numpy(random.standard_normal((frames, features.tokens, features.width)))
+                stored = [value.to(torch.bfloat16).view(torch.int16).numpy().tobytes() for value in values]
+            else:
+                stored = noise_jpegs(random, frames, image_size)
+            first = part.add(f"{prefix}{i}", [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(stored)])
             rows.append(
                 IndexRow(
-                    sample_id=f"s{i}",
+                    sample_id=f"{prefix}{i}",
                     token_ids=np.array(encoded.token_ids, np.int32),
                     supervised=np.array(encoded.supervised, np.bool_),
                     frame_positions=np.array(encoded.frame_positions, np.int32),
@@ -52,7 +68,7 @@ def write_shards(folder: Path, samples: Sequence[tuple[int, int]], image_size: i
                     first_row_group=first,
                     frames=frames,
                     duration=float(frames),
-                    dataset="noise",
+                    dataset=f"noise{i % len(weights)}",
                     source="noise",
                     source_bytes=0,
                     source_sha256="",
@@ -64,11 +80,18 @@ def write_shards(folder: Path, samples: Sequence[tuple[int, int]], image_size: i
                     reason="",
                 )
             )
-    _finish(folder, rows, image_size)
+    _finish(folder, rows, image_size, features, weights)
     return folder
 
 
-def _finish(folder: Path, rows: list[IndexRow], image_size: int) -> None:
+def noise_jpegs(random: np.random.Generator, frames: int, image_size: int) -> list[bytes]:
+    pictures = [random.integers(0, 256, (image_size, image_size, 3), np.uint8) for _ in range(frames)]
+    return [simplejpeg.encode_jpeg(picture, quality=90) for picture in pictures]
+
+
+def _finish(
+    folder: Path, rows: list[IndexRow], image_size: int, features: FeatureInfo | None, weights: Sequence[float]
+) -> None:
     write_index(folder / INDEX_FILE, rows)
     names = [INDEX_FILE, TOKENIZER_FILE, *sorted({row.file for row in rows if row.file})]
     write_manifest(
@@ -81,10 +104,31 @@ def _finish(folder: Path, rows: list[IndexRow], image_size: int) -> None:
             tokenizer_sha256=sha256_file(folder / TOKENIZER_FILE),
             decoder="none",
             decoder_version="0",
-            sources=[SourceEntry(name="noise", format="noise", weight=1.0, samples=len(rows))],
+            kind="features" if features else "jpeg",
+            features=features,
+            sources=[
+                SourceEntry(name=f"noise{i}", format="noise", weight=weight, samples=len(rows[i :: len(weights)]))
+                for i, weight in enumerate(weights)
+            ],
             files=[file_entry(folder, name) for name in names],
             samples=len(rows),
             frames=sum(row.frames for row in rows),
             tokens=sum(len(row.token_ids) for row in rows),
         ),
     )
+
+
+def join_parts(folder: Path, parts: Sequence[Path]) -> Path:
+    """The samples of several folders of `write_shards` as the parts of one."""
+    rows, image_size = [], 0
+    for number, part in enumerate(parts):
+        reader = ShardReader(part)
+        image_size = reader.manifest.image_size
+        name = part_name(number)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if any(row.frames for row in reader.rows):
+            shutil.copyfile(part / part_name(0), folder / name)
+        shutil.copyfile(part / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        rows += [replace(r, file=name if r.frames else "") for r in reader.rows]
+    _finish(folder, rows, image_size, None, (1.0,))
+    return folder

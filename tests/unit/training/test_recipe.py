@@ -76,6 +76,11 @@ def test_all_problems_at_once_each_with_its_path():
         ({"trainable": {"projector": -1}}, "trainable.projector: -1 is wrong: input should be greater than 0"),
         ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas: [0.9, 1.0] must each be at least 0 and below 1"),
         ({"data": []}, "data: an empty list"),
+        ({"data": ["a", 3]}, "data.1: 3 is wrong: input should be a valid string"),
+        ({"data": [{"path": "a", "weigth": 2}]}, "data.0.weigth: unknown key; did you mean weight?"),
+        ({"data": ["a", {"path": "b", "weight": 0}]}, "data.1.weight: 0 is wrong: input should be greater than 0"),
+        ({"data": [{"weight": 2}]}, "data.0.path: missing"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens: 0 is wrong"),
         ({"global_batch": 0}, "global_batch: 0 is wrong"),
         ({"clip": float("nan")}, "clip: nan is wrong"),
         ({"precision": "fp16"}, "precision: 'fp16' is wrong: input should be 'auto', 'bf16' or 'fp32'"),
@@ -85,6 +90,12 @@ def test_one_problem(changes, expected):
     text = refusal(**changes)
     assert expected in text
     assert "1 problem\n" in text
+
+
+def test_folders_may_have_weights():
+    recipe = parse_recipe(GOOD | {"data": ["a", {"path": "b", "weight": 0.5}]})
+    assert [(source.path, source.weight) for source in recipe.sources] == [("a", 1.0), ("b", 0.5)]
+    assert recipe.folders == [Path("a"), Path("b")]
 
 
 def test_overrides(tmp_path):

@@ -1,0 +1,356 @@
+"""What data preparation and loading cost, side by side in one run: medians of several rounds.
+
+    python benchmarks/data.py [--json] [--rounds 5] [--seconds 60] [--video FILE] [--device cuda]
+
+CPU seconds of one process throughout (what a core can do while others are busy), but for the features and the loader:
+those are in seconds of a clock. The plain decoder is PyAV decoding every frame, one thread, doing nothing with them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from data_prep.decode import decode_video  # noqa: E402
+from data_prep.features import encode_parts, split_parts  # noqa: E402
+from data_prep.pictures import clip_view, to_jpeg  # noqa: E402
+from ma2mba.data.dataset import Dataset, StoredFrames  # noqa: E402
+from ma2mba.data.loader import Loader  # noqa: E402
+from ma2mba.data.sampler import Sampler  # noqa: E402
+from ma2mba.model.config import VisionConfig  # noqa: E402
+from ma2mba.model.conversation import END, Turn, encode_conversation  # noqa: E402
+from ma2mba.model.vision import VisionEncoder  # noqa: E402
+from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow  # noqa: E402
+from ma2mba.shards.integrity import sha256_file  # noqa: E402
+from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest  # noqa: E402
+from ma2mba.shards.reader import ShardReader  # noqa: E402
+from ma2mba.shards.writer import PartWriter, PayloadFrame, PayloadHash, payload_hash, write_index  # noqa: E402
+from ma2mba.training.streaming import Chunks  # noqa: E402
+
+SIZE, QUALITY, RANGE = 336, 95, 32
+TOKENS_PER_FRAME, CHUNK_TOKENS = 144, 4096
+Rates = dict[str, list[float]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median is shown")
+    parser.add_argument(
+        "--seconds", type=int, default=60, help="length of the video that is made (360p, 30 fps, H.264)"
+    )
+    parser.add_argument("--video", type=Path, help="measure on this file instead")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--frames", type=int, help="frames to encode to features (default 4,096 on a GPU, else 16)")
+    parser.add_argument(
+        "--tokens-per-second",
+        type=float,
+        default=20_000,
+        help="of the trainer that the loader feeds (the paper: 7,914)",
+    )
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = measure(Path(folder), options)
+    print(json.dumps(result)) if options.json else show(result)
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    video = options.video or make_video(folder / "made.mp4", options.seconds)
+    pictures = decoded(video)
+    jpegs = [to_jpeg(clip_view(picture, SIZE), QUALITY) for picture in pictures]
+    lengths = [30, 64, 30, 300] * 4
+    shards = write_shards(
+        folder / "jpeg", [[jpegs[(i + k) % len(jpegs)] for k in range(n)] for i, n in enumerate(lengths)]
+    )
+    return {
+        "machine": machine(options.device),
+        "preparation": preparation(folder, video, pictures, jpegs, options.rounds),
+        "reading": reading(shards, options.rounds),
+        "features": features(folder, jpegs, options),
+        "loader": loading(shards, options.rounds, options.tokens_per_second),
+        "bytes_per_hour": bytes_per_hour(shards, folder / "features"),
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    names = ("av", "simplejpeg", "pyarrow", "numpy", "torch", "transformers", "xxhash")
+    about = {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "device": device}
+    if device.startswith("cuda"):
+        about["gpu"] = torch.cuda.get_device_name()
+    return about | {"python": platform.python_version(), "versions": {name: version(name) for name in names}}
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def make_video(path: Path, seconds: int) -> Path:
+    """Shapes that drift over a gradient, with grain: 640 x 360, 30 frames a second, a key frame every 250."""
+    random = np.random.default_rng(0)
+    grain = random.normal(0, 6, (8, 360, 640, 1))
+    across, down = np.meshgrid(np.linspace(0, 160, 640), np.linspace(0, 90, 360))
+    ground = np.stack([across, down, across[:, ::-1]], axis=2) + 40
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        for n in range(30 * seconds):
+            picture = ground + grain[n % 8]
+            for shape in range(6):
+                left, top = int((shape * 97 + n * (1 + shape)) % 560), int((shape * 53 + n * shape // 2) % 300)
+                picture[top : top + 60, left : left + 80] = [(shape * 40 + 60) % 255, 200 - shape * 20, n % 255]
+            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def decoded(video: Path) -> list[np.ndarray]:
+    return [sample.value for sample in decode_video(video, lambda picture: picture).samples]
+
+
+def plainly(video: Path) -> int:
+    """Decode every frame and drop it."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count, stream.codec_context.thread_type = 1, "SLICE"
+        return sum(1 for _ in container.decode(stream))
+
+
+def cpu(work: Callable[[], Any]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def preparation(
+    folder: Path, video: Path, pictures: list[np.ndarray], jpegs: list[bytes], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Sampled frames (one a second) that a core makes in a second, and their ratio to the plain decoder's limit."""
+    frames = [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(jpegs)]
+
+    def write(number: int, some: list[PayloadFrame]) -> None:
+        payload_hash(frame.data for frame in some)
+        with PartWriter(folder, number) as part:
+            part.add("a", some)
+
+    def whole() -> None:
+        made = decode_video(video, lambda picture: to_jpeg(clip_view(picture, SIZE), QUALITY)).samples
+        write(1, [PayloadFrame(sample.t, sample.pts, sample.value) for sample in made])
+
+    stages: dict[str, Callable[[], Any]] = {
+        "plain decoder, all frames": lambda: plainly(video),
+        "decode": lambda: decoded(video),
+        "encode (resize, crop, JPEG)": lambda: [to_jpeg(clip_view(p, SIZE), QUALITY) for p in pictures],
+        "write": lambda: write(0, frames),
+        "decode + encode + write": whole,
+    }
+    taken: Rates = {name: [] for name in stages}
+    for _ in range(rounds):
+        for name, work in stages.items():
+            taken[name].append(len(pictures) / max(cpu(work), 1e-9))
+    limit = statistics.median(taken["plain decoder, all frames"])
+    return {
+        name: {"frames_per_second": statistics.median(rates), "ratio": statistics.median(rates) / limit}
+        for name, rates in taken.items()
+    }
+
+
+def reading(shards: Path, rounds: int) -> dict[str, float]:
+    """Random ranges of 32 frames: bytes alone, and decoded to pixels."""
+    reader, random = ShardReader(shards), np.random.default_rng(1)
+    rows = [row for row in reader.rows if row.frames >= RANGE]
+    ways: dict[str, Callable[[IndexRow, int], Any]] = {
+        "read": lambda row, start: reader.frames(row, start, start + RANGE),
+        "read + decode to pixels": lambda row, start: StoredFrames(reader, row, SIZE)[start : start + RANGE],
+    }
+    rates: Rates = {name: [] for name in ways}
+    for _ in range(rounds):
+        places = [(row, int(random.integers(0, row.frames - RANGE + 1))) for row in rows]
+        for name, way in ways.items():
+            rates[name].append(RANGE * len(places) / max(cpu(lambda w=way, p=places: [w(*at) for at in p]), 1e-9))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def features(folder: Path, jpegs: list[bytes], options: argparse.Namespace) -> dict[str, float]:
+    """CLIP ViT-L/14-336 with random weights: alone on pictures that lie ready, and from shard to shard.
+
+    On a CPU it has one layer, of the same width: the features are of the same size.
+    """
+    on_gpu = options.device.startswith("cuda")
+    frames, batch, layers = options.frames or (4096 if on_gpu else 16), 64 if on_gpu else 8, 24 if on_gpu else 2
+    count = max(1, frames // 64)
+    samples = [[jpegs[(i + k) % len(jpegs)] for k in range(frames // count)] for i in range(count)]
+    pictures = ShardReader(write_shards(folder / "to_encode", samples))
+    encoder = (
+        VisionEncoder(VisionConfig(num_hidden_layers=layers))
+        .to(options.device, torch.bfloat16)
+        .eval()
+        .requires_grad_(False)
+    )
+    info = FeatureInfo(tokens=TOKENS_PER_FRAME, width=encoder.config.hidden_size, encoder="0" * 32)
+    ready = torch.randint(0, 256, (batch, 3, SIZE, SIZE), dtype=torch.uint8, device=options.device)
+
+    def alone() -> None:
+        with torch.inference_mode():
+            for _ in range(max(1, frames // batch)):
+                encoder(ready)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    def through() -> None:
+        parts = set(split_parts(pictures.rows))
+        encode_parts(pictures, encoder, info, folder / "features", parts, batch=batch, threads=os.cpu_count() or 1)
+
+    rates: Rates = {"encoder alone": [], "shard to shard": []}
+    if on_gpu:
+        alone()
+    for _ in range(min(options.rounds, 5 if on_gpu else 2)):
+        for name, work in (("encoder alone", alone), ("shard to shard", through)):
+            started = time.perf_counter()
+            work()
+            rates[name].append(frames // batch * batch / (time.perf_counter() - started))
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    return medians | {"ratio": medians["shard to shard"] / medians["encoder alone"]}
+
+
+def loading(shards: Path, rounds: int, tokens_per_second: float) -> dict[str, float]:
+    """Samples a second when nothing is done with them, and what a trainer of that speed waits for data."""
+    dataset = Dataset([shards], SIZE, TOKENS_PER_FRAME)
+    rates = [consume(dataset, float("inf")) for _ in range(rounds)]
+    fed = [consume(dataset, tokens_per_second) for _ in range(rounds)]
+    return {
+        "frames_per_sample": float(dataset.frames_N.mean()),
+        "samples_per_second": statistics.median(rate for rate, _ in rates),
+        "trainer_tokens_per_second": tokens_per_second,
+        "waiting_share": statistics.median(share for _, share in fed),
+    }
+
+
+def consume(dataset: Dataset, tokens_per_second: float, steps: int = 4) -> tuple[float, float]:
+    """Samples a second, and the share of time waited, of a trainer that asks for chunks as the real one does."""
+    sampler = Sampler(dataset.length_N, dataset.targets_N, dataset.frames_N, global_batch=4, micro_batch=1)
+    with Loader(dataset, sampler, TOKENS_PER_FRAME) as loader:
+        time.sleep(0.5 if tokens_per_second < float("inf") else 0)  # a trainer builds its engine meanwhile
+        started = time.perf_counter()
+        for loaded, _ in zip(loader, range(steps), strict=False):
+            for batch in loaded.batches:
+                chunks = Chunks(batch, CHUNK_TOKENS, TOKENS_PER_FRAME, torch.device("cpu"))
+                for i in (*range(len(chunks)), *reversed(range(len(chunks)))):  # forward, backward
+                    time.sleep(chunks[i][0].numel() / tokens_per_second / 2)
+        taken = time.perf_counter() - started
+        return 4 * steps / taken, loader.waited / taken
+
+
+def bytes_per_hour(shards: Path, features_folder: Path) -> dict[str, float]:
+    """Of payload files, for 3,600 frames."""
+    frames = ShardReader(shards).manifest.frames
+    stored = sum(path.stat().st_size for path in (shards / "payload").iterdir())
+    per_frame = TOKENS_PER_FRAME * VisionConfig().hidden_size * 2
+    features_stored = sum(path.stat().st_size for path in (features_folder / "payload").iterdir())
+    rows = features_stored // per_frame
+    return {
+        f"jpeg (quality {QUALITY}, 4:4:4)": stored / frames * 3600,
+        "features (bf16)": features_stored / rows * 3600,
+    }
+
+
+def write_shards(folder: Path, samples: list[list[bytes]]) -> Path:
+    """A shard folder of these JPEG samples, four a part, each with a question and an answer."""
+    folder.mkdir(parents=True)
+    words = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", "yes"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(words[:6])
+    tokenizer.save(str(folder / TOKENIZER_FILE))
+    rows, names = [], []
+    for number in range(0, len(samples), 4):
+        with PartWriter(folder, number // 4) as part:
+            names.append(part.name)
+            for i, jpegs in enumerate(samples[number : number + 4], number):
+                first = part.add(f"s{i}", [PayloadFrame(float(t), float(t), data) for t, data in enumerate(jpegs)])
+                rows.append(row(f"s{i}", part.name, first, jpegs, tokenizer))
+    write_index(folder / INDEX_FILE, rows)
+    files = [file_entry(folder, name) for name in (INDEX_FILE, TOKENIZER_FILE, *names)]
+    about = {"recipe": {}, "recipe_hash": "", "decoder": "pyav", "decoder_version": av.__version__}
+    counts = {"samples": len(rows), "frames": sum(r.frames for r in rows)}
+    counts["tokens"] = sum(len(r.token_ids) for r in rows)
+    sources = [SourceEntry(name="made", format="made", weight=1.0, samples=len(rows))]
+    about |= {"tokenizer_sha256": sha256_file(folder / TOKENIZER_FILE), "files": files, "sources": sources}
+    write_manifest(folder, Manifest(image_size=SIZE, fps=1.0, **about, **counts))
+    return folder
+
+
+def row(sample_id: str, file: str, first: int, jpegs: list[bytes], tokenizer: Tokenizer) -> IndexRow:
+    encoded = encode_conversation(tokenizer, [Turn("user", "what"), Turn("assistant", "yes")], len(jpegs))
+    digest = PayloadHash()
+    for data in jpegs:
+        digest.add(data)
+    return IndexRow(
+        sample_id=sample_id,
+        token_ids=np.array(encoded.token_ids, np.int32),
+        supervised=np.array(encoded.supervised, bool),
+        frame_positions=np.array(encoded.frame_positions, np.int32),
+        timestamps=np.arange(len(jpegs), dtype=np.float64),
+        file=file,
+        first_row_group=first,
+        frames=len(jpegs),
+        duration=float(len(jpegs)),
+        dataset="made",
+        source="made",
+        source_bytes=0,
+        source_sha256="",
+        payload_xxh3=digest.hexdigest(),
+        decoder="pyav",
+        decoder_version=av.__version__,
+        recipe_hash="",
+        status="ok",
+        reason="",
+    )
+
+
+def show(result: dict[str, Any]) -> None:
+    console, about = Console(), result["machine"]
+    load, gpu = about["load"], about.get("gpu", "no GPU")
+    console.print(f"{about['processor']}, {about['cores']} cores, load {load:.1f}, {gpu}")
+    console.print(", ".join(f"{name} {number}" for name, number in about["versions"].items()))
+    table = Table("one core", "frames/s", "of the plain decoder", title="preparation: frames at 1 FPS")
+    for name, stage in result["preparation"].items():
+        table.add_row(name, f"{stage['frames_per_second']:,.0f}", f"{stage['ratio']:.2f}")
+    for name, rate in result["reading"].items():
+        limit = result["preparation"]["plain decoder, all frames"]["frames_per_second"]
+        table.add_row(f"{name}, ranges of {RANGE}", f"{rate:,.0f}", f"{rate / limit:.2f}")
+    console.print(table)
+    made, fed = result["features"], result["loader"]
+    console.print(
+        f"features: {made['shard to shard']:,.1f} frames/s from shard to shard, "
+        f"encoder alone {made['encoder alone']:,.1f}: ratio {made['ratio']:.2f}"
+    )
+    console.print(
+        f"loader: {fed['samples_per_second']:,.1f} samples/s of {fed['frames_per_sample']:.0f} frames; a trainer of "
+        f"{fed['trainer_tokens_per_second']:,.0f} tokens/s waits {fed['waiting_share']:.2%} of its time"
+    )
+    for name, size in result["bytes_per_hour"].items():
+        console.print(f"an hour of video as {name}: {size / 1e9:.3f} GB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The frames of a batch, read from their shards when a chunk asks for them.
+
+N frames of a batch, F frames asked for at once. A frame is uint8 (3, H, W), or encoder features bf16 (K, V):
+K tokens of a frame, V vision width.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class FrameSource(Protocol):
+    """The frames of one sample: `source[a:b]` is a tensor (b - a, ...). A tensor in memory is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, at: slice, /) -> Tensor: ...
+
+
+class Frames:
+    """The frames of several samples, numbered one after the other.
+
+    Only those asked for are in memory. `waited` counts the seconds that asking for them has taken.
+    """
+
+    def __init__(self, sources: Sequence[Any]):
+        self._sources: list[FrameSource] = [torch.from_numpy(s) if isinstance(s, np.ndarray) else s for s in sources]
+        self._ends = np.cumsum([len(source) for source in self._sources])
+        self._in_memory = all(isinstance(source, Tensor) for source in self._sources)
+        self._expected: tuple[Tensor, Future[Tensor]] | None = None
+        self.waited = 0.0
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, numbers_F: Tensor) -> Tensor:
+        """The frames of increasing numbers, int64. Raises UserError when their bytes are not what was written."""
+        started = time.perf_counter()
+        expected, self._expected = self._expected, None
+        known = expected is not None and torch.equal(expected[0], numbers_F)
+        found = expected[1].result() if expected and known else self._read(numbers_F)
+        self.waited += time.perf_counter() - started
+        return found
+
+    def expect(self, numbers_F: Tensor) -> None:
+        """Begin to read in the background what will be asked for next; at most one such range is held."""
+        if not self._in_memory:
+            self._expected = (numbers_F, _background().submit(self._read, numbers_F))
+
+    def all(self) -> Tensor:
+        """Every frame at once: for batches that are known to be small."""
+        return self._read(torch.arange(len(self)))
+
+    def _read(self, numbers_F: Tensor) -> Tensor:
+        numbers = numbers_F.numpy()
+        runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1) if len(numbers) else []
+        pieces = [piece for run in runs for piece in self._read_run(int(run[0]), int(run[-1]) + 1)]
+        return torch.cat(pieces) if pieces else self._sources[0][0:0]
+
+    def _read_run(self, start: int, stop: int) -> list[Tensor]:
+        pieces = []
+        for source, end in zip(self._sources, self._ends, strict=True):
+            first = int(end) - len(source)
+            low, high = max(start, first), min(stop, int(end))
+            if low < high:
+                pieces.append(source[low - first : high - first])
+        return pieces
+
+
+@cache
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="ma2mba-frames")
