@@ -112,68 +112,86 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
-        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, A_H = ctx.saved_tensors
+        x_BTD, _, _, zxbcdt_BTX, y_BTHP, _ = ctx.saved_tensors
         shape, weights = ctx.shape, ctx.weights
-        inner = weights.gated_norm_I.shape[0]
-        dafter_MD = torch.zeros_like(x_BTD).flatten(0, 1) if dafter is None else dafter.contiguous().flatten(0, 1)
-        z, xBC, dt = _split(zxbcdt_BTX, shape, inner)
+        inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
+        dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
+        z_BTI = _split(zxbcdt_BTX, shape, inner)[0]
         dzxbcdt_BTX = torch.empty_like(zxbcdt_BTX)
-        dz, dxBC, ddt = _split(dzxbcdt_BTX, shape, inner)
+        dz_BTI, dxBC_BTV, ddt_BTH = _split(dzxbcdt_BTX, shape, inner)
 
         do_MD = dafter_MD.to(weights.out_proj_DI.dtype)
         gated_MI, dy_MI, dgated_norm = gated_backward(
             y_BTHP.view(-1, inner),
-            z.flatten(0, 1),
+            z_BTI.flatten(0, 1),
             weights.gated_norm_I,
             shape.eps,
             shape.ngroups,
             do_MD @ weights.out_proj_DI,
-            dz.flatten(0, 1),
+            dz_BTI.flatten(0, 1),
         )
         dout_proj = weight_gradient(weights.out_proj_DI, do_MD, gated_MI)
         del gated_MI, do_MD
-        convolved = _convolved(_convolve(xBC, weights, conv_BVW), shape, inner)
-        dconvolved_BTV = torch.empty(xBC.shape, dtype=xBC.dtype, device=xBC.device)
-        dparts = _convolved(dconvolved_BTV, shape, inner)
-        _, _, dA, _, _, dD, _, ddt_bias, dssm = _mamba_chunk_scan_combined_bwd(
-            dy_MI.view(y_BTHP.shape),
-            convolved.x_BTHP,
-            dt,
-            A_H,
-            convolved.B_BTGN,
-            convolved.C_BTGN,
-            y_BTHP,
-            shape.block,
-            D=weights.D_H,
-            dt_bias=weights.dt_bias_H,
-            initial_states=ssm_BHPN,
-            dfinal_states=dfinal,
-            dt_softplus=True,
-            dx=dparts.x_BTHP,
-            ddt=ddt,
-            dB=dparts.B_BTGN,
-            dC=dparts.C_BTGN,
-        )
-        del dy_MI, convolved
-        _, dtaps, dconv_bias, dconv = causal_conv1d_bwd_function(
-            xBC.transpose(1, 2),
-            weights.conv_V1W[:, 0],
-            weights.conv_bias_V,
-            dconvolved_BTV.transpose(1, 2),
-            None,
-            conv_BVW,
-            None,
-            dxBC.transpose(1, 2),
-            True,
-            True,
-        )
-        _add_tail(dxBC, dconv, dtail)
-        del dconvolved_BTV, dparts
-        dzxbcdt_MX, x_MD = dzxbcdt_BTX.flatten(0, 1), x_BTD.flatten(0, 1)
+        dy_BTHP = dy_MI.view(y_BTHP.shape)
+        scanned = _scan_backward(ctx, dy_BTHP, dfinal, dxBC_BTV, ddt_BTH)
+        _add_tail(dxBC_BTV, scanned.conv_BVW, dtail)
+        del dy_MI, dy_BTHP
+        dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)
         din_proj = weight_gradient(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
-        gradients = (dnorm, din_proj, dtaps[:, None], dconv_bias, ddt_bias, dA * A_H, dD, dgated_norm, dout_proj)
-        return dx_MD.view(x_BTD.shape), dconv, dssm, None, *gradients
+        gradients = (dnorm, din_proj, *scanned.parameters, dgated_norm, dout_proj)
+        return dx_MD.view(x_BTD.shape), scanned.conv_BVW, scanned.ssm_BHPN, None, *gradients
+
+
+class _Scanned(NamedTuple):
+    """Gradients of the states before, and of conv, conv_bias, dt_bias, A_log and D."""
+
+    conv_BVW: Tensor
+    ssm_BHPN: Tensor
+    parameters: tuple[Tensor, ...]
+
+
+def _scan_backward(ctx: Any, dy_BTHP: Tensor, dfinal: Tensor | None, dxBC_BTV: Tensor, ddt_BTH: Tensor) -> _Scanned:
+    """Backward of scan and convolution; the gradients of their inputs go into `dxBC_BTV` and `ddt_BTH`."""
+    _, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, A_H = ctx.saved_tensors
+    shape, weights = ctx.shape, ctx.weights
+    inner = weights.gated_norm_I.shape[0]
+    _, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
+    convolved = _convolved(_convolve(xBC_BTV, weights, conv_BVW), shape, inner)
+    dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
+    dparts = _convolved(dconvolved_BTV, shape, inner)
+    _, _, dA, _, _, dD, _, ddt_bias, dssm = _mamba_chunk_scan_combined_bwd(
+        dy_BTHP,
+        convolved.x_BTHP,
+        dt_BTH,
+        A_H,
+        convolved.B_BTGN,
+        convolved.C_BTGN,
+        y_BTHP,
+        shape.block,
+        D=weights.D_H,
+        dt_bias=weights.dt_bias_H,
+        initial_states=ssm_BHPN,
+        dfinal_states=dfinal,
+        dt_softplus=True,
+        dx=dparts.x_BTHP,
+        ddt=ddt_BTH,
+        dB=dparts.B_BTGN,
+        dC=dparts.C_BTGN,
+    )
+    _, dtaps, dconv_bias, dconv = causal_conv1d_bwd_function(
+        xBC_BTV.transpose(1, 2),
+        weights.conv_V1W[:, 0],
+        weights.conv_bias_V,
+        dconvolved_BTV.transpose(1, 2),
+        None,
+        conv_BVW,
+        None,
+        dxBC_BTV.transpose(1, 2),
+        True,
+        True,
+    )
+    return _Scanned(dconv, dssm, (dtaps[:, None], dconv_bias, ddt_bias, dA * A_H, dD))
 
 
 def weight_gradient(weight_OI: Tensor, dy_MO: Tensor, x_MI: Tensor) -> Tensor | None:

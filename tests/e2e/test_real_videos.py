@@ -5,12 +5,20 @@ import json
 import numpy as np
 import pytest
 import simplejpeg
+import torch
 import yaml
 
 from data_prep.build import build
 from data_prep.probe import probe
+from ma2mba.data.batch import collate
+from ma2mba.data.dataset import Dataset
+from ma2mba.magc import Plan
+from ma2mba.model.config import BackboneConfig, ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.vision import load_clip
 from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.training.streaming import streaming_loss
 
 ANSWER = "A short answer about {}."
 
@@ -72,3 +80,24 @@ def test_only_the_answers_are_supervised(shards):
         assert said == "".join(ANSWER.format(f"{stem}, {part}") + "<|endoftext|>" for part in ("seen", "heard"))
         before = tokenizer.decode(row.token_ids[: row.frame_positions[0]].tolist(), skip_special_tokens=False)
         assert before == "<|system|>You are a helpful assistant.<|endoftext|> <|user|>"
+
+
+@pytest.mark.slow
+def test_a_model_with_the_real_encoder_learns_from_them(shards, shared):
+    """A frame of every video through the encoder, and one whole sample through the streamed training step."""
+    encoder = load_clip(str(shared / "vision" / "dinov2-small-as-clip-vision-336"))
+    backbone = BackboneConfig(d_model=32, n_layer=1, d_state=16, headdim=16)
+    dataset = Dataset([shards[0]], 336, encoder.config.tokens_per_frame)
+    tokens = [encoder(dataset[i].frames[0:1]) for i in range(len(dataset))]
+    assert {tuple(t.shape) for t in tokens} == {(1, 144, 384)}
+    assert len({round(t.mean().item(), 6) for t in tokens}) == len(tokens)
+
+    torch.manual_seed(0)
+    model = VideoMa2mba(ModelConfig(language_model=backbone, vision=encoder.config))
+    model.vision = encoder
+    shortest = int(np.argmin(dataset.length_N))
+    batch = collate([dataset[shortest]], encoder.config.tokens_per_frame)
+    streaming_loss(model, batch, Plan(chunk_tokens=288), 1.0).backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert model.vision.clip.embeddings.patch_embedding.weight.grad.any()
