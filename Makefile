@@ -40,8 +40,8 @@ check: setup ## ruff (rules and format) and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: setup ## every test (about 15 minutes on 2 cores); ARGS='-k magc' for some
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup ## every test (within 15 minutes on 2 cores); ARGS='-k magc' for some
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 demo: setup ## a toy video world through all stages on a CPU, to runs/demo (15 minutes; resumes; ARGS=--fresh starts over)
 	@$(BIN)/python launch/demo.py $(ARGS)

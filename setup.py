@@ -53,7 +53,7 @@ setup(
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
-        "dev": ["mypy>=1.15", "pytest>=8.3", "pytest-timeout>=2.3", "ruff>=0.11", "types-PyYAML"],
+        "dev": ["mypy>=1.15", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.11", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["ma2mba = ma2mba.cli:main"]},
 )

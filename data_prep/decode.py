@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeVar
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from data_prep.decord_reader import decode_indices, load_decord
 from data_prep.errors import MediaError
@@ -135,7 +136,7 @@ def _decode_once(
     """One pass over the file, adding to `used` until all is there, the file ends or is found damaged (the reason)."""
     with open_video(path) as (container, stream):
         context, shown, said = stream.codec_context, 0, ""
-        packets = container.demux(stream)
+        packets, reformatter = container.demux(stream), VideoReformatter()
         while True:
             try:
                 packet = next(packets, None)
@@ -157,13 +158,20 @@ def _decode_once(
                 if pts in wanted and pts not in used:
                     if frame.is_corrupt:
                         return f"damaged at frame {shown}"
-                    used[pts] = use(to_rgb(frame))
+                    used[pts] = use(to_rgb(path, frame, reformatter))
             if len(used) == len(wanted):
                 return ""
 
 
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """RGB uint8 (H, W, 3), turned as the file says it is to be shown."""
-    picture = frame.to_ndarray(format="rgb24")
+def to_rgb(path: Path, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    """RGB uint8 (H, W, 3), turned as the file says it is to be shown; one `reformatter` serves many frames.
+
+    Raises MediaError naming `path` for a picture format that cannot be converted.
+    """
+    try:
+        picture = reformatter.reformat(frame, format="rgb24").to_ndarray()
+    except av.FFmpegError as error:
+        refuse_memory(error)
+        raise MediaError(path, f"cannot be shown in RGB ({words(error)})") from error
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

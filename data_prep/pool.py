@@ -72,7 +72,10 @@ def build_parts(
             for worker in [worker for worker in pool if worker.task]:
                 if worker.pipe in ready:
                     retry = _hear(worker, advance)
-                elif time.monotonic() - worker.heard > (stall if worker.started else STARTING):
+                elif not worker.started:
+                    _wait_for_start(worker)
+                    continue
+                elif time.monotonic() - worker.heard > stall:
                     retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s")
                 else:
                     continue
@@ -89,6 +92,13 @@ def build_parts(
             worker.stop()
 
 
+def _wait_for_start(worker: _Worker) -> None:
+    if time.monotonic() - worker.heard > STARTING:
+        raise UserError(
+            f"a worker did not start within {STARTING:.0f} s; run the same command again with fewer --workers"
+        )
+
+
 def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
     """Take one message; returns the task to start again when the worker died of its clip."""
     assert worker.task is not None
@@ -101,7 +111,7 @@ def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
         if -code in CRASHES:
             return _give_up(worker, f"the decoder crashed ({signal.Signals(-code).name})")
         if -code in (signal.SIGKILL, signal.SIGTERM):
-            advice = "perhaps for memory; run the same command again with fewer --workers"
+            advice = "perhaps for memory; run the same command again with fewer --workers or less --memory"
             raise UserError(f"a worker was killed from outside, {advice}") from None
         raise RuntimeError(f"a worker ended with exit code {code}") from None
     if what == "clip":

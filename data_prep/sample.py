@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -67,6 +68,7 @@ def build_sample(
     spool.clear()
     watched = watch(clip, recipe, spool, beat)
     encoded, silent = _encode(clip, watched, tokenizer)
+    size, digest = _identity(clip.media)
     row = IndexRow(
         sample_id=clip.sample_id,
         token_ids=np.array(encoded.token_ids, np.int32),
@@ -79,8 +81,8 @@ def build_sample(
         duration=watched.duration,
         dataset=clip.dataset,
         source=clip.name,
-        source_bytes=clip.media.stat().st_size if clip.media else 0,
-        source_sha256=sha256_file(clip.media) if clip.media else "",
+        source_bytes=size,
+        source_sha256=digest,
         payload_xxh3=payload_hash(frame.data for frame in watched.frames),
         decoder="pillow" if clip.is_image else recipe.decoder if clip.media else "",
         decoder_version="" if clip.is_image or not clip.media else decoder_version(recipe.decoder),
@@ -89,6 +91,16 @@ def build_sample(
         reason=watched.problem,
     )
     return Built(row, watched.frames, silent)
+
+
+def _identity(media: Path | None) -> tuple[int, str]:
+    """A medium's size in bytes and SHA-256. Raises MediaError when it cannot be read to its end."""
+    if media is None:
+        return 0, ""
+    try:
+        return media.stat().st_size, sha256_file(media)
+    except OSError as error:
+        raise MediaError(media, f"cannot be read to its end ({error.strerror})") from error
 
 
 def _encode(clip: Clip, watched: Watched, tokenizer: Tokenizer) -> tuple[Encoded, int]:

@@ -48,7 +48,7 @@ class Size:
     overrides: tuple[str, ...] = ()
 
 
-FULL = Size(240, 480, 960, 240, 48, "60:120", ("2", "4", "8", "16", "32", "1fps"))
+FULL = Size(240, 480, 2400, 480, 48, "60:120", ("2", "4", "8", "16", "32", "1fps"))
 TINY = Size(2, 2, 4, 2, 2, "6:8", ("8", "1fps"), ("epochs=null", "steps=2", "global_batch=4", "micro_batch=2"))
 
 

@@ -4,9 +4,11 @@ Exit codes: 0 done, 2 something for the user to put right (said on stderr), anyt
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -27,6 +29,9 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data=shards/stage1 trainable.vision=4e-6")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("ma2mba").setLevel(logging.INFO if RANK == 0 else logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     try:
         run(load_recipe(arguments.recipe, arguments.overrides))
     except UserError as error:

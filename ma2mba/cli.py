@@ -1,4 +1,4 @@
-"""The command line: ask, eval, export, inspect. What is slow to import is imported by the command that needs it."""
+"""The command line: ask, eval, export, inspect, plan. What is slow to import waits for the command that needs it."""
 
 import json
 import time
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data_prep.progress import Reporter
 from ma2mba import __version__
+from ma2mba.cli_plan import plan
 from ma2mba.errors import UserError
 from ma2mba.shards.integrity import atomic_write
 
@@ -130,6 +131,9 @@ def inspect(
     for key, value in facts.items():
         table.add_row(key.replace("_", " "), escape(_readable(value)))
     out.print(table)
+
+
+app.command()(plan)
 
 
 @contextmanager

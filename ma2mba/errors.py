@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Bad input. The message names the file, key or value and the remedy; command lines print it and exit with code 2."""
+    """Bad input. The message names the file, key or value and the remedy; command lines print it and exit with 2."""

@@ -126,7 +126,7 @@ def _write_one(job: tuple[Movie, Path]) -> None:
     if not is_still(movie):
         return write_movie(movie, media / f"{movie.name}.mp4")
     index = movie.needle.first if movie.needle else 0
-    with atomic_path(media / f"{movie.name}.png") as temporary:
+    with atomic_path(media / f"{movie.name}.png", sync=False) as temporary:
         Image.fromarray(draw_frame(movie, index)).save(temporary, format="PNG")
     return None
 

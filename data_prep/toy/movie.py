@@ -107,7 +107,7 @@ def draw_frame(movie: Movie, index: int) -> np.ndarray:
 
 def write_movie(movie: Movie, path: Path) -> None:
     """Write `movie` as H.264 (yuv420p, mp4) to `path`, whole or not at all."""
-    with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_path(path, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         options = {"preset": "ultrafast", "crf": "20", "threads": "1", "g": str(10 * FPS)}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"

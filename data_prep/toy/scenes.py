@@ -20,7 +20,7 @@ OVERSAMPLE = 4
 NEEDLES: dict[str, tuple[tuple[int, int, int], str]] = {
     "red star": ((235, 20, 25), "star"),
     "green cross": ((0, 215, 30), "cross"),
-    "blue ring": ((15, 35, 245), "ring"),
+    "blue ring": ((30, 70, 255), "ring"),
     "yellow triangle": ((255, 230, 0), "triangle"),
     "magenta diamond": ((245, 0, 220), "diamond"),
     "cyan square": ((0, 240, 245), "square"),
@@ -74,13 +74,13 @@ def _disc(c: float, r: float) -> list[float]:
 
 
 def _cross(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
-    draw.rectangle([c - r, c - 0.33 * r, c + r, c + 0.33 * r], fill=255)
-    draw.rectangle([c - 0.33 * r, c - r, c + 0.33 * r, c + r], fill=255)
+    draw.rectangle([c - r, c - 0.4 * r, c + r, c + 0.4 * r], fill=255)
+    draw.rectangle([c - 0.4 * r, c - r, c + 0.4 * r, c + r], fill=255)
 
 
 def _ring(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:
     draw.ellipse(_disc(c, r), fill=255)
-    draw.ellipse(_disc(c, 0.55 * r), fill=0)
+    draw.ellipse(_disc(c, 0.4 * r), fill=0)
 
 
 def _heart(draw: ImageDraw.ImageDraw, c: float, r: float) -> None:

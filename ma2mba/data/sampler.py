@@ -111,6 +111,13 @@ class Sampler:
     def micro_steps(self) -> int:
         return self.global_batch // (self.micro_batch * self.ranks)
 
+    def tokens_until(self, steps: int) -> int:
+        """About how many tokens the first `steps` steps of a run hold: exact with order "length", else by the mean."""
+        samples = steps * self.global_batch
+        if self.order == "length":
+            return int(self.length_N[self.epoch_order(0)[:samples]].sum())
+        return int(self.length_N.mean() * samples)
+
     def epoch_order(self, epoch: int) -> np.ndarray:
         """The samples in the order of that epoch, or of all `passes` with order "length"."""
         if epoch not in self._orders:

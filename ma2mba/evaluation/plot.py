@@ -113,6 +113,28 @@ def _title(axes: Axes, text: str, below: str) -> None:
     axes.annotate(below, (0, 1), (0, 9), xycoords="axes fraction", textcoords="offset points", color=FAINT)
 
 
+def draw_plan(
+    title: str, tokens: Sequence[int], curves: Mapping[str, Sequence[float | None]], limit: float, path: Path
+) -> None:
+    """Draw predicted device memory (GB) against the length of the sequence as a PNG; None where nothing fits."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+        axes = figure.subplots()
+        for (name, memory), colour in zip(curves.items(), COLOURS, strict=False):
+            values = [float("nan") if value is None else value for value in memory]
+            axes.plot(tokens, values, color=colour, linewidth=2.2, marker="o", markersize=6, label=name)
+        axes.axhline(limit, color=ACCENT, linestyle=(0, (5, 4)), linewidth=1.4)
+        axes.annotate("usable", (1, limit), (0, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      ha="right", va="bottom", color=ACCENT)  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_ylim(0)
+        axes.grid(axis="y", color=GRID, zorder=0)
+        axes.set_xlabel("tokens")
+        axes.legend(frameon=False)
+        _title(axes, title, "GB, predicted")
+        figure.savefig(path, dpi=150, format="png", facecolor="white")
+
+
 def draw_histogram(title: str, counts: Mapping[str, int], path: Path) -> None:
     """Draw how many samples have at least so many tokens, and fewer than the next size, as a PNG."""
     with matplotlib.rc_context(STYLE):

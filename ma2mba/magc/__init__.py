@@ -6,7 +6,7 @@
 Needs nothing but PyTorch, and knows nothing of video or of Mamba.
 """
 
-from ma2mba.magc.api import checkpoint, stream
+from ma2mba.magc.api import Streamer, checkpoint, stream
 from ma2mba.magc.plan import Plan
 
-__all__ = ["Plan", "checkpoint", "stream"]
+__all__ = ["Plan", "Streamer", "checkpoint", "stream"]

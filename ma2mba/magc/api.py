@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ma2mba.magc.cell import Cell, Piece, Sink, State, Step, Values
+from ma2mba.magc.cell import Cell, Piece, Sink, StandingSink, State, Step, Values
 from ma2mba.magc.ends import Ends, Summed, Tokens
+from ma2mba.magc.graphs import Graphed
 from ma2mba.magc.layers import Chain
+from ma2mba.magc.live import Live
 from ma2mba.magc.plan import Plan
 from ma2mba.magc.scan import Scan
 
@@ -31,10 +33,11 @@ def checkpoint(layers: Layers, x: Tensor, states: Sequence[State] | None, plan: 
     """
     if x.dim() != 3 or x.shape[1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, tokens, width) with at least one token")
+    root, parameters = _root(_groups(layers, plan), plan)
     if states is None:
         states = [layer.initial_state(x) for layer in layers]  # type: ignore[operator]
-    groups = _groups(layers, states, plan)
-    return _run(groups, Tokens(x.shape[1], plan.chunk_tokens), x, states, plan)
+    _check_states(states, root)
+    return _run(root, parameters, Tokens(x.shape[1], plan.chunk_tokens), x, states)
 
 
 def stream(
@@ -46,61 +49,118 @@ def stream(
     states: Sequence[State],
     plan: Plan,
 ) -> tuple[Tensor, list[State]]:
-    """Sum over chunks of `head(*layers(*front(*chunk)))`; with sequence nesting nothing as long as the sequence exists.
+    """`Streamer` for one call."""
+    return Streamer(front, layers, head, modules, plan)(chunks, states)
+
+
+class Streamer:
+    """Sums `head(*layers(*front(*chunk)))` over chunks; with sequence nesting nothing as long as the sequence exists.
 
     front    chunk -> (x, ...): what the layers carry (batch, tokens, width), and what the head needs besides.
     head     (x, ...) -> (a scalar,): this chunk's part of the loss.
-    modules  those that own the parameters which front and head use.
-    chunks   one tuple of tensors per chunk, made on demand or a list; `plan.chunk_tokens` is left to whoever cuts them.
-    Returns the sum and the final states; gradients reach parameters and initial states, not the chunks.
+    modules  those that own the parameters which front and head use. What is frozen must be so already.
+    Raises ValueError for no layers, and for a plan with graphs that has several groups of layers.
     """
-    if not len(chunks):
-        raise ValueError("there are no chunks; give at least one")
-    modules = tuple(modules)
-    groups = _groups(layers, states, plan)
-    groups[0].insert(0, Piece.of_function(front, modules))
-    groups[-1].append(Piece.of_function(head, modules))
-    return _run(groups, Summed(chunks), None, states, plan)
+
+    def __init__(
+        self,
+        front: Callable[..., Values],
+        layers: Layers,
+        head: Callable[..., Values],
+        modules: Iterable[nn.Module],
+        plan: Plan,
+    ):
+        groups = _groups(layers, plan)
+        modules = tuple(modules)
+        ends = Piece.of_function(front, modules), Piece.of_function(head, modules)
+        self.plan = plan
+        self._sink: Sink | None = None
+        if plan.graphs and next(layers[0].parameters()).is_cuda:
+            self._root, self._parameters = _graphed_root(ends, groups, plan)
+            self._sink = StandingSink(self._parameters)
+        else:
+            groups[0].insert(0, ends[0])
+            groups[-1].append(ends[1])
+            self._root, self._parameters = _root(groups, plan)
+
+    def __call__(self, chunks: Sequence[Values], states: Sequence[State]) -> tuple[Tensor, list[State]]:
+        """The sum, and the states after the last chunk; gradients reach parameters and initial states.
+
+        chunks   one tuple of tensors per chunk, a list or made on demand (once in forward, once in backward); cut by
+                 the caller, all but the last of `plan.chunk_tokens` tokens where graphs are used.
+        states   one tuple of tensors per layer.
+        """
+        if not len(chunks):
+            raise ValueError("there are no chunks; give at least one")
+        _check_states(states, self._root)
+        return _run(self._root, self._parameters, Summed(chunks), None, states, self._sink)
 
 
-def _groups(layers: Layers, states: Sequence[State], plan: Plan) -> list[list[Piece]]:
+def _groups(layers: Layers, plan: Plan) -> list[list[Piece]]:
     if not len(layers):
         raise ValueError("there are no layers; give at least one")
-    if len(states) != len(layers):
-        raise ValueError(
-            f"there are {len(states)} states for {len(layers)} layers; give one tuple of tensors per layer"
-        )
     pieces = [Piece.of_layer(layer) for layer in layers]
     return [pieces[start : start + plan.group_layers] for start in range(0, len(pieces), plan.group_layers)]
 
 
-def _run(
-    groups: Sequence[Sequence[Piece]], ends: Ends, x: Tensor | None, states: Sequence[State], plan: Plan
-) -> tuple[Tensor, list[State]]:
+def _check_states(states: Sequence[State], root: Step) -> None:
+    if len(states) != root.depth:
+        raise ValueError(f"there are {len(states)} states for {root.depth} layers; give one tuple of tensors per layer")
+
+
+def _root(groups: Sequence[Sequence[Piece]], plan: Plan) -> tuple[Step, tuple[nn.Parameter, ...]]:
     cells = [Cell(group) for group in groups]
-    root: Step
     if plan.nesting == "sequence":
-        root = Scan(Chain(cells), plan.stash)
-    else:
-        root = Chain([Scan(cell, plan.stash) for cell in cells])
+        return Scan(Chain(cells), plan.stash), _parameters(cells)
+    return Chain([Scan(cell, plan.stash) for cell in cells]), _parameters(cells)
+
+
+def _graphed_root(
+    ends: tuple[Piece, Piece], groups: Sequence[Sequence[Piece]], plan: Plan
+) -> tuple[Step, tuple[nn.Parameter, ...]]:
+    if len(groups) > 1:
+        raise ValueError(f"graphs need one group of layers, not {len(groups)}; set group_layers to all of them")
+    front, layers, head = Cell([ends[0]]), Cell(groups[0]), Cell([ends[1]])
+    steps: list[Step] = [Live(front), Graphed(layers, plan.chunk_tokens), Live(head)]
+    return Scan(Chain(steps), plan.stash), _parameters([front, layers, head])
+
+
+def _parameters(cells: Iterable[Cell]) -> tuple[nn.Parameter, ...]:
+    return tuple(dict.fromkeys(p for cell in cells for p in cell.parameters))
+
+
+def _run(
+    root: Step,
+    parameters: tuple[nn.Parameter, ...],
+    ends: Ends,
+    x: Tensor | None,
+    states: Sequence[State],
+    sink: Sink | None = None,
+) -> tuple[Tensor, list[State]]:
     if not torch.is_grad_enabled():
         outputs, after, _ = root.forward(ends.cut(x), states, keep=False)
         return ends.join(outputs), after
-    parameters = tuple(dict.fromkeys(p for cell in cells for p in cell.parameters))
     sizes = [len(state) for state in states]
     flat = [t for state in states for t in state]
-    y, *flat_after = _MultiAxis.apply(root, ends, sizes, parameters, x, *flat, *parameters)
+    y, *flat_after = _MultiAxis.apply(root, ends, sizes, sink, parameters, x, *flat, *parameters)
     return y, _unflatten(flat_after, sizes)
 
 
 class _MultiAxis(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, root: Step, ends: Ends, sizes: list[int], parameters: tuple[nn.Parameter, ...], x: Any, *flat: Tensor
+        ctx: Any,
+        root: Step,
+        ends: Ends,
+        sizes: list[int],
+        sink: Sink | None,
+        parameters: tuple[nn.Parameter, ...],
+        x: Any,
+        *flat: Tensor,
     ) -> tuple[Tensor, ...]:
         states = flat[: sum(sizes)]
         outputs, after, ctx.residual = root.forward(ends.cut(x), _unflatten(states, sizes), keep=True)
-        ctx.root, ctx.ends, ctx.sizes, ctx.parameters = root, ends, sizes, parameters
+        ctx.root, ctx.ends, ctx.sizes, ctx.sink, ctx.parameters = root, ends, sizes, sink, parameters
         # Saved only so that torch refuses a second backward, and one after x or a state was changed in place.
         ctx.save_for_backward(x, *states)
         ctx.set_materialize_grads(False)
@@ -111,11 +171,12 @@ class _MultiAxis(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor | None, *d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         residual, ctx.residual = ctx.residual, None
-        sink = Sink()
-        d_chunks, d_states = ctx.root.backward(residual, ctx.ends.spread(d_y), _unflatten(d_after, ctx.sizes), sink)
-        d_x = ctx.ends.collect(d_chunks) if ctx.needs_input_grad[4] else None
-        flat = [t for state in d_states for t in state]
-        return None, None, None, None, d_x, *flat, *(sink.take(p) for p in ctx.parameters)
+        with ctx.sink or Sink(ctx.parameters) as sink:
+            d_after_states = _unflatten(d_after, ctx.sizes)
+            d_chunks, d_states = ctx.root.backward(residual, ctx.ends.spread(d_y), d_after_states, sink)
+            d_x = ctx.ends.collect(d_chunks) if ctx.needs_input_grad[5] else None
+            flat = [t for state in d_states for t in state]
+            return None, None, None, None, None, d_x, *flat, *[sink.take(p) for p in ctx.parameters]
 
 
 def _unflatten(flat: Sequence[T], sizes: Sequence[int]) -> list[tuple[T, ...]]:

@@ -23,11 +23,31 @@ State = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
-class Sink:
-    """Sums the gradients of parameters over cells in fp32 (fp64 for fp64 parameters), rounded once at the end."""
+MAIN_GRAD = "main_grad"
 
-    def __init__(self) -> None:
+
+class Sink:
+    """Sums the gradients of parameters over cells in fp32 (fp64 for fp64 parameters), rounded once at the end.
+
+    A matrix on a GPU carries its sum as `main_grad` meanwhile: an operation may add its part there itself, inside the
+    matrix product, and give autograd None. That spares a pass over the gradient (the convention of Megatron).
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
         self._sums: dict[nn.Parameter, Tensor] = {}
+        for parameter in parameters:
+            if parameter.is_cuda and parameter.dim() == 2 and not hasattr(parameter, MAIN_GRAD):
+                self._sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
+                setattr(parameter, MAIN_GRAD, self._sums[parameter])
+
+    def __enter__(self) -> "Sink":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, total in self._sums.items():
+            if getattr(parameter, MAIN_GRAD, None) is total:
+                delattr(parameter, MAIN_GRAD)
+        self._sums.clear()
 
     def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
         if gradient is None:
@@ -35,12 +55,39 @@ class Sink:
         if parameter in self._sums:
             self._sums[parameter] += gradient
         else:
-            self._sums[parameter] = gradient.to(torch.promote_types(gradient.dtype, torch.float32), copy=True)
+            high = torch.promote_types(gradient.dtype, torch.float32)
+            self._sums[parameter] = gradient.to(high, copy=True)
 
     def take(self, parameter: nn.Parameter) -> Tensor:
         """The gradient in the parameter's dtype; zeros when no cell used it, so that every rank has one."""
-        total = self._sums.pop(parameter, None)
-        return torch.zeros_like(parameter) if total is None else total.to(parameter.dtype)
+        if parameter not in self._sums:
+            return torch.zeros_like(parameter)
+        total = self._sums.pop(parameter)
+        if parameter.__dict__.get(MAIN_GRAD) is total:
+            delattr(parameter, MAIN_GRAD)
+        return total.to(parameter.dtype)
+
+
+class StandingSink(Sink):
+    """A sink whose sums stay where they are from step to step, as recorded CUDA graphs need; zeroed when entered."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        parameters = tuple(parameters)
+        super().__init__(parameters)
+        for parameter in parameters:
+            high = torch.promote_types(parameter.dtype, torch.float32)
+            self._sums.setdefault(parameter, torch.zeros_like(parameter, dtype=high))
+
+    def __enter__(self) -> "StandingSink":
+        for total in self._sums.values():
+            total.zero_()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The sums stay."""
+
+    def take(self, parameter: nn.Parameter) -> Tensor:
+        return self._sums[parameter].to(parameter.dtype, copy=True)
 
 
 @dataclass(frozen=True)
@@ -102,20 +149,38 @@ class Cell:
     def backward(
         self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink
     ) -> tuple[Gradients, list[Gradients]]:
-        values = tuple(_leaf(t) for t in residual.values)
-        states = [tuple(_leaf(t) for t in state) for state in residual.states]
-        with residual.surroundings.restored(), torch.enable_grad():
-            values_out, states_out = self.run(values, states)
-        pairs = [*zip(values_out, d_values, strict=True)]
-        for state, d_state in zip(states_out, d_states, strict=True):
+        with residual.surroundings.restored():
+            tape = Tape(self, residual.values, residual.states)
+        return tape.backward(d_values, d_states, sink)
+
+
+class Tape:
+    """One forward of a cell with a graph: its inputs as leaves, its outputs, and the way back."""
+
+    def __init__(self, cell: Cell, values: Values, states: Sequence[State]):
+        self.cell = cell
+        self.values = tuple(_leaf(t) for t in values)
+        self.states = [tuple(_leaf(t) for t in state) for state in states]
+        with torch.enable_grad():
+            self.values_out, self.states_out = cell.run(self.values, self.states)
+
+    def outputs(self) -> tuple[Values, list[State]]:
+        return tuple(t.detach() for t in self.values_out), [tuple(t.detach() for t in s) for s in self.states_out]
+
+    def backward(
+        self, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink
+    ) -> tuple[Gradients, list[Gradients]]:
+        """Gradients of values and states; those of parameters go into the sink."""
+        pairs: list[tuple[Tensor, Tensor | None]] = [*zip(self.values_out, d_values, strict=True)]
+        for state, d_state in zip(self.states_out, d_states, strict=True):
             pairs += zip(state, d_state, strict=True)
-        inputs = [*values, *(t for state in states for t in state)]
-        gradients = _gradients(pairs, [*inputs, *self.parameters])
-        for parameter, gradient in zip(self.parameters, gradients[len(inputs) :], strict=True):
+        inputs = [*self.values, *(t for state in self.states for t in state)]
+        gradients = _gradients(pairs, [*inputs, *self.cell.parameters])
+        for parameter, gradient in zip(self.cell.parameters, gradients[len(inputs) :], strict=True):
             sink.add(parameter, gradient)
         taken = iter(gradients)
-        d_values_in = tuple(next(taken) for _ in values)
-        return d_values_in, [tuple(next(taken) for _ in state) for state in states]
+        d_values_in = tuple(next(taken) for _ in self.values)
+        return d_values_in, [tuple(_compact(next(taken)) for _ in state) for state in self.states]
 
 
 class Step(Protocol):
@@ -130,6 +195,13 @@ class Step(Protocol):
     def backward(
         self, residual: Any, d_values: Any, d_states: Sequence[Gradients], sink: Sink
     ) -> tuple[Any, list[Gradients]]: ...
+
+
+def _compact(gradient: Tensor | None) -> Tensor | None:
+    """The same, without the rest of a larger tensor that it is a view of: it outlives the chunk."""
+    if gradient is None or gradient.untyped_storage().nbytes() <= gradient.nbytes:
+        return gradient
+    return gradient.clone()
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -16,12 +16,15 @@ class Plan:
     chunk_tokens  s of the paper: recurrent states are kept every so many tokens.
     group_layers  l of the paper: layer inputs are kept every so many layers.
     stash         kept states stay on the device or move to (pinned) host memory.
+    graphs        with `Streamer` on a GPU: a chunk's layers are recorded once and replayed as CUDA graphs, which small
+                  chunks need. Only with "sequence" nesting and one group of layers, and without dropout.
     """
 
     nesting: Nesting = "sequence"
     chunk_tokens: int = 4096
     group_layers: int = 1
     stash: StashPlace = "device"
+    graphs: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("nesting", get_args(Nesting)), ("stash", get_args(StashPlace))):
@@ -31,3 +34,5 @@ class Plan:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.graphs and self.nesting == "layer":
+            raise ValueError('graphs is True beside nesting "layer"; only "sequence" can be recorded')

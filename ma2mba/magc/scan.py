@@ -11,7 +11,7 @@ from typing import Any
 from ma2mba.magc.cell import Gradients, Sink, State, Step, Values
 from ma2mba.magc.context import Surroundings
 from ma2mba.magc.plan import StashPlace
-from ma2mba.magc.stash import Stash
+from ma2mba.magc.stash import HostMemory, Stash
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Scan:
     def __init__(self, step: Step, stash: StashPlace):
         self.step = step
         self.depth = step.depth
-        self.stash = stash
+        self.stash, self.memory = stash, HostMemory()
 
     def forward(
         self, chunks: Sequence[Values], states: Sequence[State], keep: bool
     ) -> tuple[list[Values], list[State], Any]:
-        residual = _Residual(chunks, Stash(self.stash), [])
+        residual = _Residual(chunks, Stash(self.stash, self.memory), [])
         outputs = []
         for i in range(len(chunks)):
             if keep:

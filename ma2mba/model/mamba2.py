@@ -1,17 +1,16 @@
 """One Mamba-2 layer, a pure step `layer(x, state) -> (x, state)`, with the parameter names of state-spaces/mamba.
 
-B batch, T tokens, D model width, I inner width (heads * head width), H heads, P head width, N state size, G groups,
-V channels of the convolution (I + 2 G N), W taps of the convolution less one.
+B batch, T tokens, D model width, I inner width (heads * head width), H heads, P head width, N state size,
+V channels of the convolution (I + 2 groups N), W taps of the convolution less one.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ma2mba.model.config import BackboneConfig
-from ma2mba.ops import causal_conv, ssd_scan
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, rms_norm
 
 State = tuple[Tensor, Tensor]
 
@@ -24,18 +23,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        """Normalise x (..., width); with a gate, x * SiLU(gate) is normalised (mamba-ssm's norm_before_gate=False)."""
-        high = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(high)
-        if gate is not None:
-            x = x * F.silu(gate.to(high))
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return (x * self.weight.to(high)).to(self.weight.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Mamba2Mixer(nn.Module):
-    """The Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
+    """The parameters of the Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
@@ -51,25 +44,6 @@ class Mamba2Mixer(nn.Module):
         self.norm = RMSNorm(inner, config.norm_eps)
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
 
-    def forward(self, u_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        c = self.config
-        conv_BVW, ssm_BHPN = state
-        z_BTI, xBC_BTV, dt_BTH = self.in_proj(u_BTD).split([c.d_inner, c.conv_width, c.heads], dim=-1)
-        assert self.conv1d.bias is not None
-        xBC_BTV, conv_BVW = causal_conv(xBC_BTV, self.conv1d.weight[:, 0], self.conv1d.bias, conv_BVW)
-        x_BTI, B_BTX, C_BTX = xBC_BTV.split([c.d_inner, c.ngroups * c.d_state, c.ngroups * c.d_state], dim=-1)
-        y_BTHP, ssm_BHPN = ssd_scan(
-            x_BTI.unflatten(-1, (c.heads, c.headdim)),
-            F.softplus(dt_BTH.to(ssm_BHPN.dtype) + self.dt_bias.to(ssm_BHPN.dtype)),
-            -torch.exp(self.A_log.to(ssm_BHPN.dtype)),
-            B_BTX.unflatten(-1, (c.ngroups, c.d_state)),
-            C_BTX.unflatten(-1, (c.ngroups, c.d_state)),
-            self.D,
-            ssm_BHPN,
-            c.ssd_block,
-        )
-        return self.out_proj(self.norm(y_BTHP.flatten(-2), gate=z_BTI)), (conv_BVW, ssm_BHPN)
-
 
 class Mamba2Layer(nn.Module):
     """Norm, mixer, residual. The residual stream stays in fp32 (or fp64) whatever the weights are in."""
@@ -78,11 +52,28 @@ class Mamba2Layer(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mamba2Mixer(config)
+        self.shape = LayerShape(config.headdim, config.ngroups, config.d_state, config.ssd_block, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         """x (batch, tokens, width) and the state before its first token -> x after the layer and the state after it."""
-        y_BTD, state = self.mixer(self.norm(x_BTD), state)
-        return x_BTD + y_BTD.to(x_BTD.dtype), state
+        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, self.weights, self.shape)
+        return x_BTD, (conv_BVW, ssm_BHPN)
+
+    @property
+    def weights(self) -> LayerWeights:
+        m = self.mixer
+        assert m.conv1d.bias is not None
+        return LayerWeights(
+            norm_D=self.norm.weight,
+            in_proj_XD=m.in_proj.weight,
+            conv_V1W=m.conv1d.weight,
+            conv_bias_V=m.conv1d.bias,
+            dt_bias_H=m.dt_bias,
+            A_log_H=m.A_log,
+            D_H=m.D,
+            gated_norm_I=m.norm.weight,
+            out_proj_DI=m.out_proj.weight,
+        )
 
     def initial_state(self, x_BTD: Tensor) -> State:
         """Zeros: (batch, channels, taps - 1) in the weights' dtype and (batch, heads, head width, state size) fp32."""

@@ -15,6 +15,7 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2 import State
 from ma2mba.model.projector import Projector
 from ma2mba.model.vision import VisionEncoder
+from ma2mba.ops import cross_entropy_sum
 
 IGNORE = -100
 
@@ -60,9 +61,8 @@ class VideoMa2mba(nn.Module):
     def loss_sum(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Sum of the cross-entropies where a target stands (elsewhere -100), fp32 or wider. Logits only there."""
         chosen_BT = targets_BT != IGNORE
-        logits_TV = self.logits(x_BTD[chosen_BT])
-        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
-        return F.cross_entropy(logits_TV, targets_BT[chosen_BT], reduction="sum")
+        x_MD = self.language_model.backbone.norm_f(x_BTD[chosen_BT])
+        return cross_entropy_sum(x_MD, self.language_model.lm_head.weight, targets_BT[chosen_BT])
 
     def initial_states(self, x_BTD: Tensor) -> list[State]:
         return [layer.initial_state(x_BTD) for layer in self.layers]  # type: ignore[operator]

@@ -20,4 +20,5 @@ def causal_conv(x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor, state_BDW: Ten
     y_BTD = bias_D + padded_BTD[:, :tokens] * weight_DW[:, 0]
     for tap in range(1, taps):
         y_BTD = y_BTD + padded_BTD[:, tap : tap + tokens] * weight_DW[:, tap]
-    return F.silu(y_BTD), padded_BTD[:, tokens:].transpose(1, 2)
+    # A copy: a view would keep all of the padded input alive as long as the state is kept.
+    return F.silu(y_BTD), padded_BTD[:, tokens:].transpose(1, 2).clone()

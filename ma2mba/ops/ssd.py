@@ -3,12 +3,14 @@
 B batch, T tokens, H heads, P head width, G groups, R heads of a group (H = G R), N state size,
 C blocks, Q tokens of a block (S where two tokens meet: the earlier).
 
-    state_t = exp(dt_t * A) * state_{t-1} + dt_t * x_t (outer) B_t
+    d_t     = softplus(dt_t + dt_bias)
+    state_t = exp(d_t * A) * state_{t-1} + d_t * x_t (outer) B_t
     y_t     = state_t . C_t + D * x_t
 """
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def ssd_scan(
@@ -18,22 +20,24 @@ def ssd_scan(
     B_BTGN: Tensor,
     C_BTGN: Tensor,
     D_H: Tensor,
+    dt_bias_H: Tensor,
     state_BHPN: Tensor,
     block: int,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (batch, tokens, heads, width) in the dtype of x and the final state in the dtype of the initial one.
 
-    `dt_BTH` is positive already (after softplus), `A_H` negative. Decays and states are computed in the dtype of
-    `state_BHPN` (fp32, or fp64 in tests). The result does not depend on `block`, which need not divide T.
+    `A_H` is negative. Decays and states are computed in the dtype of `state_BHPN` (fp32, or fp64 in tests). The result
+    does not depend on `block`, which need not divide T.
     """
     tokens, dtype = x_BTHP.shape[1], state_BHPN.dtype
     block = min(block, tokens)
     heads_of = (B_BTGN.shape[2], -1)
-    u_BTHP = x_BTHP.to(dtype) * dt_BTH.to(dtype)[..., None]
+    dt_BTH = F.softplus(dt_BTH.to(dtype) + dt_bias_H.to(dtype))
+    u_BTHP = x_BTHP.to(dtype) * dt_BTH[..., None]
     u_BCGRQP = _blocks(u_BTHP.unflatten(2, heads_of), block).movedim(2, -2)
     B_BCGQN = _blocks(B_BTGN.to(dtype), block).transpose(2, 3)
     C_BCGQN = _blocks(C_BTGN.to(dtype), block).transpose(2, 3)
-    decay_BCGRQ = _blocks((dt_BTH.to(dtype) * A_H.to(dtype)).unflatten(2, heads_of), block).movedim(2, -1).cumsum(-1)
+    decay_BCGRQ = _blocks((dt_BTH * A_H.to(dtype)).unflatten(2, heads_of), block).movedim(2, -1).cumsum(-1)
 
     y_BCGRQP = _within_blocks(u_BCGRQP, decay_BCGRQ, B_BCGQN, C_BCGQN)
     state_BGRPN = state_BHPN.unflatten(1, heads_of)

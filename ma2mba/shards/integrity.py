@@ -40,16 +40,21 @@ def temporary_name(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it."""
+def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it.
+
+    Without `sync` a power cut may lose it (for files that are cheap to make again), but it is never half-written.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
         yield temporary
-        fsync(temporary)
+        if sync:
+            fsync(temporary)
         os.replace(temporary, path)
-        fsync(path.parent)
+        if sync:
+            fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -18,7 +18,7 @@ from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.recipe import Recipe
 from ma2mba.training.stages import parameter_groups, set_trainable
-from ma2mba.training.streaming import streaming_loss
+from ma2mba.training.streaming import build_streamer, streaming_loss
 from ma2mba.training.world import World, ZeroPolicy, announce_alone
 
 STATE_TAG = "state"
@@ -50,10 +50,11 @@ class StreamingLoss(nn.Module):
     def __init__(self, model: VideoMa2mba, plan: Plan):
         super().__init__()
         self.model, self.plan = model, plan
+        self.streamer = build_streamer(model, plan)
 
     def forward(self, anchor: Tensor, batch: Batch, loss_scale: float) -> Tensor:
         """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
-        return streaming_loss(self.model, batch, self.plan, loss_scale) + anchor
+        return streaming_loss(self.model, batch, self.plan, loss_scale, self.streamer) + anchor
 
 
 @dataclass

@@ -38,7 +38,16 @@ def open_metrics(job: Job) -> Metrics:
     try:
         with atomic_write(recipe.run_folder / "recipe.yaml") as file:
             yaml.safe_dump(recipe.model_dump(mode="json"), file, sort_keys=False)
-        return Metrics(recipe.run_folder, recipe.stage, job.first_step, job.steps, recipe.log_every, job.world.device)
+        return Metrics(
+            recipe.run_folder,
+            recipe.stage,
+            job.first_step,
+            job.steps,
+            recipe.log_every,
+            job.world.device,
+            first_tokens=job.sampler.tokens_until(job.first_step),
+            tokens=job.sampler.tokens_until(job.steps),
+        )
     except OSError as error:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error
 

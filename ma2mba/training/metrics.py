@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from ma2mba.shards.integrity import atomic_write
@@ -33,10 +33,22 @@ class StepResult:
 class Metrics:
     """Rank 0's report of a run from `first_step` to `steps`: every `log_every`-th step, the first and the last.
 
-    On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line.
+    On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line. The time
+    left is reckoned by tokens: `tokens` are about those of the whole run, `first_tokens` those before `first_step`.
     """
 
-    def __init__(self, run: Path, title: str, first_step: int, steps: int, log_every: int, device: torch.device):
+    def __init__(
+        self,
+        run: Path,
+        title: str,
+        first_step: int,
+        steps: int,
+        log_every: int,
+        device: torch.device,
+        *,
+        first_tokens: int,
+        tokens: int,
+    ):
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
         keep_until(self.path, first_step)
@@ -44,7 +56,9 @@ class Metrics:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._console = Console(stderr=True)
         self._bar = _bar(self._console)
-        self._task = self._bar.add_task(title, total=steps, completed=first_step, loss="-", speed="-")
+        self._task = self._bar.add_task(
+            title, total=tokens, completed=first_tokens, steps=first_step, of=steps, loss="-", speed="-"
+        )
         self._title, self._last_line, self._waited = title, -LINE_SECONDS, 0.0
         self._reset()
 
@@ -65,7 +79,7 @@ class Metrics:
         self._tokens += result.tokens
         self._frames += result.frames
         if step % self.log_every and step not in (self.first_step + 1, self.steps):
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, advance=result.tokens, steps=step)
             return
         seconds = time.perf_counter() - self._since
         line = {
@@ -80,7 +94,7 @@ class Metrics:
             "data_wait_share": (waited - self._waited) / seconds,
         }
         self._write(step, line)
-        self._show(step, line)
+        self._show(step, line, result.tokens)
         self._waited = waited
         self._reset()
 
@@ -101,9 +115,9 @@ class Metrics:
             elif key not in ("step", "epoch"):
                 self._board.add_scalar(key, value, step)
 
-    def _show(self, step: int, line: dict[str, Any]) -> None:
+    def _show(self, step: int, line: dict[str, Any], tokens: int) -> None:
         loss, speed = f"{line['loss']:.4f}", f"{line['tokens_per_second']:,.0f} tokens/s"
-        self._bar.update(self._task, completed=step, loss=loss, speed=speed)
+        self._bar.update(self._task, advance=tokens, steps=step, loss=loss, speed=speed)
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._last_line >= LINE_SECONDS or step == self.steps):
             left = self._bar.tasks[self._task].time_remaining
@@ -138,7 +152,7 @@ def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[steps]}/{task.fields[of]}"),
         TextColumn("loss {task.fields[loss]}  {task.fields[speed]}"),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -65,6 +65,7 @@ class Magc(_Section):
     chunk_tokens: PositiveInt = 4096
     group_layers: PositiveInt = 1
     stash: Literal["device", "host"] = "device"
+    graphs: bool = False
 
 
 class Checkpoint(_Section):

@@ -9,21 +9,31 @@ import torch
 from torch import Tensor
 
 from ma2mba.data.batch import Batch
-from ma2mba.magc import Plan, stream
+from ma2mba.magc import Plan, Streamer
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
 FEATURE_BITS = torch.int16
 """Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
 
 
-def streaming_loss(model: VideoMa2mba, batch: Batch, plan: Plan, loss_scale: float) -> Tensor:
+def streaming_loss(
+    model: VideoMa2mba, batch: Batch, plan: Plan, loss_scale: float, streamer: Streamer | None = None
+) -> Tensor:
     """Sum of the cross-entropies of the batch's supervised tokens times `loss_scale`; a scalar in fp32 or wider.
 
     Every trainable parameter gets a gradient, zero if the batch does not use it (text alone, no supervised token).
+    `streamer` is that of the model and the plan, kept from step to step where the plan asks for graphs.
     """
+    streamer = streamer or build_streamer(model, plan)
     device = next(model.parameters()).device
     chunks = Chunks(batch, plan.chunk_tokens, model.config.tokens_per_frame, device)
     like_x_BTD = torch.empty(len(batch.ids_BS), 0, model.config.language_model.d_model, device=device)
+    total, _ = streamer(chunks, model.initial_states(like_x_BTD))
+    return total * loss_scale
+
+
+def build_streamer(model: VideoMa2mba, plan: Plan) -> Streamer:
+    """The model as a streamed sum of losses. What is frozen must be so already."""
 
     def front(ids_BT: Tensor, visual_BT: Tensor, frames: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         if frames.dtype == FEATURE_BITS:
@@ -31,12 +41,11 @@ def streaming_loss(model: VideoMa2mba, batch: Batch, plan: Plan, loss_scale: flo
         return model.embed(ids_BT, visual_BT, frames), targets_BT
 
     def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
-        return (model.loss_sum(x_BTD, targets_BT) * loss_scale,)
+        return (model.loss_sum(x_BTD, targets_BT),)
 
-    outside_layers = [model.vision, model.projector, model.language_model.backbone.embedding]
-    outside_layers += [model.language_model.backbone.norm_f, model.language_model.lm_head]
-    loss, _ = stream(front, model.layers, head, outside_layers, chunks, model.initial_states(like_x_BTD), plan)
-    return loss
+    backbone = model.language_model.backbone
+    outside_layers = [model.vision, model.projector, backbone.embedding, backbone.norm_f, model.language_model.lm_head]
+    return Streamer(front, model.layers, head, outside_layers, plan)
 
 
 class Chunks(Sequence[tuple[Tensor, ...]]):

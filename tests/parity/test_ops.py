@@ -7,14 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from ma2mba.ops import causal_conv, ssd_scan
+from ma2mba.ops.conv import causal_conv
+from ma2mba.ops.norm import rms_norm
+from ma2mba.ops.ssd import ssd_scan
 
 HEADS, HEAD_WIDTH, GROUPS, STATE = 4, 3, 2, 5
 BOUND = 1e-11
 
 
-def ssd_by_token(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, state_BHPN):
+def ssd_by_token(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, D_H, dt_bias_H, state_BHPN):
     outputs = []
+    dt_BTH = torch.nn.functional.softplus(dt_BTH + dt_bias_H)
     for t in range(x_BTHP.shape[1]):
         B_BHN = B_BTGN[:, t].repeat_interleave(HEADS // GROUPS, dim=1)
         C_BHN = C_BTGN[:, t].repeat_interleave(HEADS // GROUPS, dim=1)
@@ -38,10 +41,11 @@ def ssd_inputs(tokens: int, batch: int) -> list[Tensor]:
     torch.manual_seed(tokens)
     inputs = [
         torch.randn(batch, tokens, HEADS, HEAD_WIDTH),
-        torch.nn.functional.softplus(torch.randn(batch, tokens, HEADS)),
+        torch.randn(batch, tokens, HEADS),
         -torch.rand(HEADS) * 4,
         torch.randn(batch, tokens, GROUPS, STATE),
         torch.randn(batch, tokens, GROUPS, STATE),
+        torch.randn(HEADS),
         torch.randn(HEADS),
         torch.randn(batch, HEADS, HEAD_WIDTH, STATE),
     ]
@@ -85,25 +89,32 @@ def test_convolution_equals_the_recurrence(tokens, batch):
 @pytest.mark.parametrize("cut", [1, 5, 16])
 def test_ssd_continues_from_its_state(cut):
     inputs = ssd_inputs(17, 2)
-    x, dt, A, B, C, D, state = inputs
-    first, middle = ssd_scan(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, state, 4)
-    second, final = ssd_scan(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], D, middle, 4)
+    x, dt, A, B, C, D, dt_bias, state = inputs
+    first, middle = ssd_scan(x[:, :cut], dt[:, :cut], A, B[:, :cut], C[:, :cut], D, dt_bias, state, 4)
+    second, final = ssd_scan(x[:, cut:], dt[:, cut:], A, B[:, cut:], C[:, cut:], D, dt_bias, middle, 4)
     check_equal((torch.cat([first, second], 1), final), ssd_scan(*inputs, 4), inputs)
 
 
 def test_strong_decay_over_a_long_block_stays_finite():
-    """Within a block exp(-4096 * 16) underflows to 0; a quotient of cumulative products would be 0 / 0."""
-    x, dt, A, B, C, D, state = ssd_inputs(512, 1)
-    y, final = ssd_scan(
-        x.float(), dt.float() * 0 + 8, A.float() * 0 - 16, B.float(), C.float(), D.float(), state.float(), 256
-    )
-    gradients = torch.autograd.grad(y.sum() + final.sum(), [x, B, C, state])
+    """Within a block exp(-256 * 8 * 16) underflows to 0; a quotient of cumulative products would be 0 / 0."""
+    inputs = [t.detach().float() for t in ssd_inputs(512, 1)]
+    inputs[1] = torch.full_like(inputs[1], 8.0)
+    inputs[2] = torch.full_like(inputs[2], -16.0)
+    inputs = [t.requires_grad_() for t in inputs]
+    y, final = ssd_scan(*inputs, 256)
+    gradients = torch.autograd.grad(y.sum() + final.sum(), inputs)
     assert all(torch.isfinite(t).all() for t in [y, final, *gradients])
 
 
 def test_bf16_inputs_keep_an_fp32_state():
-    x, dt, A, B, C, D, state = (t.detach() for t in ssd_inputs(9, 1))
-    y, final = ssd_scan(
-        x.bfloat16(), dt.bfloat16(), A.float(), B.bfloat16(), C.bfloat16(), D.bfloat16(), state.float(), 4
-    )
+    inputs = [t.detach().bfloat16() for t in ssd_inputs(9, 1)]
+    y, final = ssd_scan(*inputs[:-1], inputs[-1].float(), 4)
     assert (y.dtype, final.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_gated_norm_normalises_each_group():
+    torch.manual_seed(0)
+    x, gate, weight = torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8)
+    gated = x * gate * torch.sigmoid(gate)
+    halves = [part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in gated.split(4, dim=-1)]
+    torch.testing.assert_close(rms_norm(x, weight, 1e-5, gate, groups=2), torch.cat(halves, -1) * weight)

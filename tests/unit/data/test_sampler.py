@@ -105,6 +105,12 @@ def test_order_length_is_one_way_from_short_to_long_over_all_passes():
     assert (np.maximum.accumulate(lengths) < LENGTH_MIXING * lengths).all()
 
 
+def test_tokens_until_a_step_are_exact_with_order_length():
+    made = sampler(order="length", passes=2)
+    assert made.tokens_until(5) == sum(plan.tokens for plan in plans(made, 5))
+    assert sampler().tokens_until(5) == int(LENGTHS.mean() * 120)
+
+
 def test_order_length_does_not_repeat_a_sample_in_a_batch_of_equals():
     made = Sampler(np.full(50, 9), np.ones(50), np.zeros(50), global_batch=10, micro_batch=5, order="length", passes=8)
     worst = max(np.bincount(flat(plan)).max() for plan in plans(made, made.steps))

@@ -1,5 +1,6 @@
 """Damaged and odd files are decoded correctly or rejected for the right reason; none hangs or crashes a build."""
 
+import errno
 import importlib.util
 import json
 import multiprocessing
@@ -10,13 +11,15 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import pytest
 import yaml
 from numbered_video import number_in, write
 from odd_files import ODD, right_numbers, table, upright
 
-from data_prep import pool
+from data_prep import decode, pool, probe, sample
 from data_prep.build import build
 from data_prep.decode import decode_video
 from data_prep.errors import MediaError
@@ -127,6 +130,28 @@ def test_workers_are_replaced_after_some_clips(files, tmp_path, monkeypatch):
         assert len(started) == workers
     for name in ("manifest.json", "payload/part-00002.parquet"):
         assert (tmp_path / "one/shards" / name).read_bytes() == (tmp_path / "each/shards" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOMEM, MemoryError), (errno.EINVAL, MediaError)])
+@pytest.mark.parametrize("place", ["reformat", "decode"])
+def test_want_of_memory_is_not_taken_for_damage(place, code, error, files, monkeypatch):
+    """FFmpeg's ENOMEM, wherever it comes up, is the limit's doing; its other errors are the file's."""
+
+    def fail(*_, **__):
+        av.error.err_check(-code)
+
+    if place == "reformat":
+        monkeypatch.setattr(decode, "VideoReformatter", lambda: SimpleNamespace(reformat=fail))
+    else:
+        monkeypatch.setattr(probe.av, "open", fail)
+    with pytest.raises(error):
+        numbers(files[0] / "pieces.mp4")
+
+
+def test_a_medium_that_cannot_be_read_to_its_end_is_rejected(tmp_path):
+    """/proc/self/mem is a file whose reading fails, as on a bad disk."""
+    with pytest.raises(MediaError, match="cannot be read to its end"):
+        sample._identity(Path("/proc/self/mem"))
 
 
 needs_decord = pytest.mark.skipif(

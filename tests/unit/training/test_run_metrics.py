@@ -8,7 +8,8 @@ from ma2mba.training.metrics import Metrics, StepResult, keep_until
 
 
 def run(folder, first_step, steps, log_every=2):
-    with Metrics(folder, "stage1", first_step, steps, log_every, torch.device("cpu")) as metrics:
+    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps}
+    with Metrics(folder, "stage1", first_step, steps, log_every, torch.device("cpu"), **tokens) as metrics:
         for step in range(first_step, steps):
             result = StepResult(3.0 - step / 10, 1.5, {"projector": 0.1, "vision": 0.2}, tokens=100, frames=7, epoch=0)
             metrics.add(step + 1, result, waited=0.0)

@@ -1,0 +1,187 @@
+"""`ma2mba plan`: which plan trains fastest in the memory that there is, why, and what would fit."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ma2mba.errors import UserError
+
+if TYPE_CHECKING:
+    from ma2mba.magc.choose import Planner
+    from ma2mba.magc.predict import Prediction, Sequence
+    from ma2mba.training.planning import Setup
+
+out = Console(highlight=False)
+GIB = 2**30
+
+Memory = Annotated[float | None, typer.Option("--device-memory", min=0.01, help="Of one GPU, in GB (2^30 bytes).")]
+HostMemory = Annotated[
+    float | None,
+    typer.Option("--host-memory", min=0.01, help="For one GPU's process, in GB; without it states stay on the GPU."),
+]
+
+
+def plan(
+    model: Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (YAML).")] = "2.7b",
+    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Length of a text, all of it learned.")] = None,
+    video_hours: Annotated[
+        float | None, typer.Option("--video-hours", min=0.0003, help="Length of a video at 1 frame a second.")
+    ] = None,
+    device_memory: Memory = None,
+    host_memory: HostMemory = None,
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that ZeRO shares out to.")] = 1,
+    zero: Annotated[int | None, typer.Option("--zero", min=0, max=3, help="ZeRO stage (a recipe's, or 1).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw memory against length to this PNG.")] = None,
+    paper: Annotated[bool, typer.Option("--paper", help="Only the paper's own memory model, Tables 3 and 7.")] = False,
+) -> None:
+    """Choose how to checkpoint: the fastest plan that fits, the next best, memory by part, the longest sequence."""
+    if paper:
+        _paper(as_json)
+        return
+    if (tokens is None) == (video_hours is None):
+        raise UserError("give one of --tokens and --video-hours: how long is the longest sequence?")
+    if device_memory is None:
+        raise UserError("--device-memory is missing; give a GPU's memory in GB, as in --device-memory 80")
+    from ma2mba.training.planning import Workload, planner, remedy
+
+    setup = _setup(model, gpus, zero)
+    workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
+    sequence = workload.sequence(setup.config)
+    machine = planner(setup, sequence, device_memory * GIB, host_memory and host_memory * GIB, _device())
+    facts = _facts(machine, sequence)
+    if facts is None:
+        raise UserError(f"{sequence.tokens:,} tokens do not fit into {device_memory:g} GB; {remedy(machine, sequence)}")
+    if plot:
+        _plot(machine, sequence, model, plot)
+    if as_json:
+        out.print_json(data=facts)
+    else:
+        _show(facts)
+
+
+def _setup(model: str, gpus: int, zero: int | None) -> "Setup":
+    from dataclasses import replace
+
+    import torch
+
+    from ma2mba.training.planning import Setup, config_of_size, setup_of_recipe
+    from ma2mba.training.recipe import load_recipe
+
+    if Path(model).suffix not in (".yaml", ".yml"):
+        return Setup(config_of_size(model), gpus=gpus, zero=1 if zero is None else zero)
+    recipe = load_recipe(model)
+    dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
+    setup = setup_of_recipe(recipe, gpus, dtype)
+    return setup if zero is None else replace(setup, zero=zero)
+
+
+def _device() -> str:
+    """Where layers are priced: on the GPU that is here, through its kernels, or nowhere."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "meta"
+
+
+def _facts(machine: "Planner", sequence: "Sequence") -> dict[str, Any] | None:
+    choice = machine.choose(sequence)
+    if choice is None:
+        return None
+    longest = machine.longest(sequence)
+    return {
+        "tokens": sequence.tokens,
+        "usable_device_bytes": machine.budget.device,
+        "choice": _prediction(choice.best, sequence),
+        "runner_up": choice.runner_up and _prediction(choice.runner_up, sequence),
+        "reasons": list(choice.reasons),
+        "longest": {"tokens": longest[0], "plan": vars(longest[1])} if longest else None,
+    }
+
+
+def _prediction(prediction: "Prediction", sequence: "Sequence") -> dict[str, Any]:
+    return {
+        "plan": vars(prediction.plan),
+        "device_bytes": prediction.device_bytes,
+        "device_parts": prediction.device,
+        "host_bytes": prediction.host_bytes,
+        "host_parts": prediction.host,
+        "peak_at": prediction.moment,
+        "seconds": round(prediction.seconds, 3),
+        "tokens_per_second": round(sequence.tokens / prediction.seconds),
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    shown = [("choice", facts["choice"])] + ([("runner-up", facts["runner_up"])] if facts["runner_up"] else [])
+    table = Table("", title=f"{facts['tokens']:,} tokens", title_justify="left")
+    for name, _ in shown:
+        table.add_column(name, justify="right")
+    for key in facts["choice"]["plan"]:
+        table.add_row(key, *(f"{p['plan'][key]:,}" if key.endswith("s") else p["plan"][key] for _, p in shown))
+    table.add_section()
+    for part in facts["choice"]["device_parts"]:
+        table.add_row(f"{part}, GB", *(_gb(p["device_parts"][part]) for _, p in shown))
+    table.add_row("[bold]device memory, GB", *(f"[bold]{_gb(p['device_bytes'])}" for _, p in shown))
+    table.add_row("host memory, GB", *(_gb(p["host_bytes"]) for _, p in shown))
+    table.add_section()
+    table.add_row("seconds, forward and backward", *(f"{p['seconds']:,.1f}" for _, p in shown))
+    table.add_row("tokens a second", *(f"{p['tokens_per_second']:,}" for _, p in shown))
+    out.print(table)
+    out.print(f"Peak: {facts['choice']['peak_at']}. Usable: {_gb(facts['usable_device_bytes'])} GB.")
+    out.print("Instead of the choice")
+    for reason in facts["reasons"]:
+        out.print(f"  {reason}")
+    if facts["longest"]:
+        plan = facts["longest"]["plan"]
+        out.print(
+            f"Longest that fits: {facts['longest']['tokens']:,} tokens, {plan['nesting']} nesting, chunks of "
+            f"{plan['chunk_tokens']:,}, groups of {plan['group_layers']}, states on the {plan['stash']}"
+        )
+
+
+def _plot(machine: "Planner", sequence: "Sequence", title: str, path: Path) -> None:
+    """Memory of the fastest plan and of the smallest, from a sixteenth of the length to sixteen times it."""
+    from dataclasses import replace
+
+    from ma2mba.evaluation.plot import draw_plan
+
+    lengths = [max(round(sequence.tokens * 2.0**k), 1) for k in range(-4, 5)]
+    sequences = [replace(sequence, tokens=tokens) for tokens in lengths]
+    chosen = [machine.choose(one) for one in sequences]
+    curves: dict[str, list[float | None]] = {
+        "fastest that fits": [choice.best.device_bytes / GIB if choice else None for choice in chosen],
+        "smallest": [machine.smallest(one).device_bytes / GIB for one in sequences],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_plan(f"Device memory of {Path(title).stem}", lengths, curves, machine.budget.device / GIB, path)
+
+
+def _paper(as_json: bool) -> None:
+    from ma2mba.magc.paper import PEAKS_GB, SHAPES, constants, memory
+
+    table7 = {name: vars(constants(shape)) for name, shape in SHAPES.items()}
+    table3: list[dict[str, Any]] = []
+    for name, peaks in PEAKS_GB.items():
+        for tokens, peak in zip((2**k for k in range(10, 20)), peaks, strict=False):
+            formula = round(memory(SHAPES["2.7b"], tokens, name) / GIB, 3)
+            table3.append({"schedule": name, "tokens": tokens, "paper_gb": peak, "formula_gb": formula})
+    if as_json:
+        out.print_json(data={"table7": table7, "table3": table3})
+        return
+    exact = Table("", *table7["2.7b"], title="Table 7, bf16 elements", title_justify="left")
+    for name, row in table7.items():
+        exact.add_row(name, *(f"{value:,}" for value in row.values()))
+    compared = Table("2.7b", "tokens", "paper, GB", "Eq. 12-16, GB", "", title="Table 3", title_justify="left")
+    for row in table3:
+        paper, formula = row["paper_gb"], row["formula_gb"]
+        cells = (f"{row['tokens']:,}", f"{paper:.1f}", f"{formula:.1f}", f"{formula / paper - 1:+.0%}")
+        compared.add_row(row["schedule"], *cells)
+    out.print(exact)
+    out.print(compared)
+
+
+def _gb(size: float) -> str:
+    return f"{size / GIB:,.2f}"

@@ -1,0 +1,176 @@
+"""What one layer costs, found by running it: bytes that its graph holds, working sets, arithmetic.
+
+A layer is run on a few lengths, alone, the way the engine will run it (`cell.Cell`): on the device that it lives on,
+through whatever kernels it uses there, or on the meta device, which computes nothing. Longer chunks are predicted from
+those lengths: every cost is a straight line in the tokens but for small changes of slope.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ma2mba.magc.cell import Cell, Piece, Sink, State, Values
+from ma2mba.magc.meter import measuring
+
+LENGTHS = (256, 512, 1024, 2048)
+
+Inputs = Callable[[int], tuple[Values, list[State]]]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Straight lines through measured (tokens, value) points, the first and the last line extended, never below 0."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def at(self, tokens: float) -> float:
+        if len(self.points) == 1:
+            return self.points[0][1]
+        i = min(max(bisect_left(self.points, (tokens,)), 1), len(self.points) - 1)
+        (low, a), (high, b) = self.points[i - 1], self.points[i]
+        return max(a + (b - a) * (tokens - low) / (high - low), 0.0)
+
+    def __post_init__(self) -> None:
+        if not self.points or any(one >= next_one for (one, _), (next_one, _) in pairwise(self.points)):
+            raise ValueError(f"the points {self.points} must be at least one, with growing numbers of tokens")
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a part of a cell costs, by the number of its tokens. Bytes do not count its inputs, but for `inputs`.
+
+    inputs    bytes of the values that go in.
+    saved     bytes that live between its forward with a graph and its backward: saved tensors and outputs.
+    forward   most bytes during a forward without a graph, the outputs included.
+    backward  most bytes from a forward with a graph to the end of its backward, gradients included.
+    flops     multiply-adds of a forward times two, in matrix products.
+    gradients bytes of the gradients of its parameters.
+    sums      bytes of the engine's sums of those gradients (fp32, or wider).
+    """
+
+    inputs: Curve
+    saved: Curve
+    forward: Curve
+    backward: Curve
+    flops: Curve
+    gradients: int
+    sums: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A model as the planner sees it: `layers` equal layers and what stands before and behind them.
+
+    x         bytes of what flows from layer to layer, by tokens.
+    state     bytes of one layer's recurrent state; `state_tensors` their sizes one by one.
+    front     what makes x of a chunk, and head what makes a loss of x (`ma2mba.magc.stream`);
+              both None for `ma2mba.magc.checkpoint`, where x and y are whole tensors.
+    """
+
+    layer: Price
+    layers: int
+    x: Curve
+    state_tensors: tuple[int, ...]
+    front: Price | None = None
+    head: Price | None = None
+
+    @property
+    def state(self) -> int:
+        return sum(self.state_tensors)
+
+    @property
+    def sums(self) -> int:
+        ends = sum(end.sums for end in (self.front, self.head) if end)
+        return self.layers * self.layer.sums + ends
+
+
+def measure(
+    layer: nn.Module,
+    like_x: Tensor,
+    layers: int,
+    front: Price | None = None,
+    head: Price | None = None,
+    lengths: Sequence[int] = LENGTHS,
+) -> Cost:
+    """Price `layer`, one of `layers` equal ones, on like_x's device (meta: nothing is computed).
+
+    like_x (batch, any, width) has the batch, width and dtype of what flows through the layers.
+    """
+    state = tuple(layer.initial_state(like_x))  # type: ignore[operator]
+
+    def inputs(tokens: int) -> tuple[Values, list[State]]:
+        return (like_x.new_zeros(like_x.shape[0], tokens, like_x.shape[2]),), [state]
+
+    x_bytes = like_x.element_size() * like_x.shape[0] * like_x.shape[2]
+    price_of_layer = price(Piece.of_layer(layer), inputs, lengths)
+    x = Curve(((0, 0.0), (1, float(x_bytes))))
+    return Cost(price_of_layer, layers, x, tuple(t.nbytes for t in state), front, head)
+
+
+def price(piece: Piece, inputs: Inputs, lengths: Sequence[int] = LENGTHS) -> Price:
+    """Run a piece on each length. `inputs(tokens)` makes its values and its layers' states, zeros will do."""
+    runs = {tokens: _run(piece, *inputs(tokens)) for tokens in sorted(lengths)}
+    columns = [tuple((tokens, float(run[i])) for tokens, run in runs.items()) for i in range(5)]
+    given, saved, forward, backward, flops = map(Curve, columns)
+    unique = dict.fromkeys(piece.parameters)
+    gradients = sum(p.nbytes for p in unique)
+    sums = sum(p.numel() * max(4, p.element_size()) for p in unique)
+    return Price(given, saved, forward, backward, flops, gradients, sums)
+
+
+class _NoSums(Sink):
+    """The sums of gradients are accounted for by themselves."""
+
+    def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
+        pass
+
+
+def _run(piece: Piece, values: Values, states: list[State]) -> tuple[int, int, int, int, int]:
+    """Bytes of the inputs, saved, of forward and of backward, and flops, of one run."""
+    device = _device(values, states)
+    cell = Cell([piece])
+    if device.type == "cuda":  # kernels are compiled and tuned at their first use, which takes memory of its own
+        cell.backward(cell.residual(values, states), *_seeds(cell, values, states), _NoSums())
+    with FlopCounterMode(display=False) as counter, measuring(device) as meter, torch.no_grad():
+        kept = cell.run(values, states)
+        forward = meter.peak
+    del kept
+    saved = _saved(cell, values, states, device)
+    d_values, d_states = _seeds(cell, values, states)
+    residual = cell.residual(values, states)
+    with measuring(device) as meter:
+        cell.backward(residual, d_values, d_states, _NoSums())
+    return sum(t.nbytes for t in values), saved, forward, meter.peak, counter.get_total_flops()
+
+
+def _saved(cell: Cell, values: Values, states: list[State], device: torch.device) -> int:
+    """Bytes that are alive after a forward with a graph, besides parameters and inputs."""
+    values = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in values)
+    states = [tuple(t.detach().requires_grad_() for t in state) for state in states]
+    with measuring(device) as meter, torch.enable_grad():
+        kept = cell.run(values, states)
+        live = meter.live
+    del kept
+    return live
+
+
+def _seeds(
+    cell: Cell, values: Values, states: list[State]
+) -> tuple[tuple[Tensor | None, ...], list[tuple[Tensor | None, ...]]]:
+    """Gradients for what the cell gives, as backward will get them."""
+    with torch.no_grad(), measuring(_device(values, states)):
+        values_out, states_out = cell.run(values, states)
+
+    def seed(tensor: Tensor) -> Tensor | None:
+        return torch.ones_like(tensor) if tensor.is_floating_point() else None
+
+    return tuple(map(seed, values_out)), [tuple(map(seed, state)) for state in states_out]
+
+
+def _device(values: Values, states: Sequence[State]) -> torch.device:
+    return next(t.device for t in (*values, *(t for state in states for t in state)))

@@ -1,0 +1,117 @@
+"""How many bytes a computation holds: on a CUDA device as its allocator says, elsewhere by counting storages.
+
+Counting works on the meta device too, where nothing is computed: a layer of any width and length is measured in
+milliseconds.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Meter(Protocol):
+    """Bytes allocated since the meter's block began: now, and at most."""
+
+    @property
+    def live(self) -> int: ...
+
+    @property
+    def peak(self) -> int: ...
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts every storage that is made while the mode is on, until nobody holds it any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._known: dict[weakref.ref[Any], int] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for tensor in _tensors([args, *(kwargs or {}).values()]):
+            self._meet(tensor, 0)
+        result = function(*args, **(kwargs or {}))
+        for tensor in _tensors(result):
+            self._meet(tensor, tensor.untyped_storage().nbytes())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _meet(self, tensor: Tensor, size: int) -> None:
+        """Remember a storage at its first sight; one that comes as an argument was there before."""
+        reference = weakref.ref(tensor.untyped_storage(), self._forget)
+        if reference not in self._known:
+            self._known[reference] = size
+            self.live += size
+
+    def _forget(self, reference: "weakref.ref[Any]") -> None:
+        self.live -= self._known.pop(reference, 0)
+
+
+class _CudaBytes:
+    """What the caching allocator has handed out."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        self._before = torch.cuda.memory_allocated(device)
+
+    @property
+    def live(self) -> int:
+        return torch.cuda.memory_allocated(self._device) - self._before
+
+    @property
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated(self._device) - self._before
+
+
+class _OnMeta(TorchFunctionMode):
+    """What the meta device cannot do as a real one does: a mask chooses every element, attention is fused."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.__getitem__ and _is_mask(args[1]):
+            return args[0].flatten(0, args[1].dim() - 1).clone()
+        if function is F.scaled_dot_product_attention and args[0].is_meta and kwargs.get("attn_mask") is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def measuring(device: torch.device) -> Iterator[Meter]:
+    """Meter the block's work on `device`. What exists before the block is not counted."""
+    if device.type == "cuda":
+        yield _CudaBytes(device)
+        torch.cuda.synchronize(device)
+        return
+    with ExitStack() as stack:
+        if device.type == "meta":
+            stack.enter_context(_OnMeta())
+        yield stack.enter_context(LiveBytes())
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool and index.is_meta
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for part in tree:
+            yield from _tensors(part)

@@ -1,0 +1,109 @@
+"""How long a layer takes on a chunk: measured on the device at hand, or estimated from one that was measured."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ma2mba.magc.cell import Cell, Piece, Sink, State
+from ma2mba.magc.cost import LENGTHS, Cost, Curve
+
+
+@dataclass(frozen=True)
+class Device:
+    """What an accelerator does in a second. The defaults are one NVIDIA H200 running Mamba-2-2.7B in bf16:
+
+    matrix_flops    matrix products (750 to 806e12 measured).
+    memory_bytes    copies (4.29e12 measured).
+    passes_over_x   a layer's forward besides its matrix products, in times that it reads or writes x: half of a layer's
+                    time at 25,458 trained tokens a second without checkpointing (3 forwards' worth, 64 layers).
+    launch_seconds  a layer's forward when its chunk is so short that only launching kernels counts (15 tokens a second
+                    through 64 layers); its recomputation and backward together launch three times as much.
+    link_bytes      between device and pinned host memory, each way.
+    """
+
+    matrix_flops: float = 780e12
+    memory_bytes: float = 4.29e12
+    passes_over_x: float = 40.0
+    launch_seconds: float = 1.04e-3
+    link_bytes: float = 55e9
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds by tokens of a chunk: one layer's forward without a graph, and its forward with one and backward.
+
+    front and head are the same for what stands before and behind the layers, as multiples of their forward.
+    """
+
+    forward: Curve
+    backward: Curve
+    front: Curve
+    head: Curve
+    link_bytes: float = Device.link_bytes
+
+
+def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = (1, *LENGTHS, 4096, 8192, 16384)) -> Speed:
+    """Seconds from a cost's arithmetic: matrix products and memory traffic one after the other, or else launches."""
+
+    def forward(tokens: int) -> float:
+        flops = max(cost.layer.flops.at(tokens), 0) / device.matrix_flops
+        return flops + device.passes_over_x * cost.x.at(tokens) / device.memory_bytes
+
+    def curve(seconds: Callable[[int], float], floor: float = 0.0) -> Curve:
+        return Curve(tuple((tokens, max(seconds(tokens), floor)) for tokens in lengths))
+
+    def end(price_flops: Curve | None) -> Curve:
+        return curve(lambda tokens: 2 * price_flops.at(tokens) / device.matrix_flops if price_flops else 0.0)
+
+    return Speed(
+        curve(forward, device.launch_seconds),
+        curve(lambda tokens: 3 * forward(tokens), 3 * device.launch_seconds),
+        end(cost.front.flops if cost.front else None),
+        end(cost.head.flops if cost.head else None),
+        device.link_bytes,
+    )
+
+
+def clock(layer: nn.Module, like_x: Tensor, cost: Cost, lengths: Sequence[int] = LENGTHS, repeats: int = 3) -> Speed:
+    """Time `layer` where it lives, on each length: the best of `repeats` runs after one that warms up.
+
+    The ends are estimated from the time of the layer's own arithmetic.
+    """
+    state: State = tuple(layer.initial_state(like_x))  # type: ignore[operator]
+    cell, forward, backward = Cell([Piece.of_layer(layer)]), [], []
+    for tokens in sorted(lengths):
+        x = like_x.new_zeros(like_x.shape[0], tokens, like_x.shape[2])
+        d_state = [tuple(torch.zeros_like(t) for t in state)]
+
+        def run_forward(x: Tensor = x) -> None:
+            cell.forward((x,), [state], keep=False)
+
+        def run_backward(x: Tensor = x, d_state: list[State] = d_state) -> None:
+            cell.backward(cell.residual((x,), [state]), (x,), d_state, Sink())
+
+        forward.append((tokens, _best(run_forward, x.device, repeats)))
+        backward.append((tokens, _best(run_backward, x.device, repeats)))
+    longest, seconds = forward[-1]
+    flops_a_second = cost.layer.flops.at(longest) / seconds
+    ends = estimate(cost, Device(matrix_flops=2 * flops_a_second))
+    return Speed(Curve(tuple(forward)), Curve(tuple(backward)), ends.front, ends.head, ends.link_bytes)
+
+
+def _best(run: Callable[[], None], device: torch.device, repeats: int) -> float:
+    def timed() -> float:
+        _wait(device)
+        began = time.perf_counter()
+        run()
+        _wait(device)
+        return time.perf_counter() - began
+
+    timed()
+    return min(timed() for _ in range(repeats))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,104 @@
+"""`ma2mba plan` as a user meets it."""
+
+import json
+import sys
+
+import pytest
+
+from ma2mba import cli
+
+RECIPE = """
+stage: stage2
+data: shards
+run: run
+model:
+  language_model: {d_model: 64, n_layer: 4, d_state: 16, headdim: 16, vocab_size: 500}
+  vision: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, image_size: 56}
+trainable: {language_model: 1.0e-4}
+global_batch: 4
+micro_batch: 2
+steps: 1
+precision: fp32
+"""
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ma2mba", "plan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_a_choice_a_runner_up_and_the_longest(plan, tmp_path):
+    picture = tmp_path / "plots" / "plan.png"
+    code, text, error = plan(
+        "--model", "370m", "--tokens", 262144, "--device-memory", 24, "--host-memory", 64, "--json", "--plot", picture
+    )
+    assert (code, error) == (0, "")
+    facts = json.loads(text)
+    choice, other = facts["choice"], facts["runner_up"]
+    assert choice["device_bytes"] == sum(choice["device_parts"].values()) <= facts["usable_device_bytes"] < 24 * 2**30
+    assert {"weights", "gradients", "optimizer", "layer checkpoints", "state checkpoints", "cell", "loss"} <= set(
+        choice["device_parts"]
+    )
+    assert other["plan"] != choice["plan"]
+    assert other["seconds"] >= choice["seconds"] / 1.01
+    assert facts["longest"]["tokens"] > 262144
+    assert facts["reasons"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_text_for_people(plan):
+    code, text, _ = plan("--model", "370m", "--video-hours", 0.5, "--device-memory", 40, "--zero", 1, "--gpus", 8)
+    assert code == 0
+    assert "260,224 tokens" in text
+    for heading in ("choice", "runner-up", "gradient sums", "device memory, GB", "Longest that fits"):
+        assert heading in text
+
+
+def test_a_recipe(plan, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    code, text, _ = plan("--model", path, "--tokens", 4096, "--device-memory", 1, "--json")
+    assert code == 0
+    parts = json.loads(text)["choice"]["device_parts"]
+    assert parts["gradients"] < parts["weights"], "only the language model is trained"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "2.7b", "--tokens", 1024, "--device-memory", 30], "the smallest that would takes"),
+        (["--model", "7b", "--tokens", 1024, "--device-memory", 30], "neither one of 370m, 1.3b, 2.7b nor a recipe"),
+        (["--model", "370m", "--device-memory", 30], "give one of --tokens and --video-hours"),
+        (["--model", "370m", "--tokens", 1, "--video-hours", 1, "--device-memory", 30], "give one of"),
+        (["--model", "370m", "--tokens", 1024], "--device-memory is missing"),
+        (["--model", "none.yaml", "--tokens", 1024, "--device-memory", 1], "none.yaml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_ends_with_2_and_says_what_would(plan, arguments, said):
+    code, text, error = plan(*arguments)
+    assert (code, text) == (2, "")
+    assert said in error
+
+
+def test_the_smallest_memory_that_is_named_is_enough(plan):
+    code, _, error = plan("--model", "370m", "--tokens", 8192, "--device-memory", 10)
+    assert code == 2
+    named = float(error.split("smallest that would takes ")[1].split(" GB")[0])
+    assert plan("--model", "370m", "--tokens", 8192, "--device-memory", named)[0] == 0
+    assert plan("--model", "370m", "--tokens", 8192, "--device-memory", named - 0.2)[0] == 2
+
+
+def test_paper(plan):
+    code, text, _ = plan("--paper", "--json")
+    assert code == 0
+    assert json.loads(text)["table7"]["2.7b"] == {"C_L": 2560, "C_S": 671488, "C_grid": 15696, "C_state": 660736}
+    assert "671,488" in plan("--paper")[1]
