@@ -1,7 +1,7 @@
 """Shard folders as one numbered list of samples, whose frames are read when they are asked for."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from ma2mba.shards.reader import IndexRow, ShardReader
 EAGER_FRAMES = 128
 """Longer samples are not read into memory: their frames are read range by range."""
 DECODED_TOGETHER = 8
-"""Frames that one thread decodes at a time; a range is decoded by several threads."""
+"""Frames that one thread decodes at a time, where several decode a range."""
 
 
 class Dataset:
@@ -95,8 +95,9 @@ class Dataset:
         Raises UserError (ShardDamaged) when its bytes are not what was written.
         """
         reader, row = self.samples[index]
-        source = StoredFrames(reader, row, self.image_size)
-        frames = source[0 : row.frames] if row.frames <= self.eager_frames else source
+        eager = row.frames <= self.eager_frames
+        source = StoredFrames(reader, row, self.image_size, threads=not eager)
+        frames = source[0 : row.frames] if eager else source
         return Sample(row.sample_id, row.token_ids, row.supervised, row.frame_positions, frames)
 
     def _check_manifests(self) -> None:
@@ -138,11 +139,12 @@ class Dataset:
 class StoredFrames:
     """The frames of one sample in its shard: `frames[a:b]` reads and decodes just these.
 
-    uint8 (b - a, 3, H, W) of pictures, bf16 (b - a, tokens, width) of features.
+    uint8 (b - a, 3, H, W) of pictures, bf16 (b - a, tokens, width) of features. `threads`: several decode a range.
     """
 
-    def __init__(self, reader: ShardReader, row: IndexRow, image_size: int):
+    def __init__(self, reader: ShardReader, row: IndexRow, image_size: int, *, threads: bool = False):
         self.reader, self.row, self.image_size = reader, row, image_size
+        self._map: Callable[..., Iterable[None]] = _decoders().map if threads else map
 
     def __len__(self) -> int:
         return self.row.frames
@@ -159,7 +161,8 @@ class StoredFrames:
             for n in range(first, min(first + DECODED_TOGETHER, len(stored))):
                 frames_NHWC[n] = self._decode(stored[n], start + n)
 
-        list(_decoders().map(fill, range(0, len(stored), DECODED_TOGETHER)))
+        for _ in self._map(fill, range(0, len(stored), DECODED_TOGETHER)):
+            pass
         return torch.from_numpy(frames_NHWC).permute(0, 3, 1, 2)
 
     def _decode(self, jpeg: bytes, n: int) -> np.ndarray:

@@ -43,15 +43,26 @@ class Frames:
         """The frames of increasing numbers, int64. Raises UserError when their bytes are not what was written."""
         started = time.perf_counter()
         expected, self._expected = self._expected, None
-        known = expected is not None and torch.equal(expected[0], numbers_F)
-        found = expected[1].result() if expected and known else self._read(numbers_F)
+        if expected is not None and torch.equal(expected[0], numbers_F):
+            found = expected[1].result()
+        elif expected is not None and torch.isin(numbers_F, expected[0]).all():
+            found = expected[1].result()[torch.searchsorted(expected[0], numbers_F)]
+        else:
+            found = self._read(numbers_F)
         self.waited += time.perf_counter() - started
         return found
 
     def expect(self, numbers_F: Tensor) -> None:
-        """Begin to read in the background what will be asked for next; at most one such range is held."""
+        """Begin to read in the background what will be asked for next, all or in part; only the last such is held."""
         if not self._in_memory:
             self._expected = (numbers_F, _background().submit(self._read, numbers_F))
+
+    def prime(self, count: int) -> None:
+        """Read the first `count` frames now, for whoever asks first."""
+        if not self._in_memory:
+            numbers_F, done = torch.arange(min(count, len(self))), Future[Tensor]()
+            done.set_result(self._read(numbers_F))
+            self._expected = (numbers_F, done)
 
     def all(self) -> Tensor:
         """Every frame at once: for batches that are known to be small."""
@@ -61,6 +72,8 @@ class Frames:
         numbers = numbers_F.numpy()
         runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1) if len(numbers) else []
         pieces = [piece for run in runs for piece in self._read_run(int(run[0]), int(run[-1]) + 1)]
+        if len(pieces) == 1:
+            return pieces[0]
         return torch.cat(pieces) if pieces else self._sources[0][0:0]
 
     def _read_run(self, start: int, stop: int) -> list[Tensor]:

@@ -1,5 +1,8 @@
 """Batches prepared in background threads while the model trains."""
 
+import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -10,6 +13,9 @@ from types import TracebackType
 from ma2mba.data.batch import Batch, collate
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler, StepPlan
+
+PRIMED_FRAMES = 32
+"""Of a batch that is read late: these are there when it comes, the others are read while it is used."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Loader:
         self._dataset, self._tokens_per_frame = dataset, tokens_per_frame
         self._sampler, self._rank, self._at = sampler, rank, at
         self._coming = (micro for plan in sampler.plans(at) for micro in plan.micro_batches[rank])
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ma2mba-loader")
+        self._pool = ThreadPoolExecutor(threads, "ma2mba-loader", initializer=_step_back)
         self._ready: deque[Future[Batch]] = deque(self._begin() for _ in range(max(1, prefetch)))
         self._waited = 0.0
         self._current: Batch | None = None
@@ -73,7 +79,9 @@ class Loader:
         return self._pool.submit(self._make, next(self._coming))
 
     def _make(self, indices: list[int]) -> Batch:
-        return collate([self._dataset[i] for i in indices], self._tokens_per_frame)
+        batch = collate([self._dataset[i] for i in indices], self._tokens_per_frame)
+        batch.frames.prime(PRIMED_FRAMES)
+        return batch
 
     def _take(self) -> Batch:
         if self._error:
@@ -89,3 +97,9 @@ class Loader:
         self._current = batch
         self._ready.append(self._begin())
         return batch
+
+
+def _step_back() -> None:
+    """What is wanted later yields the processor to training and to the frames that it asks for now."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -79,6 +79,17 @@ def test_what_is_expected_is_read_once_and_what_is_not_is_read_too(pictures, mon
     assert frames.waited > 0
 
 
+def test_the_first_frames_of_a_batch_come_with_it(pictures, monkeypatch):
+    dataset = Dataset([pictures], 28, K, eager_frames=0)
+    frames = collate([dataset[2]], K).frames
+    whole = frames.all()
+    frames.prime(64)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset.readers[0], "frames", None)  # nothing more is read
+        assert torch.equal(frames[torch.arange(3, 40)], whole[3:40])
+    assert torch.equal(frames[torch.arange(60, 70)], whole[60:70])
+
+
 @pytest.mark.parametrize("nesting", ["sequence", "layer"])
 def test_training_on_frames_read_late_is_bit_for_bit_the_same(folder, model, nesting):
     if "features" in str(folder):
