@@ -4,12 +4,13 @@ B batch (1 here), S tokens fed at once, T tokens of a chunk of them, D model wid
 V vocabulary.
 """
 
-from collections.abc import Iterator
+import itertools
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from ma2mba.data.cuts import cuts
 from ma2mba.model.mamba2 import State
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
@@ -40,12 +41,12 @@ class Session:
 
     @torch.no_grad()
     def feed(self, ids_S: Tensor, visual_S: Tensor, frames_NCHW: Tensor) -> None:
-        """Read S tokens, at most `chunk_tokens` (and at least one frame) at a time.
+        """Read S tokens, at most `chunk_tokens` at a time.
 
         `ids_S` int64, `visual_S` int64: n * K + k where token k of frame n of `frames_NCHW` (uint8) stands, else -1.
         """
         per_frame = self.model.config.tokens_per_frame
-        for start, stop in chunks(visual_S, self.chunk_tokens, per_frame):
+        for start, stop in itertools.pairwise(cuts(visual_S[None], self.chunk_tokens, per_frame)):
             visual_T = visual_S[start:stop]
             seen = visual_T[visual_T >= 0]
             first = int(seen[0]) // per_frame if len(seen) else 0
@@ -78,17 +79,3 @@ class Session:
         x_BTD, self.states = self.model.run(x_BTD, states)
         self._last_1D = x_BTD[0, -1:].clone()
         self.tokens += len(ids_T)
-
-
-def chunks(visual_S: Tensor, limit: int, tokens_per_frame: int) -> Iterator[tuple[int, int]]:
-    """Cut S tokens into [start, stop) of at most `limit`, never inside a frame (a longer one stays whole)."""
-    may_cut_S = (visual_S < 0) | (visual_S % tokens_per_frame == 0)
-    start, total = 0, len(visual_S)
-    while start < total:
-        stop = min(start + max(limit, 1), total)
-        while stop < total and stop > start and not may_cut_S[stop]:
-            stop -= 1
-        if stop == start:
-            stop = min(start + max(limit, tokens_per_frame), total)
-        yield start, stop
-        start = stop

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ma2mba.data.batch import Batch
+from ma2mba.data.cuts import cuts
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
@@ -87,18 +88,3 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
     def _frames_of(self, i: int) -> Tensor:
         visual_BT = self.batch.visual_BS[:, self.cuts[i] : self.cuts[i + 1]]
         return torch.unique(visual_BT[visual_BT >= 0] // self.tokens_per_frame)
-
-
-def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int) -> list[int]:
-    """Where chunks of at most `chunk_tokens` begin and end: at a frame's edge in all rows if there is one.
-
-    A frame that two chunks share is encoded in both, which is exact but costs time.
-    """
-    tokens = visual_BS.shape[1]
-    inside_S = ((visual_BS >= 0) & (visual_BS % tokens_per_frame != 0)).any(dim=0).tolist() + [False]
-    places = [0]
-    while places[-1] < tokens:
-        latest = min(places[-1] + chunk_tokens, tokens)
-        edge = next((at for at in range(latest, places[-1], -1) if not inside_S[at]), latest)
-        places.append(edge)
-    return places

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from ma2mba.data.batch import Batch, Sample, collate
+from ma2mba.data.cuts import cuts
 from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.training.streaming import Chunks, cuts, streaming_loss
+from ma2mba.training.streaming import Chunks, streaming_loss
 from tests.unit.model.test_model import BACKBONE, VISION
 
 K = VISION.tokens_per_frame

@@ -6,7 +6,7 @@ import torch
 
 from ma2mba.data.batch import Sample, collate
 from ma2mba.inference.chat import with_frames
-from ma2mba.inference.session import Session, chunks
+from ma2mba.inference.session import Session
 
 K = 4
 FRAMES = 9
@@ -95,17 +95,6 @@ def test_forks_do_not_disturb_each_other(model, tokenizer):
 def test_logits_before_the_first_token_are_refused(model, tokenizer):
     with pytest.raises(ValueError, match="nothing was fed"):
         Session(model, tokenizer).logits()
-
-
-def test_chunks_cover_everything_and_cut_no_frame():
-    visual_S = torch.tensor([-1, -1, 0, 1, 2, 3, -1, 4, 5, 6, 7, 8, 9, 10, 11, -1])
-    for limit in range(1, 20):
-        cuts = list(chunks(visual_S, limit, K))
-        assert [start for start, _ in cuts[1:]] == [stop for _, stop in cuts[:-1]]
-        assert cuts[0][0] == 0
-        assert cuts[-1][1] == len(visual_S)
-        assert all(stop - start <= max(limit, K) for start, stop in cuts)
-        assert all(int(visual_S[stop]) % K == 0 or visual_S[stop] == -1 for _, stop in cuts[:-1])
 
 
 def test_places_are_those_of_a_training_batch(prompt):

@@ -1,0 +1,27 @@
+"""Where sequences are cut. K tokens of a frame."""
+
+import itertools
+
+import pytest
+import torch
+
+from ma2mba.data.cuts import cuts
+
+K = 4
+VISUAL_S = torch.tensor([-1, -1, 0, 1, 2, 3, -1, 4, 5, 6, 7, 8, 9, 10, 11, -1])
+
+
+@pytest.mark.parametrize("limit", range(1, 20))
+def test_chunks_cover_everything_and_cut_no_frame_that_fits(limit):
+    places = cuts(VISUAL_S[None], limit, K)
+    assert (places[0], places[-1]) == (0, len(VISUAL_S))
+    assert all(0 < stop - start <= limit for start, stop in itertools.pairwise(places))
+    if limit >= K:
+        assert all(VISUAL_S[at] == -1 or VISUAL_S[at] % K == 0 for at in places[:-1])
+
+
+def test_rows_are_cut_where_none_is_inside_a_frame():
+    shifted_S = torch.cat([VISUAL_S[:1], VISUAL_S[:-1]])
+    places = cuts(torch.stack([VISUAL_S, shifted_S]), 6, K)
+    assert all(0 < stop - start <= 6 for start, stop in itertools.pairwise(places))
+    assert places[1] == 2  # at 6 the shifted row is inside its first frame, at 2 neither is
