@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from launching import launch
+from tests.dist.launching import RECIPE, launch
 
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import save_model
@@ -27,8 +27,6 @@ def test_a_bad_recipe_names_every_key_once(folder):
 
 
 def test_weights_of_another_architecture(folder):
-    from conftest import RECIPE
-
     other = {**RECIPE["model"], "language_model": {**RECIPE["model"]["language_model"], "d_model": 48}}
     save_model(VideoMa2mba(ModelConfig.model_validate(other)), folder / "shards" / "tokenizer.json", folder / "other")
     said = refused(folder, 2, "init_from=other")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from launching import command, curve, environment, train
+from tests.dist.launching import command, curve, environment, train
 from safetensors.torch import load_file
 
 from ma2mba.model.pretrained import load_model

@@ -6,7 +6,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from toy_shards import write_shards
 
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
@@ -17,6 +16,7 @@ from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.training.streaming import streaming_loss
+from tests.unit.data.toy_shards import write_shards
 
 SIZES = [(3, 4), (0, 5), (150, 2), (40, 3)]
 K, WIDTH = 4, 32

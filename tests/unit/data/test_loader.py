@@ -6,13 +6,13 @@ import time
 
 import numpy as np
 import pytest
-from toy_shards import write_shards
 
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.loader import Loader
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
+from tests.unit.data.toy_shards import write_shards
 
 SIZES = [(3, 4), (0, 5), (7, 2), (1, 9), (130, 3), (5, 5)]
 K = 4
@@ -121,7 +121,7 @@ def test_several_folders_are_one_dataset_and_have_another_fingerprint(folder, tm
 
 
 def test_samples_that_teach_nothing_are_refused(tmp_path, monkeypatch):
-    import toy_shards
+    from tests.unit.data import toy_shards
 
     monkeypatch.setattr(toy_shards, "encode_conversation", lambda words, turns, frames: _silent(words, frames))
     with pytest.raises(UserError, match="nothing for the model to say"):

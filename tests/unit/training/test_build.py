@@ -15,7 +15,7 @@ from ma2mba.training.recipe import parse_recipe
 from ma2mba.training.world import World
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
-from toy_shards import write_shards
+from tests.unit.data.toy_shards import write_shards
 
 MODEL = {
     "language_model": {"d_model": 32, "n_layer": 2, "d_state": 16, "headdim": 16, "vocab_size": 32, "ssd_block": 16},
