@@ -66,10 +66,13 @@ def draw_accuracy(axes: Axes, accuracies: Mapping[str, float], chance: float, qu
 
 
 def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """The stages' losses one after the other, each raw (thin) and smoothed (thick), on a logarithmic scale."""
+    """The stages' losses one after the other, each raw (thin) and smoothed (thick), on a logarithmic scale.
+
+    The middle stage's name stands lower, as it may be too short for its name.
+    """
     begin = 0.0
     axes.set_yscale("log")
-    for (stage, losses), colour in zip(curves.items(), COLOURS, strict=False):
+    for (stage, losses), colour, drop in zip(curves.items(), COLOURS, (-4, -20, -4), strict=False):
         if not losses["step"]:
             continue
         steps = np.asarray(losses["step"], float) + begin
@@ -79,7 +82,7 @@ def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]])
             axes.axvline(begin, color=GRID, linewidth=1.2, zorder=0)
         label = stage.replace("stage", "stage ").replace("_", ".")
         axes.annotate(
-            label, ((begin + steps[-1]) / 2, 1), (0, -4), xycoords=("data", "axes fraction"),
+            label, ((begin + steps[-1]) / 2, 1), (0, drop), xycoords=("data", "axes fraction"),
             textcoords="offset points", ha="center", va="top", color=colour, fontweight="bold",
         )  # fmt: skip
         begin = float(steps[-1])
