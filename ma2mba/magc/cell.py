@@ -44,10 +44,8 @@ class Sink:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for parameter, total in self._sums.items():
-            if getattr(parameter, MAIN_GRAD, None) is total:
-                delattr(parameter, MAIN_GRAD)
-        self._sums.clear()
+        for parameter in tuple(self._sums):
+            self._pop(parameter)
 
     def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
         if gradient is None:
@@ -62,10 +60,13 @@ class Sink:
         """The gradient in the parameter's dtype; zeros when no cell used it, so that every rank has one."""
         if parameter not in self._sums:
             return torch.zeros_like(parameter)
+        return self._pop(parameter).to(parameter.dtype)
+
+    def _pop(self, parameter: nn.Parameter) -> Tensor:
         total = self._sums.pop(parameter)
         if parameter.__dict__.get(MAIN_GRAD) is total:
             delattr(parameter, MAIN_GRAD)
-        return total.to(parameter.dtype)
+        return total
 
 
 class StandingSink(Sink):
@@ -75,8 +76,9 @@ class StandingSink(Sink):
         parameters = tuple(parameters)
         super().__init__(parameters)
         for parameter in parameters:
-            high = torch.promote_types(parameter.dtype, torch.float32)
-            self._sums.setdefault(parameter, torch.zeros_like(parameter, dtype=high))
+            if parameter not in self._sums:
+                high = torch.promote_types(parameter.dtype, torch.float32)
+                self._sums[parameter] = torch.zeros_like(parameter, dtype=high)
 
     def __enter__(self) -> "StandingSink":
         for total in self._sums.values():

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.tiny import TINY_MODEL
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 240
 
@@ -14,24 +16,7 @@ RECIPE = {
     "stage": "stage2",
     "data": "shards",
     "run": "run",
-    "model": {
-        "language_model": {
-            "d_model": 32,
-            "n_layer": 2,
-            "d_state": 16,
-            "headdim": 16,
-            "vocab_size": 32,
-            "ssd_block": 16,
-        },
-        "vision": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 28,
-            "patch_size": 7,
-        },
-    },
+    "model": TINY_MODEL,
     "trainable": {"projector": 2e-3, "language_model": 2e-3, "vision": 1e-3},
     "global_batch": 4,
     "micro_batch": 2,

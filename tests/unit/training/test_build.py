@@ -1,8 +1,5 @@
 """From a recipe to a run's data: weights, buckets, and features only for an encoder that stays as it is."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,21 +10,9 @@ from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.training.build import build
 from ma2mba.training.recipe import parse_recipe
 from ma2mba.training.world import World
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "data"))
+from tests.tiny import TINY_MODEL
 from tests.unit.data.toy_shards import write_shards
 
-MODEL = {
-    "language_model": {"d_model": 32, "n_layer": 2, "d_state": 16, "headdim": 16, "vocab_size": 32, "ssd_block": 16},
-    "vision": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 7,
-    },
-}
 SIZES = [(frames, 1 + frames % 3) for frames in (1, 30, 2, 3, 28, 5, 4, 1, 2, 6, 25, 3)]
 
 
@@ -36,7 +21,7 @@ def world(ranks: int) -> World:
 
 
 def recipe(tmp_path, **changes):
-    values = {"stage": "stage1", "data": str(tmp_path / "shards"), "run": str(tmp_path / "run"), "model": MODEL}
+    values = {"stage": "stage1", "data": str(tmp_path / "shards"), "run": str(tmp_path / "run"), "model": TINY_MODEL}
     values |= {"trainable": {"projector": 1.0}, "global_batch": 8, "epochs": 2, "precision": "fp32"}
     return parse_recipe(values | changes)
 
@@ -44,7 +29,7 @@ def recipe(tmp_path, **changes):
 def encoder_of_the_recipe() -> str:
     """build_model draws new weights from the recipe's seed, the encoder first."""
     torch.manual_seed(0)
-    return fingerprint(VisionEncoder(VisionConfig(**MODEL["vision"])))
+    return fingerprint(VisionEncoder(VisionConfig(**TINY_MODEL["vision"])))
 
 
 def features(encoder: str) -> FeatureInfo:
@@ -67,7 +52,7 @@ def test_features_are_refused_where_the_encoder_trains_or_is_another(tmp_path):
 
 def test_the_fingerprint_knows_weights_but_not_their_rounding():
     torch.manual_seed(0)
-    encoder = VisionEncoder(VisionConfig(**MODEL["vision"]))
+    encoder = VisionEncoder(VisionConfig(**TINY_MODEL["vision"]))
     before = fingerprint(encoder)
     assert fingerprint(encoder.to(torch.bfloat16)) == before
     encoder.clip.embeddings.patch_embedding.weight.data[0, 0, 0, 0] += 1

@@ -7,27 +7,16 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.recipe import Schedule, parse_recipe
 from ma2mba.training.stages import parameter_groups, rate_factor, set_trainable
-
-CONFIG = {
-    "language_model": {"d_model": 32, "n_layer": 2, "d_state": 16, "headdim": 16, "vocab_size": 32},
-    "vision": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 7,
-    },
-}
+from tests.tiny import TINY_MODEL
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    return VideoMa2mba(ModelConfig.model_validate(CONFIG))
+    return VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
 
 
 def recipe(**trainable):
-    values = {"stage": "stage2", "data": "d", "run": "r", "model": CONFIG, "global_batch": 1, "steps": 1}
+    values = {"stage": "stage2", "data": "d", "run": "r", "model": TINY_MODEL, "global_batch": 1, "steps": 1}
     return parse_recipe(values | {"trainable": trainable})
 
 
