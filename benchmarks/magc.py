@@ -91,7 +91,7 @@ def streamer(model: Mamba2LanguageModel, chunk: int, graphs: bool) -> Streamer:
         x_MD = backbone.norm_f(x_BTD).flatten(0, 1)
         return (cross_entropy_sum(x_MD, model.lm_head.weight, targets_BT.flatten()),)
 
-    plan = Plan("sequence", chunk, len(backbone.layers), "host", graphs)
+    plan = Plan("sequence", chunk, len(backbone.layers), "host", graphs=graphs)
     return Streamer(front, backbone.layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
 
 

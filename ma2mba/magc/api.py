@@ -111,8 +111,9 @@ def _check_states(states: Sequence[State], root: Step) -> None:
 def _root(groups: Sequence[Sequence[Piece]], plan: Plan) -> tuple[Step, tuple[nn.Parameter, ...]]:
     cells = [Cell(group) for group in groups]
     if plan.nesting == "sequence":
-        return Scan(Chain(cells), plan.stash), _parameters(cells)
-    return Chain([Scan(cell, plan.stash) for cell in cells]), _parameters(cells)
+        step = Live(cells[0]) if len(cells) == 1 else Chain(cells)
+        return Scan(step, plan.stash, plan.stash_every), _parameters(cells)
+    return Chain([Scan(cell, plan.stash, plan.stash_every) for cell in cells]), _parameters(cells)
 
 
 def _graphed_root(
@@ -122,7 +123,7 @@ def _graphed_root(
         raise ValueError(f"graphs need one group of layers, not {len(groups)}; set group_layers to all of them")
     front, layers, head = Cell([ends[0]]), Cell(groups[0]), Cell([ends[1]])
     steps: list[Step] = [Live(front), Graphed(layers, plan.chunk_tokens), Live(head)]
-    return Scan(Chain(steps), plan.stash), _parameters([front, layers, head])
+    return Scan(Chain(steps), plan.stash, plan.stash_every), _parameters([front, layers, head])
 
 
 def _parameters(cells: Iterable[Cell]) -> tuple[nn.Parameter, ...]:

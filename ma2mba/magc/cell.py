@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ma2mba.magc.context import Surroundings
+from ma2mba.magc.packing import State
 
 Values = tuple[Tensor, ...]
-State = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
 
@@ -29,23 +29,26 @@ MAIN_GRAD = "main_grad"
 class Sink:
     """Sums the gradients of parameters over cells in fp32 (fp64 for fp64 parameters), rounded once at the end.
 
-    A matrix on a GPU carries its sum as `main_grad` meanwhile: an operation may add its part there itself, inside the
-    matrix product, and give autograd None. That spares a pass over the gradient (the convention of Megatron).
+    A parameter on a GPU carries its sum as `main_grad` meanwhile: an operation may add its part there itself (that of a
+    matrix inside the product) and give autograd None. That spares passes over gradients and their rounding to the
+    parameter's dtype (the convention of Megatron).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
+        self._parameters = tuple(parameters)
         self._sums: dict[nn.Parameter, Tensor] = {}
-        for parameter in parameters:
-            if parameter.is_cuda and parameter.dim() == 2 and not hasattr(parameter, MAIN_GRAD):
-                self._sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
-                setattr(parameter, MAIN_GRAD, self._sums[parameter])
 
     def __enter__(self) -> "Sink":
+        for parameter in self._parameters:
+            if parameter.is_cuda and not hasattr(parameter, MAIN_GRAD):
+                self._sums.setdefault(parameter, _zeros(parameter))
+                setattr(parameter, MAIN_GRAD, self._sums[parameter])
         return self
 
     def __exit__(self, *_: object) -> None:
         for parameter in tuple(self._sums):
-            self._pop(parameter)
+            self._detach(parameter)
+        self._sums.clear()
 
     def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
         if gradient is None:
@@ -60,36 +63,38 @@ class Sink:
         """The gradient in the parameter's dtype; zeros when no cell used it, so that every rank has one."""
         if parameter not in self._sums:
             return torch.zeros_like(parameter)
-        return self._pop(parameter).to(parameter.dtype)
+        self._detach(parameter)
+        return self._sums.pop(parameter).to(parameter.dtype)
 
-    def _pop(self, parameter: nn.Parameter) -> Tensor:
-        total = self._sums.pop(parameter)
-        if parameter.__dict__.get(MAIN_GRAD) is total:
+    def _detach(self, parameter: nn.Parameter) -> None:
+        if parameter.__dict__.get(MAIN_GRAD) is self._sums[parameter]:
             delattr(parameter, MAIN_GRAD)
-        return total
 
 
 class StandingSink(Sink):
     """A sink whose sums stay where they are from step to step, as recorded CUDA graphs need; zeroed when entered."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        parameters = tuple(parameters)
         super().__init__(parameters)
-        for parameter in parameters:
-            if parameter not in self._sums:
-                high = torch.promote_types(parameter.dtype, torch.float32)
-                self._sums[parameter] = torch.zeros_like(parameter, dtype=high)
+        self._sums = {parameter: _zeros(parameter) for parameter in self._parameters}
 
     def __enter__(self) -> "StandingSink":
         for total in self._sums.values():
             total.zero_()
+        super().__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """The sums stay."""
+        for parameter in self._sums:
+            self._detach(parameter)
 
     def take(self, parameter: nn.Parameter) -> Tensor:
         return self._sums[parameter].to(parameter.dtype, copy=True)
+
+
+def _zeros(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

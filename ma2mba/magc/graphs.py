@@ -2,7 +2,7 @@
 
 Three graphs: forward without gradients, forward with them, backward. The first chunk runs as it is (it compiles and
 tunes kernels), the second is recorded, the others replay. Recorded work reads and writes fixed memory: inputs are
-copied in; outputs are copied out where they outlive the next replay. Every replay draws the same random numbers, so
+copied in; outputs are copied out, for they outlive the next replay. Every replay draws the same random numbers, so
 layers with dropout must not be graphed.
 """
 
@@ -13,43 +13,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ma2mba.magc.cell import Cell, Gradients, Sink, State, Tape, Values
+from ma2mba.magc.cell import Cell, Gradients, Sink, Tape, Values
 from ma2mba.magc.live import Live
+from ma2mba.magc.packing import PackedStates, State, pack
 
 
 @dataclass
 class _Recording:
-    """The fixed memory and the graphs of one shape."""
+    """The fixed memory and the graphs of one shape. `d_states` holds the gradients of the states after the chunk before
+    a backward, and of those before it afterwards."""
 
     values: Values
-    states: list[State]
+    states: PackedStates
+    d_states: PackedStates
     runs: dict[str, int] = field(default_factory=dict)
     graphs: dict[str, torch.cuda.CUDAGraph] = field(default_factory=dict)
-    forward_out: tuple[Values, list[State]] | None = None
+    values_out: Values = ()
     tape: Tape | None = None
-    d_out: list[Tensor] = field(default_factory=list)
-    d_in: tuple[Gradients, list[Gradients]] | None = None
+    d_values_out: list[Tensor] = field(default_factory=list)
+    d_values: Gradients = ()
+
+    @staticmethod
+    def like(values: Values, states: Sequence[State]) -> "_Recording":
+        packed = pack(states).clone()
+        return _Recording(tuple(t.detach().clone() for t in values), packed, packed.clone())
 
     def load(self, values: Values, states: Sequence[State]) -> None:
-        for fixed, given in zip([*self.values, *_flat(self.states)], [*values, *_flat(states)], strict=True):
+        for fixed, given in zip(self.values, values, strict=True):
             fixed.copy_(given)
+        self.states.load(states)
 
-    def load_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+    def load_gradients(self, d_values: Gradients, d_states: Sequence[Gradients]) -> None:
         assert self.tape is not None
-        if not self.d_out:
-            outputs = [*self.tape.values_out, *_flat(self.tape.states_out)]
-            self.d_out = [torch.zeros_like(t) for t in outputs]
-        for fixed, given in zip(self.d_out, gradients, strict=True):
+        if not self.d_values_out:
+            self.d_values_out = [torch.zeros_like(t) for t in self.tape.values_out]
+        for fixed, given in zip(self.d_values_out, d_values, strict=True):
             if given is None:
                 fixed.zero_()
             else:
                 fixed.copy_(given)
+        self.d_states.load_gradients(d_states)
 
 
 class Graphed:
     """Runs like `live.Live`; chunks of `tokens` tokens, of the first batch size seen, are recorded, others run plainly.
 
-    The sink of every backward must be one `StandingSink`: additions to its sums are recorded.
+    The sink of every backward must be one `StandingSink`: additions to its sums are recorded. A residual is good until
+    the next forward.
     """
 
     def __init__(self, cell: Cell, tokens: int):
@@ -64,32 +74,27 @@ class Graphed:
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
-        if keep:
-            residual = self.residual(values, states)
-            tape = residual.tape if isinstance(residual, _Recording) else residual
-            assert isinstance(tape, Tape)
-            return (*tape.outputs(), residual)
         recording = self._load(values, states)
         if recording is None:
-            return self._live.forward(values, states, keep=False)
+            return self._live.forward(values, states, keep)
+        if keep:
+            self._record_tape(recording)
+            assert recording.tape is not None
+            values_out, after = recording.tape.outputs()
+            return tuple(t.clone() for t in values_out), pack(after), recording
 
         def run() -> None:
-            recording.forward_out = self.cell.forward(recording.values, recording.states, keep=False)[:2]
+            recording.values_out, states_out, _ = self.cell.forward(recording.values, recording.states, keep=False)
+            recording.states.load(states_out)
 
         self._do(recording, "forward", run)
-        assert recording.forward_out is not None
-        values, after = recording.forward_out
-        return values, [tuple(t.clone() for t in state) for state in after], None
+        return recording.values_out, recording.states.clone(), None
 
     def residual(self, values: Values, states: Sequence[State]) -> Any:
         recording = self._load(values, states)
         if recording is None:
             return self._live.residual(values, states)
-
-        def run() -> None:
-            recording.tape = Tape(self.cell, recording.values, recording.states)
-
-        self._do(recording, "tape", run)
+        self._record_tape(recording)
         return recording
 
     def backward(
@@ -99,27 +104,27 @@ class Graphed:
             return self._live.backward(residual, d_values, d_states, sink)
         recording, tape = residual, residual.tape
         assert tape is not None
-        recording.load_gradients([*d_values, *_flat(d_states)])
+        recording.load_gradients(d_values, d_states)
 
         def run() -> None:
-            taken = iter(recording.d_out)
-            values = tuple(next(taken) for _ in tape.values_out)
-            recording.d_in = tape.backward(values, [tuple(next(taken) for _ in s) for s in tape.states_out], sink)
+            recording.d_values, d_before = tape.backward(tuple(recording.d_values_out), recording.d_states, sink)
+            recording.d_states.load_gradients(d_before)
 
         self._do(recording, "backward", run)
-        assert recording.d_in is not None
-        d_in, d_before = recording.d_in
-        # The next chunk's forward writes where these lie before anybody reads them.
-        return d_in, [tuple(t if t is None else t.clone() for t in state) for state in d_before]
+        return recording.d_values, recording.d_states.clone()  # type: ignore[return-value]
+
+    def _record_tape(self, recording: _Recording) -> None:
+        def run() -> None:
+            recording.tape = Tape(self.cell, recording.values, recording.states)
+
+        self._do(recording, "tape", run)
 
     def _load(self, values: Values, states: Sequence[State]) -> _Recording | None:
         """The recording with these inputs in its fixed memory, or None for a chunk that is not recorded."""
         if values[0].shape[1] != self.tokens:
             return None
         if self._recording is None:
-            self._recording = _Recording(
-                tuple(t.detach().clone() for t in values), [tuple(t.detach().clone() for t in s) for s in states]
-            )
+            self._recording = _Recording.like(values, states)
         if values[0].shape != self._recording.values[0].shape:
             return None
         self._recording.load(values, states)
@@ -138,7 +143,3 @@ class Graphed:
             self._pool = graph.pool()
             recording.graphs[name] = graph
         recording.graphs[name].replay()
-
-
-def _flat(states: Sequence[Sequence[Any]]) -> list[Any]:
-    return [t for state in states for t in state]

@@ -16,6 +16,8 @@ class Plan:
     chunk_tokens  s of the paper: recurrent states are kept every so many tokens.
     group_layers  l of the paper: layer inputs are kept every so many layers.
     stash         kept states stay on the device or move to (pinned) host memory.
+    stash_every   states are kept every so many chunks, and those between made again by one more forward; over 1 only
+                  where memory for states is short.
     graphs        with `Streamer` on a GPU: a chunk's layers are recorded once and replayed as CUDA graphs, which small
                   chunks need. Only with "sequence" nesting and one group of layers, and without dropout.
     """
@@ -24,13 +26,14 @@ class Plan:
     chunk_tokens: int = 4096
     group_layers: int = 1
     stash: StashPlace = "device"
+    stash_every: int = 1
     graphs: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("nesting", get_args(Nesting)), ("stash", get_args(StashPlace))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        for name in ("chunk_tokens", "group_layers"):
+        for name in ("chunk_tokens", "group_layers", "stash_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")

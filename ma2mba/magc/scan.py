@@ -1,11 +1,12 @@
 """The sequence axis: one step over the chunks of a sequence, keeping only the states between them.
 
 A sequence is a list of chunks, each the `values` of the step; a list that makes its items when asked (frames to decode,
-say) serves as well, and is asked once in forward and once in backward.
+say) serves as well, and is asked once in forward and once in backward (twice where `every` is over 1).
 """
 
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ma2mba.magc.cell import Gradients, Sink, State, Step, Values
@@ -14,33 +15,44 @@ from ma2mba.magc.plan import StashPlace
 from ma2mba.magc.stash import HostMemory, Stash
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Residual:
+    """What backward needs. `last` is what the step kept of the last chunk, as long as no other forward has run."""
+
     chunks: Sequence[Values]
     boundaries: Stash
-    surroundings: list[Surroundings]
+    surroundings: list[Surroundings] = field(default_factory=list)
+    last: Any = None
 
 
 class Scan:
     """Forward walks the chunks first to last. Backward walks them last to first, recomputes each from its first state
-    and hands the gradient of that state to the chunk before: back-propagation through the whole sequence."""
+    and hands the gradient of that state to the chunk before: back-propagation through the whole sequence.
 
-    def __init__(self, step: Step, stash: StashPlace):
+    The last chunk's residual is kept from forward, so that it is not recomputed. With `every` over 1 only every so many
+    states are kept; those between are made again, one segment at a time, by one more forward.
+    """
+
+    def __init__(self, step: Step, stash: StashPlace, every: int = 1):
         self.step = step
         self.depth = step.depth
-        self.stash, self.memory = stash, HostMemory()
+        self.stash, self.every, self.memory = stash, every, HostMemory()
+        self._newest: weakref.ref[_Residual] | None = None
 
     def forward(
         self, chunks: Sequence[Values], states: Sequence[State], keep: bool
     ) -> tuple[list[Values], list[State], Any]:
-        residual = _Residual(chunks, Stash(self.stash, self.memory), [])
-        outputs = []
+        self._forget_last()
+        residual = _Residual(chunks, Stash(self.stash, self.memory))
+        outputs, inner = [], None
         for i in range(len(chunks)):
             if keep:
-                residual.boundaries.push(states)
                 residual.surroundings.append(Surroundings.capture())
-            values, states, _ = self.step.forward(chunks[i], states, keep=False)
+                if i % self.every == 0:
+                    residual.boundaries.push(states)
+            values, states, inner = self.step.forward(chunks[i], states, keep and i == len(chunks) - 1)
             outputs.append(values)
+        residual.last, self._newest = inner, weakref.ref(residual)
         return outputs, list(states), residual if keep else None
 
     def residual(self, chunks: Sequence[Values], states: Sequence[State]) -> Any:
@@ -50,9 +62,36 @@ class Scan:
         self, residual: Any, d_values: Sequence[Gradients], d_states: Sequence[Gradients], sink: Sink
     ) -> tuple[list[Gradients], list[Gradients]]:
         d_chunks: list[Gradients] = []
-        for i in reversed(range(len(residual.chunks))):
-            with residual.surroundings[i].restored():
-                inner = self.step.residual(residual.chunks[i], residual.boundaries.pop())
-            d_chunk, d_states = self.step.backward(inner, d_values[i], d_states, sink)
-            d_chunks.append(d_chunk)
+        starts = range(0, len(residual.chunks), self.every)
+        for start in reversed(starts):
+            segment = range(start, min(start + self.every, len(residual.chunks)))
+            states = self._states_before(residual, segment)
+            for i in reversed(segment):
+                inner, residual.last = residual.last, None
+                if inner is not None:
+                    states.drop()
+                else:
+                    with residual.surroundings[i].restored():
+                        inner = self.step.residual(residual.chunks[i], states.pop())
+                d_chunk, d_states = self.step.backward(inner, d_values[i], d_states, sink)
+                d_chunks.append(d_chunk)
         return d_chunks[::-1], list(d_states)
+
+    def _states_before(self, residual: _Residual, segment: range) -> Stash:
+        """The states before the chunks of a segment."""
+        if self.every == 1:
+            return residual.boundaries
+        before, states = Stash(self.stash, self.memory), residual.boundaries.pop()
+        before.push(states)
+        for i in segment[:-1]:
+            if residual.last is None or i + 1 < segment[-1]:
+                with residual.surroundings[i].restored():
+                    states = self.step.forward(residual.chunks[i], states, keep=False)[1]
+            before.push(states)
+        return before
+
+    def _forget_last(self) -> None:
+        """A step may keep its residual in memory that the next forward uses again (`graphs.py`)."""
+        earlier = self._newest and self._newest()
+        if earlier:
+            earlier.last = None

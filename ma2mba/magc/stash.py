@@ -1,28 +1,66 @@
 """Where the recurrent states at chunk boundaries live between forward and backward."""
 
+import mmap
+import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ma2mba.magc.cell import State
+from ma2mba.magc.packing import Layout, PackedStates, State, pack
 from ma2mba.magc.plan import StashPlace
 
 
-@dataclass
 class HostMemory:
-    """Pinned buffers that steps use again, and the stream that fills and reads them beside the computation."""
+    """Pinned buffers that steps use again, and the stream that fills and reads them beside the computation.
 
-    free: list[list[Tensor]] = field(default_factory=list)
-    stream: torch.cuda.Stream | None = None
+    A buffer takes the bytes asked for and no more (PyTorch's own pinned memory rounds up to a power of two).
+    """
 
-    def take(self, like: Sequence[Tensor]) -> list[Tensor]:
-        shapes = [(t.shape, t.dtype) for t in like]
-        for i, buffers in enumerate(self.free):
-            if [(b.shape, b.dtype) for b in buffers] == shapes:
-                return self.free.pop(i)
-        return [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in like]
+    def __init__(self) -> None:
+        self._free: dict[int, list[Tensor]] = {}
+        self._pinned: list[Tensor] = []
+        self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        return self._stream
+
+    def take(self, nbytes: int) -> Tensor:
+        """A buffer of so many bytes. Raises MemoryError where the host has no more to pin."""
+        free = self._free.get(nbytes)
+        if free:
+            return free.pop()
+        if not self._pinned:
+            weakref.finalize(self, _unpin, self._pinned).atexit = False
+        buffer = _pin(nbytes)
+        self._pinned.append(buffer)
+        return buffer
+
+    def give(self, buffer: Tensor) -> None:
+        self._free.setdefault(len(buffer), []).append(buffer)
+
+
+def _pin(nbytes: int) -> Tensor:
+    memory = mmap.mmap(-1, nbytes)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    buffer = torch.frombuffer(memory, dtype=torch.uint8)
+    error = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), nbytes, 0)
+    if int(error) != 0:
+        raise MemoryError(
+            f"{nbytes:,} bytes of host memory cannot be pinned ({error}); keep fewer boundaries by longer chunks or a "
+            'larger stash_every, or keep them on the device (stash "device")'
+        )
+    return buffer
+
+
+def _unpin(buffers: list[Tensor]) -> None:
+    torch.cuda.synchronize()
+    for buffer in buffers:
+        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr())
 
 
 class Stash:
@@ -30,50 +68,48 @@ class Stash:
 
     def __init__(self, place: StashPlace, memory: HostMemory):
         self.place, self.memory = place, memory
-        self._kept: list[list[State]] = []
-        self._sizes: list[int] = []
-        self._fetched: list[Tensor] | None = None
+        self._kept: list[Sequence[State]] = []
+        self._away: list[tuple[Layout, Tensor]] = []
+        self._fetched: PackedStates | None = None
 
     def push(self, states: Sequence[State]) -> None:
-        if self._on_host(states):
-            self._sizes = [len(state) for state in states]
-            states = [tuple(self._to_host([t for state in states for t in state]))]
-        self._kept.append([tuple(t.detach() for t in state) for state in states])
+        if self.place == "host" and any(t.is_cuda for state in states for t in state):
+            self._send(pack(states))
+        else:
+            self._kept.append([tuple(t.detach() for t in state) for state in states])
 
-    def pop(self) -> list[State]:
+    def pop(self) -> Sequence[State]:
         """The states pushed last, on the device that they came from."""
-        if not self._sizes:
+        if self._kept:
             return self._kept.pop()
-        tensors = self._fetched if self._fetched is not None else self._fetch()
+        states = self._fetched if self._fetched is not None else self._fetch()
         stream = torch.cuda.current_stream()
-        stream.wait_stream(self._side())
-        for tensor in tensors:
-            tensor.record_stream(stream)
-        self._fetched = self._fetch() if self._kept else None
-        taken = iter(tensors)
-        return [tuple(next(taken) for _ in range(size)) for size in self._sizes]
+        stream.wait_stream(self.memory.stream)
+        states.buffer.record_stream(stream)
+        self._fetched = self._fetch() if self._away else None
+        return states
 
-    def _on_host(self, states: Sequence[State]) -> bool:
-        return self.place == "host" and any(t.is_cuda for state in states for t in state)
+    def drop(self) -> None:
+        """Forget the states pushed last."""
+        if self._kept:
+            self._kept.pop()
+        elif self._fetched is not None:
+            self._fetched = None
+        else:
+            self.memory.give(self._away.pop()[1])
 
-    def _side(self) -> torch.cuda.Stream:
-        if self.memory.stream is None:
-            self.memory.stream = torch.cuda.Stream()
-        return self.memory.stream
-
-    def _to_host(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        buffers, side = self.memory.take(tensors), self._side()
+    def _send(self, states: PackedStates) -> None:
+        buffer, side = self.memory.take(states.layout.nbytes), self.memory.stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for buffer, tensor in zip(buffers, tensors, strict=True):
-                buffer.copy_(tensor.detach(), non_blocking=True)
-                tensor.record_stream(side)
-        return buffers
+            buffer.copy_(states.buffer, non_blocking=True)
+            states.buffer.record_stream(side)
+        self._away.append((states.layout, buffer))
 
-    def _fetch(self) -> list[Tensor]:
-        """Begin to copy the last boundary back. Its buffers are free at once: what fills them again queues behind."""
-        (buffers,) = self._kept.pop()
-        with torch.cuda.stream(self._side()):
-            tensors = [b.to("cuda", non_blocking=True) for b in buffers]
-        self.memory.free.append(list(buffers))
-        return tensors
+    def _fetch(self) -> PackedStates:
+        """Begin to copy the last boundary back. Its buffer is free at once: what fills it again queues behind."""
+        layout, buffer = self._away.pop()
+        with torch.cuda.stream(self.memory.stream):
+            states = layout.states(buffer.to("cuda", non_blocking=True))
+        self.memory.give(buffer)
+        return states

@@ -76,11 +76,12 @@ class Mamba2Layer(nn.Module):
         )
 
     def initial_state(self, x_BTD: Tensor) -> State:
-        """Zeros: (batch, channels, taps - 1) in the weights' dtype and (batch, heads, head width, state size) fp32."""
+        """Zeros: (batch, channels, taps - 1) in the weights' dtype, channels neighbours in memory as kernels want them,
+        and (batch, heads, head width, state size) fp32."""
         c, weight = self.mixer.config, self.mixer.in_proj.weight
         high = torch.promote_types(weight.dtype, torch.float32)
         batch = x_BTD.shape[0]
         return (
-            weight.new_zeros(batch, c.conv_width, c.d_conv - 1),
+            weight.new_zeros(batch, c.d_conv - 1, c.conv_width).transpose(1, 2),
             weight.new_zeros(batch, c.heads, c.headdim, c.d_state, dtype=high),
         )

@@ -4,19 +4,22 @@ B batch, T tokens, M rows (B T), D model width, X outputs of the first projectio
 width, V channels of the convolution, W taps less one, H heads, P head width, G groups, N state size.
 
 Forward keeps its input, the projection's output and the scan's: backward makes the norms' outputs and the convolution's
-again, each one cheap pass, and writes the gradients of z, x, B, C and dt into one tensor. Where a projection's weight
-has a `main_grad` (fp32, its shape), the matrix product adds the weight's gradient to it and autograd gets none.
+again, each one cheap pass, and writes the gradients of z, x, B, C and dt into one tensor. Where a weight has a
+`main_grad` (fp32, its shape), its gradient is added there, a matrix's inside the matrix product; autograd gets none.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
-from mamba_ssm.ops.triton.ssd_combined import _mamba_chunk_scan_combined_bwd, _mamba_chunk_scan_combined_fwd
 from torch import Tensor
 
 from ma2mba.ops.layer import LayerShape, LayerWeights
 from ma2mba.ops.norm_kernels import gated_backward, gated_forward, rms_backward, rms_forward
+from ma2mba.ops.scan_kernels import Scanned, scan_backward, scan_forward
 
 OFFSETS = 2**31
 """The kernels compute element offsets in 32 signed bits."""
@@ -61,19 +64,61 @@ def _convolved(xBC_BTV: Tensor, shape: LayerShape, inner: int) -> _Convolved:
     return _Convolved(x.unflatten(-1, (-1, shape.headdim)), B.unflatten(-1, per_group), C.unflatten(-1, per_group))
 
 
-def _convolve(xBC_BTV: Tensor, weights: LayerWeights, conv_BVW: Tensor) -> Tensor:
-    taps_VW = weights.conv_V1W[:, 0]
+@triton.jit
+def _widen(A_log_ptr, D_ptr, taps_ptr, bias_ptr, A_out, D_out, taps_out, bias_out, H, V, VW, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(A_out + at, -tl.exp(tl.load(A_log_ptr + at, mask=at < H, other=0.0).to(tl.float32)), mask=at < H)
+    tl.store(D_out + at, tl.load(D_ptr + at, mask=at < H, other=0.0).to(tl.float32), mask=at < H)
+    tl.store(bias_out + at, tl.load(bias_ptr + at, mask=at < V, other=0.0).to(tl.float32), mask=at < V)
+    tl.store(taps_out + at, tl.load(taps_ptr + at, mask=at < VW, other=0.0).to(tl.float32), mask=at < VW)
+
+
+class _Small(NamedTuple):
+    """Small parameters in fp32, so that their gradients come in fp32: A = -exp(A_log), D and the convolution's."""
+
+    A_H: Tensor
+    D_H: Tensor
+    taps_VW: Tensor
+    bias_V: Tensor
+
+    @staticmethod
+    def of(weights: LayerWeights) -> "_Small":
+        given = (weights.A_log_H, weights.D_H, weights.conv_V1W[:, 0], weights.conv_bias_V)
+        small = _Small(*(torch.empty(t.shape, dtype=torch.float32, device=t.device) for t in given))
+        heads, channels, taps = weights.D_H.numel(), weights.conv_bias_V.numel(), weights.conv_V1W.numel()
+        _widen[(triton.cdiv(taps, 1024),)](*given, *small, heads, channels, taps, BLOCK=1024)
+        return small
+
+
+def _convolve(xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor) -> Tensor:
     x_BVT = xBC_BTV.transpose(1, 2)
-    return causal_conv1d_fwd_function(x_BVT, taps_VW, weights.conv_bias_V, None, conv_BVW, None, True).transpose(1, 2)
+    return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
 
 
 def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
-    """The convolution's state after these tokens, however few."""
+    """The convolution's state after these tokens, however few; channels are neighbours in memory."""
     kept = conv_BVW.shape[2]
-    tail_BVW = xBC_BTV[:, -kept:].transpose(1, 2)
-    if tail_BVW.shape[2] < kept:
-        tail_BVW = torch.cat([conv_BVW[:, :, tail_BVW.shape[2] :], tail_BVW], dim=2)
-    return tail_BVW.to(conv_BVW.dtype, copy=True)
+    tail_BWV = xBC_BTV[:, -kept:].to(conv_BVW.dtype)
+    if tail_BWV.shape[1] < kept:
+        tail_BWV = torch.cat([conv_BVW.transpose(1, 2)[:, tail_BWV.shape[1] :], tail_BWV], dim=1)
+    return tail_BWV.clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _scanned(
+    xBC_BTV: Tensor, dt_BTH: Tensor, ssm_BHPN: Tensor, small: _Small, weights: LayerWeights, shape: LayerShape
+) -> Scanned:
+    convolved = _convolved(xBC_BTV, shape, weights.gated_norm_I.shape[0])
+    return Scanned(
+        x_BTHP=convolved.x_BTHP,
+        dt_BTH=dt_BTH,
+        B_BTGN=convolved.B_BTGN,
+        C_BTGN=convolved.C_BTGN,
+        A_H=small.A_H,
+        D_H=small.D_H,
+        dt_bias_H=weights.dt_bias_H,
+        initial_BHPN=ssm_BHPN,
+        block=shape.block,
+    )
 
 
 class _Layer(torch.autograd.Function):
@@ -85,38 +130,28 @@ class _Layer(torch.autograd.Function):
         batch, inner = x_BTD.shape[0], weights.gated_norm_I.shape[0]
         x_BTD = x_BTD.contiguous()
         conv_BVW = conv_BVW.transpose(1, 2).contiguous().transpose(1, 2)
+        small = _Small.of(weights)
         u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
         zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (batch, -1))
         z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-        convolved = _convolved(_convolve(xBC_BTV, weights, conv_BVW), shape, inner)
-        A_H = -torch.exp(weights.A_log_H.float())
-        y_BTHP, _, _, _, _, final_BHPN = _mamba_chunk_scan_combined_fwd(
-            convolved.x_BTHP,
-            dt_BTH,
-            A_H,
-            convolved.B_BTGN,
-            convolved.C_BTGN,
-            shape.block,
-            D=weights.D_H,
-            dt_bias=weights.dt_bias_H,
-            initial_states=ssm_BHPN,
-            dt_softplus=True,
+        scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
+        y_BTHP, final_BHPN = scan_forward(scanned)
+        gated_MI = gated_forward(
+            y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
-        y_MI = y_BTHP.view(-1, inner)
-        gated_MI = gated_forward(y_MI, z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups)
         ctx.shape, ctx.weights = shape, weights
-        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, A_H)
+        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP)
         ctx.set_materialize_grads(False)
         after_BTD = x_BTD + (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
         return after_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
-        x_BTD, _, _, zxbcdt_BTX, y_BTHP, _ = ctx.saved_tensors
+        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP = ctx.saved_tensors
         shape, weights = ctx.shape, ctx.weights
         inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
         dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
-        z_BTI = _split(zxbcdt_BTX, shape, inner)[0]
+        z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
         dzxbcdt_BTX = torch.empty_like(zxbcdt_BTX)
         dz_BTI, dxBC_BTV, ddt_BTH = _split(dzxbcdt_BTX, shape, inner)
 
@@ -132,57 +167,32 @@ class _Layer(torch.autograd.Function):
         )
         dout_proj = weight_gradient(weights.out_proj_DI, do_MD, gated_MI)
         del gated_MI, do_MD
-        dy_BTHP = dy_MI.view(y_BTHP.shape)
-        scanned = _scan_backward(ctx, dy_BTHP, dfinal, dxBC_BTV, ddt_BTH)
-        _add_tail(dxBC_BTV, scanned.conv_BVW, dtail)
-        del dy_MI, dy_BTHP
+        small = _Small.of(weights)
+        scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
+        dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
+        dparts = _convolved(dconvolved_BTV, shape, inner)
+        d = scan_backward(
+            scanned, dy_MI.view(y_BTHP.shape), dfinal, dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN
+        )
+        del dy_MI, scanned
+        dtaps, dconv_bias, dconv = _convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)
+        _add_tail(dxBC_BTV, dconv, dtail)
         dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)
         din_proj = weight_gradient(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
-        gradients = (dnorm, din_proj, *scanned.parameters, dgated_norm, dout_proj)
-        return dx_MD.view(x_BTD.shape), scanned.conv_BVW, scanned.ssm_BHPN, None, *gradients
+        vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
+        gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
+        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, *gradients
 
 
-class _Scanned(NamedTuple):
-    """Gradients of the states before, and of conv, conv_bias, dt_bias, A_log and D."""
-
-    conv_BVW: Tensor
-    ssm_BHPN: Tensor
-    parameters: tuple[Tensor, ...]
-
-
-def _scan_backward(ctx: Any, dy_BTHP: Tensor, dfinal: Tensor | None, dxBC_BTV: Tensor, ddt_BTH: Tensor) -> _Scanned:
-    """Backward of scan and convolution; the gradients of their inputs go into `dxBC_BTV` and `ddt_BTH`."""
-    _, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, A_H = ctx.saved_tensors
-    shape, weights = ctx.shape, ctx.weights
-    inner = weights.gated_norm_I.shape[0]
-    _, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-    convolved = _convolved(_convolve(xBC_BTV, weights, conv_BVW), shape, inner)
-    dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
-    dparts = _convolved(dconvolved_BTV, shape, inner)
-    _, _, dA, _, _, dD, _, ddt_bias, dssm = _mamba_chunk_scan_combined_bwd(
-        dy_BTHP,
-        convolved.x_BTHP,
-        dt_BTH,
-        A_H,
-        convolved.B_BTGN,
-        convolved.C_BTGN,
-        y_BTHP,
-        shape.block,
-        D=weights.D_H,
-        dt_bias=weights.dt_bias_H,
-        initial_states=ssm_BHPN,
-        dfinal_states=dfinal,
-        dt_softplus=True,
-        dx=dparts.x_BTHP,
-        ddt=ddt_BTH,
-        dB=dparts.B_BTGN,
-        dC=dparts.C_BTGN,
-    )
-    _, dtaps, dconv_bias, dconv = causal_conv1d_bwd_function(
+def _convolve_backward(
+    xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor, dconvolved_BTV: Tensor, dxBC_BTV: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of taps and bias (fp32) and of the state; that of the inputs goes into `dxBC_BTV`."""
+    _, dtaps_VW, dbias_V, dconv_BVW = causal_conv1d_bwd_function(
         xBC_BTV.transpose(1, 2),
-        weights.conv_V1W[:, 0],
-        weights.conv_bias_V,
+        small.taps_VW,
+        small.bias_V,
         dconvolved_BTV.transpose(1, 2),
         None,
         conv_BVW,
@@ -191,7 +201,16 @@ def _scan_backward(ctx: Any, dy_BTHP: Tensor, dfinal: Tensor | None, dxBC_BTV: T
         True,
         True,
     )
-    return _Scanned(dconv, dssm, (dtaps[:, None], dconv_bias, ddt_bias, dA * A_H, dD))
+    return dtaps_VW, dbias_V, dconv_BVW
+
+
+def hand_over(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The gradients for autograd: None where a weight has a `main_grad`, to which they are added in one kernel."""
+    sums = [getattr(weight, "main_grad", None) for weight in weights]
+    pairs = [(s, g) for s, g in zip(sums, gradients, strict=True) if s is not None and g is not None]
+    if pairs:
+        torch._foreach_add_([s for s, _ in pairs], [g for _, g in pairs])
+    return [gradient if s is None else None for s, gradient in zip(sums, gradients, strict=True)]
 
 
 def weight_gradient(weight_OI: Tensor, dy_MO: Tensor, x_MI: Tensor) -> Tensor | None:
@@ -201,11 +220,16 @@ def weight_gradient(weight_OI: Tensor, dy_MO: Tensor, x_MI: Tensor) -> Tensor | 
     main_grad = getattr(weight_OI, "main_grad", None)
     if main_grad is None:
         return dy_MO.t() @ x_MI
-    if dy_MO.dtype == torch.float32:
-        main_grad.addmm_(dy_MO.t(), x_MI)
-    else:
-        torch.addmm(main_grad, dy_MO.t(), x_MI, out_dtype=torch.float32, out=main_grad)
+    add_product(main_grad, dy_MO, x_MI)
     return None
+
+
+def add_product(total_OI: Tensor, dy_MO: Tensor, x_MI: Tensor) -> None:
+    """Add dy^T x to a sum in fp32, inside the matrix product."""
+    if dy_MO.dtype == torch.float32:
+        total_OI.addmm_(dy_MO.t(), x_MI)
+    else:
+        torch.addmm(total_OI, dy_MO.t(), x_MI, out_dtype=torch.float32, out=total_OI)
 
 
 def _add_tail(dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None) -> None:

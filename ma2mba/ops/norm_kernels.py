@@ -1,6 +1,7 @@
 """Root mean square norms on a GPU, each way one pass over memory.
 
-M rows, N width. Rows may lie apart (a stride is passed) but a row's elements are neighbours.
+M rows, N width. Rows may lie apart (a stride is passed) but a row's elements are neighbours. A row is held in two
+pieces of FIRST and REST columns, powers of two, so that widths like 2,560 = 2,048 + 512 leave no thread idle.
 """
 
 import torch
@@ -10,51 +11,111 @@ from torch import Tensor
 
 
 @triton.jit
-def _rms_forward(x_ptr, weight_ptr, y_ptr, N, eps, BLOCK: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < N
-    x = tl.load(x_ptr + row * N + columns, mask=inside, other=0.0).to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / N + eps)
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * N + columns, (x * rstd * weight).to(y_ptr.dtype.element_ty), mask=inside)
+def _load(ptr, columns, N, here):
+    return tl.load(ptr + columns, mask=(columns < N) & here, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _rms_backward(x_ptr, weight_ptr, dy_ptr, residual_ptr, dx_ptr, dweight_ptr, M, N, rows, eps, BLOCK: tl.constexpr):
+def _store(ptr, columns, N, here, value):
+    tl.store(ptr + columns, value.to(ptr.dtype.element_ty), mask=(columns < N) & here)
+
+
+@triton.jit
+def _rms_forward(x_ptr, weight_ptr, y_ptr, N, eps, FIRST: tl.constexpr, REST: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    x_ptr += row * N
+    y_ptr += row * N
+    first = tl.arange(0, FIRST)
+    x = _load(x_ptr, first, N, True)
+    total = tl.sum(x * x, axis=0)
+    if REST:
+        rest = FIRST + tl.arange(0, REST)
+        x_rest = _load(x_ptr, rest, N, True)
+        total += tl.sum(x_rest * x_rest, axis=0)
+    rstd = tl.rsqrt(total / N + eps)
+    _store(y_ptr, first, N, True, x * rstd * _load(weight_ptr, first, N, True))
+    if REST:
+        _store(y_ptr, rest, N, True, x_rest * rstd * _load(weight_ptr, rest, N, True))
+
+
+@triton.jit
+def _rms_backward(
+    x_ptr,
+    weight_ptr,
+    dy_ptr,
+    residual_ptr,
+    dx_ptr,
+    dweight_ptr,
+    M,
+    N,
+    rows,
+    eps,
+    FIRST: tl.constexpr,
+    REST: tl.constexpr,
+):
     program = tl.program_id(0)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < N
-    weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK,), dtype=tl.float32)
+    first = tl.arange(0, FIRST)
+    weight = _load(weight_ptr, first, N, True)
+    dweight = tl.zeros((FIRST,), dtype=tl.float32)
+    if REST:
+        rest = FIRST + tl.arange(0, REST)
+        weight_rest = _load(weight_ptr, rest, N, True)
+        dweight_rest = tl.zeros((REST,), dtype=tl.float32)
     for i in range(0, rows):
         row = (program * rows + i).to(tl.int64)
-        here = inside & (row < M)
-        x = tl.load(x_ptr + row * N + columns, mask=here, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + row * N + columns, mask=here, other=0.0).to(tl.float32)
-        residual = tl.load(residual_ptr + row * N + columns, mask=here, other=0.0).to(tl.float32)
-        rstd = tl.rsqrt(tl.sum(x * x, axis=0) / N + eps)
+        here = row < M
+        at = row * N
+        x = _load(x_ptr + at, first, N, here)
+        dy = _load(dy_ptr + at, first, N, here)
+        squares, dots = tl.sum(x * x, axis=0), tl.sum(dy * weight * x, axis=0)
+        if REST:
+            x_rest = _load(x_ptr + at, rest, N, here)
+            dy_rest = _load(dy_ptr + at, rest, N, here)
+            squares += tl.sum(x_rest * x_rest, axis=0)
+            dots += tl.sum(dy_rest * weight_rest * x_rest, axis=0)
+        rstd = tl.rsqrt(squares / N + eps)
+        mean = dots * rstd / N
         normed = x * rstd
         dweight += dy * normed
-        scaled = dy * weight
-        dx = residual + (scaled - normed * (tl.sum(scaled * normed, axis=0) / N)) * rstd
-        tl.store(dx_ptr + row * N + columns, dx.to(dx_ptr.dtype.element_ty), mask=here)
-    tl.store(dweight_ptr + program.to(tl.int64) * N + columns, dweight, mask=inside)
+        dx = _load(residual_ptr + at, first, N, here) + (dy * weight - normed * mean) * rstd
+        _store(dx_ptr + at, first, N, here, dx)
+        if REST:
+            normed_rest = x_rest * rstd
+            dweight_rest += dy_rest * normed_rest
+            dx_rest = _load(residual_ptr + at, rest, N, here) + (dy_rest * weight_rest - normed_rest * mean) * rstd
+            _store(dx_ptr + at, rest, N, here, dx_rest)
+    dweight_ptr += program.to(tl.int64) * N
+    _store(dweight_ptr, first, N, True, dweight)
+    if REST:
+        _store(dweight_ptr, rest, N, True, dweight_rest)
 
 
 @triton.jit
-def _gated_forward(x_ptr, gate_ptr, weight_ptr, y_ptr, gate_stride, N, eps, BLOCK: tl.constexpr):
+def _gated_forward(x_ptr, gate_ptr, weight_ptr, y_ptr, gate_stride, N, eps, FIRST: tl.constexpr, REST: tl.constexpr):
     row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    groups = tl.num_programs(1)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < N
-    here = row * N * groups + group * N + columns
-    x = tl.load(x_ptr + here, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + row * gate_stride + group * N + columns, mask=inside, other=0.0).to(tl.float32)
-    x *= gate * tl.sigmoid(gate)
-    rstd = tl.rsqrt(tl.sum(x * x, axis=0) / N + eps)
-    weight = tl.load(weight_ptr + group * N + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y_ptr + here, (x * rstd * weight).to(y_ptr.dtype.element_ty), mask=inside)
+    x_ptr += row * N * tl.num_programs(1) + group * N
+    y_ptr += row * N * tl.num_programs(1) + group * N
+    gate_ptr += row * gate_stride + group * N
+    weight_ptr += group * N
+    first = tl.arange(0, FIRST)
+    gate = _load(gate_ptr, first, N, True)
+    gated = _load(x_ptr, first, N, True) * gate * tl.sigmoid(gate)
+    total = tl.sum(gated * gated, axis=0)
+    if REST:
+        rest = FIRST + tl.arange(0, REST)
+        gate_rest = _load(gate_ptr, rest, N, True)
+        gated_rest = _load(x_ptr, rest, N, True) * gate_rest * tl.sigmoid(gate_rest)
+        total += tl.sum(gated_rest * gated_rest, axis=0)
+    rstd = tl.rsqrt(total / N + eps)
+    _store(y_ptr, first, N, True, gated * rstd * _load(weight_ptr, first, N, True))
+    if REST:
+        _store(y_ptr, rest, N, True, gated_rest * rstd * _load(weight_ptr, rest, N, True))
+
+
+@triton.jit
+def _gated_gradients(x, gate, sigmoid, dgated):
+    """Gradients of x and of the gate, from that of x * SiLU(gate)."""
+    return dgated * gate * sigmoid, dgated * x * sigmoid * (1 + gate * (1 - sigmoid))
 
 
 @triton.jit
@@ -72,53 +133,78 @@ def _gated_backward(
     N,
     rows,
     eps,
-    BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
+    REST: tl.constexpr,
 ):
     program, group = tl.program_id(0), tl.program_id(1)
-    groups = tl.num_programs(1)
-    columns = tl.arange(0, BLOCK)
-    inside = columns < N
-    weight = tl.load(weight_ptr + group * N + columns, mask=inside, other=0.0).to(tl.float32)
-    dweight = tl.zeros((BLOCK,), dtype=tl.float32)
+    width = N * tl.num_programs(1)
+    first = tl.arange(0, FIRST)
+    weight_ptr += group * N
+    weight = _load(weight_ptr, first, N, True)
+    dweight = tl.zeros((FIRST,), dtype=tl.float32)
+    if REST:
+        rest = FIRST + tl.arange(0, REST)
+        weight_rest = _load(weight_ptr, rest, N, True)
+        dweight_rest = tl.zeros((REST,), dtype=tl.float32)
     for i in range(0, rows):
         row = (program * rows + i).to(tl.int64)
-        mask = inside & (row < M)
-        here = row * N * groups + group * N + columns
-        there = row * gate_stride + group * N + columns
-        x = tl.load(x_ptr + here, mask=mask, other=0.0).to(tl.float32)
-        gate = tl.load(gate_ptr + there, mask=mask, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + here, mask=mask, other=0.0).to(tl.float32)
+        here = row < M
+        at = row * width + group * N
+        there = row * gate_stride + group * N
+        x = _load(x_ptr + at, first, N, here)
+        gate = _load(gate_ptr + there, first, N, here)
+        dy = _load(dy_ptr + at, first, N, here)
         sigmoid = tl.sigmoid(gate)
-        silu = gate * sigmoid
-        gated = x * silu
-        rstd = tl.rsqrt(tl.sum(gated * gated, axis=0) / N + eps)
+        gated = x * gate * sigmoid
+        squares, dots = tl.sum(gated * gated, axis=0), tl.sum(dy * weight * gated, axis=0)
+        if REST:
+            x_rest = _load(x_ptr + at, rest, N, here)
+            gate_rest = _load(gate_ptr + there, rest, N, here)
+            dy_rest = _load(dy_ptr + at, rest, N, here)
+            sigmoid_rest = tl.sigmoid(gate_rest)
+            gated_rest = x_rest * gate_rest * sigmoid_rest
+            squares += tl.sum(gated_rest * gated_rest, axis=0)
+            dots += tl.sum(dy_rest * weight_rest * gated_rest, axis=0)
+        rstd = tl.rsqrt(squares / N + eps)
+        mean = dots * rstd / N
         normed = gated * rstd
-        tl.store(y_ptr + here, (normed * weight).to(y_ptr.dtype.element_ty), mask=mask)
         dweight += dy * normed
-        scaled = dy * weight
-        dgated = (scaled - normed * (tl.sum(scaled * normed, axis=0) / N)) * rstd
-        tl.store(dx_ptr + here, (dgated * silu).to(dx_ptr.dtype.element_ty), mask=mask)
-        dgate = dgated * x * sigmoid * (1 + gate * (1 - sigmoid))
-        tl.store(dgate_ptr + there, dgate.to(dgate_ptr.dtype.element_ty), mask=mask)
-    tl.store(dweight_ptr + program.to(tl.int64) * N * groups + group * N + columns, dweight, mask=inside)
+        _store(y_ptr + at, first, N, here, normed * weight)
+        dx, dgate = _gated_gradients(x, gate, sigmoid, (dy * weight - normed * mean) * rstd)
+        _store(dx_ptr + at, first, N, here, dx)
+        _store(dgate_ptr + there, first, N, here, dgate)
+        if REST:
+            normed_rest = gated_rest * rstd
+            dweight_rest += dy_rest * normed_rest
+            _store(y_ptr + at, rest, N, here, normed_rest * weight_rest)
+            dgated_rest = (dy_rest * weight_rest - normed_rest * mean) * rstd
+            dx_rest, dgate_rest = _gated_gradients(x_rest, gate_rest, sigmoid_rest, dgated_rest)
+            _store(dx_ptr + at, rest, N, here, dx_rest)
+            _store(dgate_ptr + there, rest, N, here, dgate_rest)
+    dweight_ptr += program.to(tl.int64) * width + group * N
+    _store(dweight_ptr, first, N, True, dweight)
+    if REST:
+        _store(dweight_ptr, rest, N, True, dweight_rest)
 
 
-def _launch(width: int) -> dict[str, int]:
-    block = triton.next_power_of_2(width)
-    return {"BLOCK": block, "num_warps": min(max(block // 512, 1), 16)}
+def _launch(width: int, columns_per_warp: int) -> dict[str, int]:
+    first = max(1 << (width.bit_length() - 1), 16)
+    rest = triton.next_power_of_2(width - first) if width > first else 0
+    return {"FIRST": first, "REST": rest, "num_warps": min(max(first // columns_per_warp, 1), 16)}
 
 
-def _programs(rows: int, device: torch.device) -> tuple[int, int]:
-    """How many programs walk over the rows, and how many rows each."""
-    most = 4 * torch.cuda.get_device_properties(device).multi_processor_count
+def _programs(rows: int, device: torch.device, per_processor: int) -> tuple[int, int]:
+    """How many programs walk over the rows, and how many rows each. More write more partial sums."""
+    most = per_processor * torch.cuda.get_device_properties(device).multi_processor_count
     share = -(-rows // min(rows, most))
     return -(-rows // share), share
 
 
 def rms_forward(x_MN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
     """`ma2mba.ops.rms_norm` of contiguous rows."""
+    rows, width = x_MN.shape
     y_MN = torch.empty(x_MN.shape, dtype=weight_N.dtype, device=x_MN.device)
-    _rms_forward[(x_MN.shape[0],)](x_MN, weight_N, y_MN, x_MN.shape[1], eps, **_launch(x_MN.shape[1]))
+    _rms_forward[(rows,)](x_MN, weight_N, y_MN, width, eps, **_launch(width, 512))
     return y_MN
 
 
@@ -127,11 +213,11 @@ def rms_backward(
 ) -> tuple[Tensor, Tensor]:
     """`residual_MN` plus the gradient of x, in the dtype of x, and the gradient of the weight in fp32."""
     rows, width = x_MN.shape
-    programs, share = _programs(rows, x_MN.device)
+    programs, share = _programs(rows, x_MN.device, 2)
     dx_MN = torch.empty_like(x_MN)
     partial = torch.empty(programs, width, dtype=torch.float32, device=x_MN.device)
     _rms_backward[(programs,)](
-        x_MN, weight_N, dy_MN, residual_MN, dx_MN, partial, rows, width, share, eps, **_launch(width)
+        x_MN, weight_N, dy_MN, residual_MN, dx_MN, partial, rows, width, share, eps, **_launch(width, 512)
     )
     return dx_MN, partial.sum(0)
 
@@ -141,7 +227,7 @@ def gated_forward(x_MN: Tensor, gate_MN: Tensor, weight_N: Tensor, eps: float, g
     rows, width = x_MN.shape
     y_MN = torch.empty_like(x_MN)
     _gated_forward[(rows, groups)](
-        x_MN, gate_MN, weight_N, y_MN, gate_MN.stride(0), width // groups, eps, **_launch(width // groups)
+        x_MN, gate_MN, weight_N, y_MN, gate_MN.stride(0), width // groups, eps, **_launch(width // groups, 512)
     )
     return y_MN
 
@@ -152,7 +238,7 @@ def gated_backward(
     """y once more, the gradient of x, and the gradient of the weight in fp32; the gate's goes into `dgate_MN`,
     which lies as the gate does."""
     rows, width = x_MN.shape
-    programs, share = _programs(rows, x_MN.device)
+    programs, share = _programs(rows, x_MN.device, 1)
     y_MN, dx_MN = torch.empty_like(x_MN), torch.empty_like(x_MN)
     partial = torch.empty(programs, width, dtype=torch.float32, device=x_MN.device)
     _gated_backward[(programs, groups)](
@@ -169,6 +255,6 @@ def gated_backward(
         width // groups,
         share,
         eps,
-        **_launch(width // groups),
+        **_launch(width // groups, 256),
     )
     return y_MN, dx_MN, partial.sum(0)

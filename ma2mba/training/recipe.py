@@ -65,6 +65,7 @@ class Magc(_Section):
     chunk_tokens: PositiveInt = 4096
     group_layers: PositiveInt = 1
     stash: Literal["device", "host"] = "device"
+    stash_every: PositiveInt = 1
     graphs: bool = False
 
 

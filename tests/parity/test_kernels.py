@@ -98,7 +98,9 @@ def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
     chunks = [(part,) for part in x.split(512, dim=1)]
     found = []
     for graphs in (False, True):
-        run = Streamer(lambda a: (a,), layers, lambda a: (a.sin().sum(),), [], Plan("sequence", 512, 3, stash, graphs))
+        run = Streamer(
+            lambda a: (a,), layers, lambda a: (a.sin().sum(),), [], Plan("sequence", 512, 3, stash, graphs=graphs)
+        )
         for _ in range(2):
             layers.zero_grad(set_to_none=True)
             run(chunks, [layer.initial_state(x) for layer in layers])[0].backward()

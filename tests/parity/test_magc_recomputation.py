@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ma2mba.magc import Plan, checkpoint
+from ma2mba.magc import Plan, Streamer, checkpoint
 from tests.parity.worlds import Counted, gru_layers
 
 TOKENS, LAYERS, WIDTH = 12, 6, 16
@@ -29,11 +29,38 @@ def test_layer_nesting_runs_each_cell_twice(chunk_tokens, group_layers):
     assert set(counted_run(Plan("layer", chunk_tokens, group_layers))) == {2}
 
 
-@pytest.mark.parametrize(("group_layers", "thrice"), [(1, 5), (2, 4), (4, 4), (6, 0)])
-def test_sequence_nesting_runs_each_cell_at_most_three_times_and_the_last_group_twice(group_layers, thrice):
+@pytest.mark.parametrize(("group_layers", "thrice"), [(1, 5), (2, 4), (4, 4)])
+def test_sequence_nesting_runs_a_cell_at_most_three_times_and_twice_in_the_last_group_and_chunk(group_layers, thrice):
     runs = counted_run(Plan("sequence", 5, group_layers))
     chunks = 3
-    assert sorted(runs) == [2] * (LAYERS - thrice) * chunks + [3] * thrice * chunks
+    assert sorted(runs) == [2] * ((LAYERS - thrice) * (chunks - 1) + LAYERS) + [3] * thrice * (chunks - 1)
+
+
+def test_one_group_runs_twice_and_once_in_the_last_chunk():
+    assert sorted(counted_run(Plan("sequence", 5, LAYERS))) == [1] * LAYERS + [2] * LAYERS * 2
+
+
+@pytest.mark.parametrize(("stash_every", "once_more"), [(1, 0), (2, 2), (3, 3), (6, 4), (99, 4)])
+def test_states_that_are_not_kept_cost_one_more_forward(stash_every, once_more):
+    """Six chunks. Of a segment all chunks run once more but its last, and the one before a last chunk that was kept."""
+    runs = counted_run(Plan("sequence", 2, LAYERS, stash_every=stash_every))
+    assert sorted(runs) == [1] * LAYERS + [2] * LAYERS * (5 - once_more) + [3] * LAYERS * once_more
+
+
+def test_a_forward_in_between_does_not_spoil_what_was_kept():
+    """Two losses, one backward: the first run's last chunk is recomputed, and the gradients are those of plain runs."""
+    torch.manual_seed(0)
+    layers, plan = gru_layers(2), Plan("sequence", 5, 2)
+    xs = [torch.randn(1, TOKENS, WIDTH, dtype=torch.double) for _ in range(2)]
+    run = Streamer(lambda x: (x,), layers, lambda x: (x.sin().sum(),), [], plan)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return run([(part,) for part in x.split(5, 1)], [layer.initial_state(x) for layer in layers])[0]
+
+    together = torch.autograd.grad(loss(xs[0]) + loss(xs[1]), [*layers.parameters()])
+    apart = [torch.autograd.grad(loss(x), [*layers.parameters()]) for x in xs]
+    for both, one, other in zip(together, *apart, strict=True):
+        assert torch.allclose(both, one + other, rtol=1e-12, atol=1e-12)
 
 
 def test_no_gradients_run_each_cell_once_and_keep_nothing():
@@ -63,6 +90,7 @@ def test_what_is_kept_does_not_outlive_the_result():
         ({"stash": "disk"}, "device, host"),
         ({"chunk_tokens": 0}, "chunk_tokens is 0"),
         ({"group_layers": 1.5}, "group_layers is 1.5"),
+        ({"stash_every": 0}, "stash_every is 0"),
     ],
 )
 def test_an_impossible_plan_is_refused(values, message):
