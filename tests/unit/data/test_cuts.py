@@ -25,3 +25,12 @@ def test_rows_are_cut_where_none_is_inside_a_frame():
     places = cuts(torch.stack([VISUAL_S, shifted_S]), 6, K)
     assert all(0 < stop - start <= 6 for start, stop in itertools.pairwise(places))
     assert places[1] == 2  # at 6 the shifted row is inside its first frame, at 2 neither is
+
+
+@pytest.mark.parametrize("limit", range(1, 20))
+def test_even_chunks_are_alike_but_for_the_first_and_the_last(limit):
+    places = cuts(VISUAL_S[None], limit, K, even=True)
+    lengths = [stop - start for start, stop in itertools.pairwise(places)]
+    assert (places[0], places[-1]) == (0, len(VISUAL_S))
+    assert set(lengths[1:-1]) <= {limit}
+    assert all(0 < length <= limit for length in lengths)
