@@ -6,11 +6,13 @@ chunk hands it to the chunk before, again and again), and the terms of the decay
 B batch, T tokens, H heads, P head width, G groups, N state size, C blocks, Q tokens of a block.
 """
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from mamba_ssm.ops.triton import ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing
 from mamba_ssm.ops.triton.ssd_bmm import _bmm_chunk_bwd, _bmm_chunk_fwd
 from mamba_ssm.ops.triton.ssd_chunk_scan import (
     _chunk_scan_bwd_dC,
@@ -28,6 +30,9 @@ from mamba_ssm.ops.triton.ssd_chunk_state import (
 from mamba_ssm.ops.triton.ssd_combined import _chunk_scan_chunk_state_bwd_dx
 from mamba_ssm.ops.triton.ssd_state_passing import _state_passing_bwd_kernel, _state_passing_fwd
 from torch import Tensor
+from triton.runtime import Autotuner
+
+TUNED_TOKENS = 4096
 
 
 class Scanned(NamedTuple):
@@ -58,6 +63,12 @@ class Gradients(NamedTuple):
 
 def scan_forward(s: Scanned) -> tuple[Tensor, Tensor]:
     """y_BTHP in the dtype of x, and the state after the last token in fp32."""
+    batch, _, heads, width = s.x_BTHP.shape
+    _tune(heads, width, *s.B_BTGN.shape[2:], s.block, s.x_BTHP.dtype, s.x_BTHP.device)
+    return _forward(s)
+
+
+def _forward(s: Scanned) -> tuple[Tensor, Tensor]:
     decay_BHCQ, dt_BHCQ = _steps(s)
     entering_BCHPN, final_BHPN = _entering(s, decay_BHCQ, dt_BHCQ, s.C_BTGN.dtype)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
@@ -91,6 +102,34 @@ def scan_backward(
         ddecay_BHCQ, ddt_BHCQ, s.dt_BTH, s.A_H, dt_bias=s.dt_bias_H, dt_softplus=True, ddt=ddt_BTH
     )
     return Gradients(dA_H, dD_H, ddt_bias_H, passed.dinitial_BHPN)
+
+
+@cache
+def _tune(
+    heads: int, width: int, groups: int, states: int, block: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Choose the kernels' settings on a chunk of ordinary length.
+
+    mamba-ssm's kernels keep what they find best for the first call of a process, whatever its length and heads: a short
+    first chunk would slow down all that follow.
+    """
+    for kernel in _autotuned():
+        kernel.cache.clear()
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, dtype=torch.float32, device=device)
+
+    T = TUNED_TOKENS
+    x, dt = draw(1, T, heads, width).to(dtype), draw(1, T, heads).to(dtype)
+    B, C = draw(1, T, groups, states).to(dtype), draw(1, T, groups, states).to(dtype)
+    s = Scanned(x, dt, B, C, -draw(heads).exp(), draw(heads), draw(heads), draw(1, heads, width, states), block)
+    y, final = _forward(s)
+    scan_backward(s, y, final, *(torch.empty_like(t) for t in (x, dt, B, C)))
+
+
+def _autotuned() -> list[Any]:
+    modules = (ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing)
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Autotuner)]
 
 
 def _steps(s: Scanned) -> tuple[Tensor, Tensor]:
