@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.gpu import DEVICE
 from ma2mba.data.batch import Batch, Sample, collate
 from ma2mba.magc import Plan
+from ma2mba.magc.plan import StashPlace
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.streaming import build_streamer, streaming_loss
@@ -29,13 +30,14 @@ Gradients = dict[str, Tensor]
 
 
 def plans() -> list[Plan]:
-    """Both nestings, every stash, boundaries kept and made again, graphs on and off; chunks of one block and of odd
-    lengths."""
-    every = [("device", 1), ("host", 1), ("host", 2), ("device", 3)]
-    sequence = [Plan("sequence", 256, groups, stash, e) for groups in (1, 2, LAYERS) for stash, e in every]
-    layer = [Plan("layer", 256, groups, stash, e) for groups in (1, 3) for stash, e in every]
-    graphs = [Plan("sequence", chunk, LAYERS, stash, e, graphs=True) for chunk in (256, 200) for stash, e in every]
-    return [*sequence, *layer, *graphs]
+    """Both nestings, every stash, boundaries kept and made again, memos, graphs on and off; chunks of one block and of
+    an odd length."""
+    every: list[tuple[StashPlace, int]] = [("device", 1), ("host", 1), ("host", 2)]
+    graphs = [Plan("sequence", 256, LAYERS, stash, e, graphs=True) for stash, e in every]
+    eager = [Plan("sequence", 256, LAYERS, stash, e) for stash, e in every]
+    layer = [Plan("layer", 256, 1, "device"), Plan("layer", 256, 3, "host", 2)]
+    groups = [Plan("sequence", 256, 1, "device", 3), Plan("sequence", 200, 2, "host")]
+    return [*graphs, *eager, *layer, *groups, Plan("sequence", 256, LAYERS, "host", memo_chunks=3)]
 
 
 def make_batch(rows: int) -> Batch:

@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 16384])
     parser.add_argument("--tokens", type=int, nargs="+", default=[2**17])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memos", type=int, nargs="+", help="chunks with memos, one number for each of --chunks")
     parser.add_argument("--checkout", type=Path, help="of the official code")
     parser.add_argument("--cap-gb", type=float, help="let PyTorch take no more than so many 10^9 bytes")
     parser.add_argument("--out", type=Path)
@@ -71,27 +72,27 @@ STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 def run_exact(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One case for each dtype, with the worst row."""
-    every = list(exactness.rows(exactness.plans()))
+    every = []
+    for row in exactness.rows(exactness.plans()):
+        every.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
     for dtype, bound in (("fp32", EXACT), ("bf16", NEARER)):
         found = [row for row in every if row["dtype"] == dtype]
         worst = max(found, key=lambda row: row["worst"])
         yield {"schedules": len(found), "bound": bound, "ok": worst["worst"] <= bound, **worst}
-        over = [row for row in found if row["worst"] > bound]
-        for row in sorted(over, key=lambda row: -row["worst"])[:5]:
-            print(json.dumps(row), file=sys.stderr)
 
 
 def run_stream(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = gpu.language_model(arguments.size)
     weights = sum(p.nbytes for p in model.parameters())
     gradients = sum(4 * p.numel() + p.nbytes for p in model.parameters())
-    for chunk in arguments.chunks:
-        run = gpu.streamer(model, gpu.fast_plan(model, chunk))
+    for chunk, memos in zip(arguments.chunks, arguments.memos or [0] * len(arguments.chunks), strict=True):
+        run = gpu.streamer(model, gpu.fast_plan(model, chunk, memos))
         gpu.step(run, model, 4 * chunk)
         for tokens in arguments.tokens:
             figures = gpu.timed(partial(gpu.step, run, model, tokens), tokens, arguments.repeats)
             beyond = figures["reserved_gib"] - (weights + gradients) / GIB
-            yield {"chunk": chunk, "beyond_gib": round(beyond, 2), **figures}
+            yield {"chunk": chunk, "memos": memos, "graphs": run.plan.graphs, "beyond_gib": round(beyond, 2), **figures}
         del run
         gpu.release(model)
 

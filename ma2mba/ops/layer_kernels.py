@@ -31,17 +31,34 @@ def most_tokens(batch: int, width: int, block: int) -> int:
 
 
 def layer_kernels(
-    x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    product_BTD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens."""
     limit = most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block)
     if x_BTD.shape[1] <= limit:
-        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, *weights.tensors())
+        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, *weights.tensors())
     outputs = []
     for part_BTD in x_BTD.split(limit, dim=1):
-        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, *weights.tensors())
+        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, *weights.tensors())
         outputs.append(y_BTD)
     return torch.cat(outputs, dim=1), conv_BVW, ssm_BHPN
+
+
+@torch.no_grad()
+def layer_product(
+    x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`mamba2_layer_product` for tensors on a GPU."""
+    if x_BTD.shape[1] > most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block):
+        return *layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape), None
+    x_BTD = x_BTD.contiguous()
+    run = _run(x_BTD, _channels_last(conv_BVW), ssm_BHPN, weights, shape, None)
+    return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN, run.product_BTD
 
 
 class _Convolved(NamedTuple):
@@ -121,29 +138,59 @@ def _scanned(
     )
 
 
-class _Layer(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, shape: LayerShape, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = LayerWeights(*tensors)
-        batch, inner = x_BTD.shape[0], weights.gated_norm_I.shape[0]
-        x_BTD = x_BTD.contiguous()
-        conv_BVW = conv_BVW.transpose(1, 2).contiguous().transpose(1, 2)
-        small = _Small.of(weights)
-        u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
-        zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (batch, -1))
-        z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-        scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
-        y_BTHP, final_BHPN = scan_forward(scanned)
+class _Run(NamedTuple):
+    """A forward: the first projection, the scan's output, the last projection, and the states after the last token."""
+
+    zxbcdt_BTX: Tensor
+    y_BTHP: Tensor
+    product_BTD: Tensor
+    tail_BVW: Tensor
+    final_BHPN: Tensor
+
+
+def _run(
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    product_BTD: Tensor | None,
+) -> _Run:
+    inner, small = weights.gated_norm_I.shape[0], _Small.of(weights)
+    u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
+    zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (len(x_BTD), -1))
+    z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
+    scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
+    y_BTHP, final_BHPN = scan_forward(scanned)
+    if product_BTD is None:
         gated_MI = gated_forward(
             y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
+        product_BTD = (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
+    return _Run(zxbcdt_BTX, y_BTHP, product_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN)
+
+
+def _channels_last(conv_BVW: Tensor) -> Tensor:
+    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTD: Tensor,
+        conv_BVW: Tensor,
+        ssm_BHPN: Tensor,
+        shape: LayerShape,
+        product_BTD: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weights, x_BTD, conv_BVW = LayerWeights(*tensors), x_BTD.contiguous(), _channels_last(conv_BVW)
+        run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
         ctx.shape, ctx.weights = shape, weights
-        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP)
+        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP)
         ctx.set_materialize_grads(False)
-        after_BTD = x_BTD + (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
-        return after_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN
+        return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
@@ -182,7 +229,7 @@ class _Layer(torch.autograd.Function):
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
         vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
         gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
-        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, *gradients
+        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, *gradients
 
 
 def _convolve_backward(

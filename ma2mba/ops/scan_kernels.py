@@ -7,12 +7,11 @@ B batch, T tokens, H heads, P head width, G groups, N state size, C blocks, Q to
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from mamba_ssm.ops.triton import ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing
 from mamba_ssm.ops.triton.ssd_bmm import _bmm_chunk_bwd, _bmm_chunk_fwd
 from mamba_ssm.ops.triton.ssd_chunk_scan import (
     _chunk_scan_bwd_dC,
@@ -30,7 +29,8 @@ from mamba_ssm.ops.triton.ssd_chunk_state import (
 from mamba_ssm.ops.triton.ssd_combined import _chunk_scan_chunk_state_bwd_dx
 from mamba_ssm.ops.triton.ssd_state_passing import _state_passing_bwd_kernel, _state_passing_fwd
 from torch import Tensor
-from triton.runtime import Autotuner
+
+from ma2mba.ops.settings import choose_settings
 
 TUNED_TOKENS = 4096
 
@@ -63,7 +63,7 @@ class Gradients(NamedTuple):
 
 def scan_forward(s: Scanned) -> tuple[Tensor, Tensor]:
     """y_BTHP in the dtype of x, and the state after the last token in fp32."""
-    _tune(*s.x_BTHP.shape[2:], *s.B_BTGN.shape[2:], s.block, s.x_BTHP.dtype, s.x_BTHP.device)
+    _settle(s.x_BTHP.shape[2:], s.B_BTGN.shape[2:], s.block, s.x_BTHP.dtype, s.x_BTHP.device)
     return _forward(s)
 
 
@@ -104,33 +104,25 @@ def scan_backward(
 
 
 @cache
-def _tune(
-    heads: int, width: int, groups: int, states: int, block: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Choose the kernels' settings on a chunk of ordinary length.
+def _settle(heads: torch.Size, groups: torch.Size, block: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Choose the kernels' settings for these sizes on a chunk of ordinary length, whatever comes first.
 
-    mamba-ssm's kernels keep what they find best for the first call of a process, whatever its length and heads: a short
-    first chunk would slow down all that follow.
+    mamba-ssm's kernels keep for the whole process what they find best for their first call: a short one would slow down
+    all that follow.
     """
-    for kernel in _autotuned():
-        kernel.cache.clear()
-
+    choose_settings(heads[1], groups[1], block, device)
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator, dtype=torch.float32, device=device)
 
     T = TUNED_TOKENS
-    x, dt = draw(1, T, heads, width).to(dtype), draw(1, T, heads).to(dtype)
-    B, C = draw(1, T, groups, states).to(dtype), draw(1, T, groups, states).to(dtype)
-    s = Scanned(x, dt, B, C, -draw(heads).exp(), draw(heads), draw(heads), draw(1, heads, width, states), block)
+    x, dt = draw(1, T, *heads).to(dtype), draw(1, T, heads[0]).to(dtype)
+    B, C = draw(1, T, *groups).to(dtype), draw(1, T, *groups).to(dtype)
+    state = draw(1, *heads, groups[1])
+    s = Scanned(x, dt, B, C, -draw(heads[0]).exp(), draw(heads[0]), draw(heads[0]), state, block)
     y, final = _forward(s)
     scan_backward(s, y, final, *(torch.empty_like(t) for t in (x, dt, B, C)))
-
-
-def _autotuned() -> list[Any]:
-    modules = (ssd_bmm, ssd_chunk_scan, ssd_chunk_state, ssd_combined, ssd_state_passing)
-    return [value for module in modules for value in vars(module).values() if isinstance(value, Autotuner)]
 
 
 def _steps(s: Scanned) -> tuple[Tensor, Tensor]:
