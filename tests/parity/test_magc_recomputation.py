@@ -121,16 +121,14 @@ class Forgetful(torch.nn.Module):
 
     def forward(self, x, state):
         self.costly += 1
-        y = (x * self.weight).sin() + state[0][:, None]
-        return x + y, (y[:, -1],)
+        return x + (x * self.weight).sin(), state
 
     def remember(self, x, state):
         y, after = self(x, state)
         return y, after, (y - x).detach()
 
     def recall(self, x, state, memo):
-        y = Known.apply(x * self.weight, memo - state[0][:, None]) + state[0][:, None]
-        return x + y, (y[:, -1],)
+        return x + Known.apply(x * self.weight, memo), state
 
     def initial_state(self, x):
         return (x.new_zeros(x.shape[0], WIDTH),)
