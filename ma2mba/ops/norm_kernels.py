@@ -234,6 +234,6 @@ def gated_backward(
         share,
         eps,
         **_launch(width // groups, 256),
-        STAGES=2,
+        STAGES=1,
     )
     return y_MN, dx_MN, partial.sum(0)
