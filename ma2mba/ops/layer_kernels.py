@@ -141,6 +141,7 @@ def _scanned(
 class _Run(NamedTuple):
     """A forward: the first projection, the scan's output, the last projection, and the states after the last token."""
 
+    small: _Small
     zxbcdt_BTX: Tensor
     y_BTHP: Tensor
     product_BTD: Tensor
@@ -167,7 +168,7 @@ def _run(
             y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
         product_BTD = (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
-    return _Run(zxbcdt_BTX, y_BTHP, product_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN)
+    return _Run(small, zxbcdt_BTX, y_BTHP, product_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN)
 
 
 def _channels_last(conv_BVW: Tensor) -> Tensor:
@@ -187,7 +188,7 @@ class _Layer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights, x_BTD, conv_BVW = LayerWeights(*tensors), x_BTD.contiguous(), _channels_last(conv_BVW)
         run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
-        ctx.shape, ctx.weights = shape, weights
+        ctx.shape, ctx.weights, ctx.small = shape, weights, run.small
         ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP)
         ctx.set_materialize_grads(False)
         return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN
@@ -195,7 +196,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
         x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP = ctx.saved_tensors
-        shape, weights = ctx.shape, ctx.weights
+        shape, weights, small = ctx.shape, ctx.weights, ctx.small
         inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
         dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
         z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
@@ -214,7 +215,6 @@ class _Layer(torch.autograd.Function):
         )
         dout_proj = weight_gradient(weights.out_proj_DI, do_MD, gated_MI)
         del gated_MI, do_MD
-        small = _Small.of(weights)
         scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
         dparts = _convolved(dconvolved_BTV, shape, inner)
