@@ -40,7 +40,7 @@ def head(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor]:
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("world", [gru_layers, mamba_layers])
 def test_gradients_are_those_of_a_plain_run(world, every, tokens):
-    """A whole and a ragged last chunk, another number of places in every chunk, a gradient that passes the layers by."""
+    """A whole and a ragged last chunk, other numbers of places in every chunk, a gradient that passes the layers by."""
     torch.manual_seed(0)
     layers = world(2)
     x, weigh = (torch.randn(2, tokens, WIDTH, dtype=torch.double) for _ in range(2))
