@@ -76,11 +76,18 @@ def report(error: Exception, run: Path, rank: int, activity: Activity, explain: 
         sys.stderr.write(f"error: {error}\n  (rank {rank}, {in_words(facts)})\n")
         _keep(run, rank, facts, str(error))
         return code
-    story = explain() or text
+    story = _explained(explain, text)
     heading = "lost another rank, which ended without a word (was it killed?)" if bereft else "failed first"
     sys.stderr.write(f"rank {rank} {heading} ({in_words(facts)}):\n{story.rstrip()}\n")
     _keep(run, rank, facts, text if story == text else f"{story}\n\n{text}")
     return code
+
+
+def _explained(explain: Callable[[], str | None], text: str) -> str:
+    try:
+        return explain() or text
+    except Exception as error:  # the first error is the one to hear of
+        return f"{text}(it could not be explained: {error!r})"
 
 
 def await_first(run: Path, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a user sees when a rank fails, hangs or runs out of memory in the middle of a step: real launcher, 2 ranks.
+"""What a user sees when a rank fails or hangs, or the loss is no number, in the middle of a step: 2 ranks.
 
 Collectives of a watched run wait for days: that a job ends at all shows that nothing waited for them.
 """
@@ -17,17 +17,17 @@ FAULTY = Path(__file__).with_name("faulty_train.py")
 def fail(folder, monkeypatch):
     """Launch with a fault; the exit code, what was said, and the run folder."""
 
-    def run(fault: str, ranks: int, *overrides: str):
+    def run(fault: str, *overrides: str):
         monkeypatch.setenv("MA2MBA_TEST_FAULT", fault)
         name = "fails-" + fault.replace(":", "-")
-        done = launch(folder, ranks, f"run={name}", *overrides, script=FAULTY)
+        done = launch(folder, 2, f"run={name}", *overrides, script=FAULTY)
         return done.returncode, done.stdout, folder / name
 
     return run
 
 
 def test_a_rank_that_fails_is_heard_first_and_ends_the_job(fail):
-    code, said, run = fail("raise:1:2", 2)
+    code, said, run = fail("raise:1:2")
     assert code == 1, said
     assert "rank 1 failed first (step 2, forward" in said
     assert said.count("Traceback") == 1
@@ -40,7 +40,7 @@ def test_a_rank_that_fails_is_heard_first_and_ends_the_job(fail):
 
 @pytest.mark.slow
 def test_a_step_that_hangs_ends_every_rank_with_its_story(fail):
-    code, said, run = fail("hang:1:5", 2, "watchdog.seconds=10", "watchdog.factor=1")
+    code, said, run = fail("hang:1:5", "watchdog.seconds=10", "watchdog.factor=1")
     assert code == 3, said
     assert re.search(r"rank [01]: stuck for \d+ s \(the limit is 10 s\): step 5", said)
     assert re.search(r"rank 0: step 5, backward for \d+ s, samples s\d, s\d, at training/deepspeed_engine.py", said)
@@ -52,17 +52,16 @@ def test_a_step_that_hangs_ends_every_rank_with_its_story(fail):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "ranks"), [("loss", 2), ("gradient", 0)])
-def test_a_step_that_is_not_finite_stops_the_run_and_can_be_replayed(fail, monkeypatch, folder, kind, ranks):
-    code, said, run = fail(f"{kind}:{ranks // 2}:4", ranks)
+def test_a_loss_that_is_no_number_stops_the_run_and_its_step_can_be_replayed(fail, monkeypatch, folder):
+    code, said, run = fail("nan:1:4")
     assert code == 2, said
-    assert f"step 4: the {'loss is nan' if kind == 'loss' else 'gradient norm is inf'}" in said
+    assert "step 4: the loss is nan" in said
     assert "Traceback" not in said
     kept = json.loads((run / "replay" / "step-000004.json").read_text())
     assert kept["checkpoint"] == f"{run.name}/checkpoints/step-000003"
-    assert [len(rank) for rank in kept["micro_batches"]] == ([1, 1] if ranks else [2])
+    assert [len(rank) for rank in kept["micro_batches"]] == [1, 1]
     losses = [micro["loss"] for rank in kept["micro_batches"] for micro in rank]
-    assert (losses[1] == "NaN") == (kind == "loss")
+    assert losses[1] == "NaN"
     assert 2 < losses[0] < 4
     assert not (run / "checkpoints" / "step-000006").exists()
     monkeypatch.chdir(folder)
@@ -81,15 +80,3 @@ def replay(path: Path) -> dict:
     done = CliRunner().invoke(app, ["replay", str(path), "--device", "cpu", "--json"])
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
-
-
-def test_out_of_memory_says_what_was_predicted_and_what_would_fit(fail):
-    code, said, run = fail("memory:0:2", 0)
-    assert code == 1, said
-    assert "rank 0 failed first (step 2, forward" in said
-    assert re.search(r"out of memory: 2 x \d+ tokens, \d+ frames", said)
-    assert re.search(r"predicted peak \d+.\d\d GiB \(sequence nesting, chunks of 16 tokens", said)
-    assert re.search(r"measured peak \d+.\d\d GiB before the request that failed", said)
-    assert re.search(r"this would fit: magc: |no plan fits: the smallest that would takes", said)
-    assert "Traceback" not in said
-    assert "OutOfMemoryError" in (run / "failures" / "rank-0.txt").read_text()

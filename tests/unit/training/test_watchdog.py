@@ -103,6 +103,13 @@ def test_the_end_of_memory_is_explained_and_its_traceback_kept(tmp_path, capsys)
     assert "OutOfMemoryError" in (tmp_path / "failures" / "rank-0.txt").read_text()
 
 
+def test_an_explanation_that_fails_does_not_hide_the_error(tmp_path, capsys):
+    failures.report(ValueError("the error"), tmp_path, 0, Activity(), lambda: str(1 // 0))
+    said = capsys.readouterr().err
+    assert "ValueError: the error" in said
+    assert "ZeroDivisionError" in said
+
+
 def test_the_reports_of_the_launch_before_are_put_aside(tmp_path):
     for launch in range(3):
         failures.claim(tmp_path, {"rank": launch, "what": "failed"})
