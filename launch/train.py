@@ -1,6 +1,6 @@
 """Train one stage: deepspeed launch/train.py RECIPE.yaml [key=value ...]
 
-Exit codes: 0 done, 2 something for the user to put right (said on stderr), anything else a defect.
+Exit codes: 0 done, 1 a rank failed, 2 something for the user to put right (said on stderr), 3 a step took far too long.
 """
 
 import argparse

@@ -14,7 +14,7 @@ REMEMBERED = 50
 
 
 class Activity:
-    """Kept up by the training thread, read by others at any time.
+    """Kept up by the training thread, read by others at any time. A GPU may be behind what its process is doing.
 
     step        number of the step in work (the first is 1), 0 before it
     micro_batch sample ids, rows, padded tokens of a row and frames of the micro-batch in work
@@ -64,6 +64,7 @@ class Activity:
             self.enter("loading")
             batch = next(coming, None)
             if batch is None:
+                self.enter("optimizer")
                 return
             self.sample_ids = batch.sample_ids
             self.rows, self.row_tokens = batch.ids_BS.shape

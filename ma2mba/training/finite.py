@@ -50,6 +50,7 @@ def keep(job: Job, step: int, plan: StepPlan, result: StepResult, losses: list[l
         gradient_norm=result.gradient_norm,
         checkpoint=str(Path(start)) if start else None,
         dtype=str(job.world.dtype(job.recipe.precision)),
+        plan=vars(job.plan),
         recipe=job.recipe.model_dump(mode="json"),
         micro_batches=[
             [micro_batch(indices, share) for indices, share in zip(*rank, strict=True)]

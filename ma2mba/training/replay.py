@@ -39,13 +39,17 @@ class KeptMicroBatch(_Kept):
 
 
 class KeptStep(_Kept):
-    """A step, from 1; `micro_batches[rank][micro_step]`. `checkpoint` is the last before it, None for the start."""
+    """A step, from 1; `micro_batches[rank][micro_step]`. `checkpoint` is the last before it, None for the start.
+
+    `plan` has the fields of `ma2mba.magc.Plan`.
+    """
 
     step: int
     loss: float
     gradient_norm: float
     checkpoint: str | None
     dtype: str
+    plan: dict[str, Any]
     recipe: dict[str, Any]
     micro_batches: list[list[KeptMicroBatch]]
 
@@ -97,7 +101,7 @@ def replay(kept: KeptStep, device: torch.device) -> Iterator[Replayed]:
     model = build_model(recipe, start).to(device, getattr(torch, kept.dtype.removeprefix("torch.")))
     set_trainable(model, recipe.trainable)
     dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
-    plan = replace(Plan(**recipe.magc.model_dump()), graphs=False)
+    plan = replace(Plan(**kept.plan), graphs=False)
     for rank, micro_batches in enumerate(kept.micro_batches):
         for micro_batch in micro_batches:
             for index, sample_id in zip(micro_batch.samples, micro_batch.sample_ids, strict=True):

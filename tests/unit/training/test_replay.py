@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from ma2mba.cli import app
 from ma2mba.errors import UserError
+from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
@@ -33,7 +34,7 @@ def kept(tmp_path, model):
     """Keep a step whose weights are the model's as it is now."""
     write_shards(tmp_path / "shards", [(3, 4), (0, 5), (7, 2)])
 
-    def keep(dtype="torch.float32", micro_batches=MICRO_BATCHES, **magc):
+    def keep(dtype="torch.float32", micro_batches=MICRO_BATCHES, **plan):
         save_model(model, tmp_path / "shards" / "tokenizer.json", tmp_path / "model")
         recipe = {
             "stage": "stage2",
@@ -43,7 +44,6 @@ def kept(tmp_path, model):
             "trainable": {"projector": 1e-3, "language_model": 1e-3},
             "global_batch": 4,
             "steps": 9,
-            "magc": {"chunk_tokens": 16, **magc},
         }
         step = KeptStep(
             step=4,
@@ -51,6 +51,7 @@ def kept(tmp_path, model):
             gradient_norm=float("inf"),
             checkpoint=None,
             dtype=dtype,
+            plan=vars(Plan(chunk_tokens=16, **plan)),
             recipe=parse_recipe(recipe).model_dump(mode="json"),
             micro_batches=micro_batches,
         )
