@@ -17,6 +17,7 @@ from typing import Any
 from ma2mba.errors import UserError
 from ma2mba.shards.integrity import atomic_write
 from ma2mba.training.activity import Activity, in_words
+from ma2mba.training.heartbeat import ALIVE
 
 FAILURES, STUCK, BEFORE, FIRST = "failures", "stuck", ".before", "first.json"
 EXIT_FAILED, EXIT_USER, EXIT_STUCK = 1, 2, 3
@@ -27,7 +28,9 @@ BROKEN_COLLECTIVE = ("connection closed by peer", "connection reset by peer", "b
 
 
 def clear(run: Path) -> None:
-    """Put the reports of the launch before aside (one generation). Rank 0, before the processes join."""
+    """Put the reports of the launch before aside (one generation), and its signs of life away. Rank 0, before the
+    processes join."""
+    shutil.rmtree(run / ALIVE, ignore_errors=True)
     for name in (FAILURES, STUCK):
         if (run / name).is_dir():
             shutil.rmtree(run / (name + BEFORE), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A thread that ends this process when a step takes far too long, or when another rank has failed.
+"""A thread that ends this process when a step takes far too long, or when another rank has failed or vanished.
 
 All ranks then write what they were doing to RUN/stuck/rank-N.json and every thread's stack to rank-N.txt beside it; the
 first to notice says it on stderr. A process that does not let even this thread run is ended by faulthandler.
@@ -16,7 +16,8 @@ from typing import Any
 
 from ma2mba.shards.integrity import atomic_write
 from ma2mba.training.activity import Activity, in_words
-from ma2mba.training.failures import EXIT_STUCK, STUCK, after_whom, claim, exit_code, first
+from ma2mba.training.failures import EXIT_FAILED, EXIT_STUCK, STUCK, after_whom, claim, exit_code, first
+from ma2mba.training.heartbeat import LOST_SECONDS, Heartbeat
 from ma2mba.training.recipe import Watchdog as Limits
 
 POLL_SECONDS = 1.0
@@ -30,7 +31,7 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 
 
 class Watchdog:
-    """Watches `activity` while the block runs; `limits` None watches only the other ranks."""
+    """Watches `activity` and the next rank while the block runs; `limits` None only follows a rank that has failed."""
 
     def __init__(self, run: Path, rank: int, ranks: int, activity: Activity, limits: Limits | None):
         self.run, self.rank, self.ranks, self.activity, self.limits = run, rank, ranks, activity, limits
@@ -57,13 +58,18 @@ class Watchdog:
         return max(self.limits.seconds, self.limits.factor * self.activity.usual_seconds)
 
     def _watch(self) -> None:
+        heart = Heartbeat(self.run, self.rank, self.ranks)
         while not self._stop.wait(POLL_SECONDS):
             if self.limits:
                 faulthandler.dump_traceback_later(max(START_SECONDS, 2 * self.limits.seconds), exit=True)
+                heart.beat()
             if failed := first(self.run):
                 self._follow(failed)
             elif self.activity.seconds > self.limit:
                 self._give_up()
+            elif self.limits and heart.lost():
+                self._tell_loss(heart.neighbour)
+        heart.end()
 
     def _give_up(self) -> None:
         facts = self._facts()
@@ -77,6 +83,15 @@ class Watchdog:
         others = "".join(f"  {line}\n" for line in summary(self.run))
         sys.stderr.write(f"what every rank was doing (stacks: {self.run / STUCK}):\n{others}")
         self._end(EXIT_STUCK)
+
+    def _tell_loss(self, lost: int) -> None:
+        facts = {"rank": lost, "what": "was lost", "exit_code": EXIT_FAILED, "noticed_by": self.rank}
+        if claim(self.run, facts):
+            sys.stderr.write(
+                f"rank {lost} has given no sign of life for {LOST_SECONDS:.0f} s (its node, or its way to the run "
+                f"folder, is gone?): all ranks end; rank {self.rank} was in {in_words(self._facts())}\n"
+            )
+            self._end(EXIT_FAILED)
 
     def _follow(self, failed: dict[str, Any]) -> None:
         if failed["what"] == "was stuck":

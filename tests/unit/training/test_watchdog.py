@@ -9,8 +9,10 @@ import torch
 
 from ma2mba.errors import UserError
 from ma2mba.training import activity as activities
-from ma2mba.training import failures
+from ma2mba.training import failures, heartbeat
+from ma2mba.training import watchdog as watchdogs
 from ma2mba.training.activity import Activity
+from ma2mba.training.heartbeat import Heartbeat
 from ma2mba.training.recipe import Watchdog as Limits
 from ma2mba.training.watchdog import START_SECONDS, Watchdog
 
@@ -117,3 +119,44 @@ def test_the_reports_of_the_launch_before_are_put_aside(tmp_path):
         assert failures.first(tmp_path) is None
         kept = json.loads((tmp_path / "failures.before" / "first.json").read_text())
         assert kept["rank"] == launch
+
+
+def test_a_rank_that_gives_no_more_signs_is_lost(tmp_path, clock):
+    first, second = Heartbeat(tmp_path, 0, 2), Heartbeat(tmp_path, 1, 2)
+    assert not first.lost()  # it has not begun
+    for _ in range(5):
+        clock.seconds += 100
+        second.beat()
+        assert not first.lost()
+    clock.seconds += 180
+    assert not first.lost()
+    clock.seconds += 1
+    assert first.lost()
+    second.beat()
+    assert not first.lost()
+    clock.seconds += 1000
+    second.end()
+    assert not first.lost()
+    assert not Heartbeat(tmp_path, 0, 1).lost()
+
+
+def test_who_notices_a_loss_ends_all(tmp_path, monkeypatch, capfd):
+    """The thread itself, with a neighbour that has stopped."""
+    monkeypatch.setattr(watchdogs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "LOST_SECONDS", 0.05)
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def end(self, code):
+        codes.append(code)
+        ended.set()
+        self._stop.set()
+
+    monkeypatch.setattr(Watchdog, "_end", end)
+    Heartbeat(tmp_path, 1, 2).beat()
+    with Watchdog(tmp_path, 0, 2, Activity(), Limits()):
+        assert ended.wait(30)
+    assert codes == [failures.EXIT_FAILED]
+    assert "rank 1 has given no sign of life" in capfd.readouterr().err
+    assert failures.first(tmp_path)["what"] == "was lost"
+    assert not (tmp_path / "alive" / "rank-0").exists()
