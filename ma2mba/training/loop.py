@@ -47,6 +47,8 @@ def open_metrics(job: Job) -> Metrics:
             job.world.device,
             first_tokens=job.sampler.tokens_until(job.first_step),
             tokens=job.sampler.tokens_until(job.steps),
+            predicted_bytes=job.fitted.prediction.device_bytes,
+            recorded=job.plan.graphs,
         )
     except OSError as error:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error

@@ -35,6 +35,7 @@ class Metrics:
 
     On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line. The time
     left is reckoned by tokens: `tokens` are about those of the whole run, `first_tokens` those before `first_step`.
+    `predicted_bytes` is the planner's peak memory; `recorded` tells that chunks are recorded as CUDA graphs.
     """
 
     def __init__(
@@ -48,9 +49,12 @@ class Metrics:
         *,
         first_tokens: int,
         tokens: int,
+        predicted_bytes: int,
+        recorded: bool = False,
     ):
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
+        self._predicted, self._recorded = predicted_bytes, recorded
         keep_until(self.path, first_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -90,7 +94,8 @@ class Metrics:
             "lr": result.rates,
             "tokens_per_second": self._tokens / seconds,
             "frames_per_second": self._frames / seconds,
-            "peak_memory_bytes": peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device, self._recorded),
+            "peak_memory_predicted_bytes": self._predicted,
             "data_wait_share": (waited - self._waited) / seconds,
         }
         self._write(step, line)
@@ -126,10 +131,11 @@ class Metrics:
             self._last_line = now
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU."""
+def peak_memory(device: torch.device, recorded: bool) -> int:
+    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU. What recorded
+    CUDA graphs use is reserved for them and not seen as allocated: with them, all that was reserved."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return (torch.cuda.max_memory_reserved if recorded else torch.cuda.max_memory_allocated)(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

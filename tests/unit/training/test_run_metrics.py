@@ -8,7 +8,7 @@ from ma2mba.training.metrics import Metrics, StepResult, keep_until
 
 
 def run(folder, first_step, steps, log_every=2):
-    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps}
+    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps, "predicted_bytes": 1 << 30}
     with Metrics(folder, "stage1", first_step, steps, log_every, torch.device("cpu"), **tokens) as metrics:
         for step in range(first_step, steps):
             result = StepResult(3.0 - step / 10, 1.5, {"projector": 0.1, "vision": 0.2}, tokens=100, frames=7, epoch=0)
@@ -22,6 +22,7 @@ def test_first_last_and_every_nth_step_are_written(tmp_path):
     assert lines[1]["loss"] == 2.8
     assert lines[1]["lr"] == {"projector": 0.1, "vision": 0.2}
     assert lines[1]["peak_memory_bytes"] > 1e7
+    assert lines[1]["peak_memory_predicted_bytes"] == 1 << 30
     # steps 2 and 3 lie between the lines: 200 tokens and 14 frames in the same time
     assert abs(lines[1]["tokens_per_second"] / lines[1]["frames_per_second"] - 200 / 14) < 1e-6
     assert list((tmp_path / "tensorboard").iterdir())
