@@ -1,5 +1,6 @@
 """`ma2mba plan`: which plan trains fastest in the memory that there is, why, and what would fit."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +12,25 @@ from ma2mba.errors import UserError
 
 if TYPE_CHECKING:
     from ma2mba.magc.choose import Planner
-    from ma2mba.magc.predict import Prediction, Sequence
-    from ma2mba.training.planning import Setup
+    from ma2mba.magc.predict import Prediction
+    from ma2mba.magc.schedule import Sequence
+    from ma2mba.training.planning import Machine, Setup
 
 out = Console(highlight=False)
 GIB = 2**30
 
-Memory = Annotated[float | None, typer.Option("--device-memory", min=0.01, help="Of one GPU, in GB (2^30 bytes).")]
+
+class Ops(StrEnum):
+    """What runs a layer."""
+
+    KERNELS = "kernels"
+    TORCH = "torch"
+
+
+Memory = Annotated[float | None, typer.Option("--device-memory", min=0.01, help="Of one GPU, in GiB (2^30 bytes).")]
 HostMemory = Annotated[
     float | None,
-    typer.Option("--host-memory", min=0.01, help="For one GPU's process, in GB; without it states stay on the GPU."),
+    typer.Option("--host-memory", min=0.01, help="For one GPU's process, in GiB; without it states stay on the GPU."),
 ]
 
 
@@ -34,6 +44,9 @@ def plan(
     host_memory: HostMemory = None,
     gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that ZeRO shares out to.")] = 1,
     zero: Annotated[int | None, typer.Option("--zero", min=0, max=3, help="ZeRO stage (a recipe's, or 1).")] = None,
+    ops: Annotated[
+        Ops, typer.Option("--ops", help="Price a GPU's kernels (measured if there is a GPU here) or plain torch.")
+    ] = Ops.KERNELS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
     plot: Annotated[Path | None, typer.Option("--plot", help="Draw memory against length to this PNG.")] = None,
     paper: Annotated[bool, typer.Option("--paper", help="Only the paper's own memory model, Tables 3 and 7.")] = False,
@@ -45,16 +58,20 @@ def plan(
     if (tokens is None) == (video_hours is None):
         raise UserError("give one of --tokens and --video-hours: how long is the longest sequence?")
     if device_memory is None:
-        raise UserError("--device-memory is missing; give a GPU's memory in GB, as in --device-memory 80")
-    from ma2mba.training.planning import Workload, planner, remedy
+        raise UserError("--device-memory is missing; give a GPU's memory in GiB, as in --device-memory 80")
+    from ma2mba.training.fitting import remedy
+    from ma2mba.training.planning import Workload, planner
 
     setup = _setup(model, gpus, zero)
     workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
     sequence = workload.sequence(setup.config)
-    machine = planner(setup, sequence, device_memory * GIB, host_memory and host_memory * GIB, _device())
-    facts = _facts(machine, sequence)
+    target = _machine(device_memory, host_memory, ops, setup.zero)
+    machine = planner(setup, sequence, target)
+    facts = _facts(machine, sequence, target)
     if facts is None:
-        raise UserError(f"{sequence.tokens:,} tokens do not fit into {device_memory:g} GB; {remedy(machine, sequence)}")
+        raise UserError(
+            f"{sequence.tokens:,} tokens do not fit into {device_memory:g} GiB; {remedy(machine, sequence)}"
+        )
     if plot:
         _plot(machine, sequence, model, plot)
     if as_json:
@@ -79,20 +96,29 @@ def _setup(model: str, gpus: int, zero: int | None) -> "Setup":
     return setup if zero is None else replace(setup, zero=zero)
 
 
-def _device() -> str:
-    """Where layers are priced: on the GPU that is here, through its kernels, or nowhere."""
-    import torch
+def _machine(device_gib: float, host_gib: float | None, ops: Ops, zero: int) -> "Machine":
+    from ma2mba.training.planning import Machine, priced_here
 
-    return "cuda" if torch.cuda.is_available() else "meta"
+    here = priced_here(ops is Ops.KERNELS)
+    graphs = zero < 3  # ZeRO 3 moves the weights from step to step
+    return Machine(device_gib * GIB, host_gib and host_gib * GIB, "here" if here else ops.value, graphs)
 
 
-def _facts(machine: "Planner", sequence: "Sequence") -> dict[str, Any] | None:
+PRICED = {
+    "here": "measured on the GPU here, through its kernels",
+    "kernels": "those of a GPU's kernels, from their shapes; times are an H200's",
+    "torch": "those of plain torch; times are an H200's",
+}
+
+
+def _facts(machine: "Planner", sequence: "Sequence", target: "Machine") -> dict[str, Any] | None:
     choice = machine.choose(sequence)
     if choice is None:
         return None
     longest = machine.longest(sequence)
     return {
         "tokens": sequence.tokens,
+        "priced": target.priced,
         "usable_device_bytes": machine.budget.device,
         "choice": _prediction(choice.best, sequence),
         "runner_up": choice.runner_up and _prediction(choice.runner_up, sequence),
@@ -115,48 +141,58 @@ def _prediction(prediction: "Prediction", sequence: "Sequence") -> dict[str, Any
 
 
 def _show(facts: dict[str, Any]) -> None:
+    from ma2mba.magc import Plan
+    from ma2mba.training.fitting import describe
+
     shown = [("choice", facts["choice"])] + ([("runner-up", facts["runner_up"])] if facts["runner_up"] else [])
     table = Table("", title=f"{facts['tokens']:,} tokens", title_justify="left")
     for name, _ in shown:
         table.add_column(name, justify="right")
     for key in facts["choice"]["plan"]:
-        table.add_row(key, *(f"{p['plan'][key]:,}" if key.endswith("s") else p["plan"][key] for _, p in shown))
+        table.add_row(key, *(_value(p["plan"][key]) for _, p in shown))
     table.add_section()
     for part in facts["choice"]["device_parts"]:
-        table.add_row(f"{part}, GB", *(_gb(p["device_parts"][part]) for _, p in shown))
-    table.add_row("[bold]device memory, GB", *(f"[bold]{_gb(p['device_bytes'])}" for _, p in shown))
-    table.add_row("host memory, GB", *(_gb(p["host_bytes"]) for _, p in shown))
+        table.add_row(f"{part}, GiB", *(_gib(p["device_parts"][part]) for _, p in shown))
+    table.add_row("[bold]device memory, GiB", *(f"[bold]{_gib(p['device_bytes'])}" for _, p in shown))
+    table.add_row("host memory, GiB", *(_gib(p["host_bytes"]) for _, p in shown))
     table.add_section()
     table.add_row("seconds, forward and backward", *(f"{p['seconds']:,.1f}" for _, p in shown))
     table.add_row("tokens a second", *(f"{p['tokens_per_second']:,}" for _, p in shown))
     out.print(table)
-    out.print(f"Peak: {facts['choice']['peak_at']}. Usable: {_gb(facts['usable_device_bytes'])} GB.")
+    out.print(f"Peak: {facts['choice']['peak_at']}. Usable: {_gib(facts['usable_device_bytes'])} GiB.")
+    out.print(f"Prices are {PRICED[facts['priced']]}.")
     out.print("Instead of the choice")
     for reason in facts["reasons"]:
         out.print(f"  {reason}")
     if facts["longest"]:
-        plan = facts["longest"]["plan"]
+        plan = describe(Plan(**facts["longest"]["plan"]))
         out.print(
-            f"Longest that fits: {facts['longest']['tokens']:,} tokens, {plan['nesting']} nesting, chunks of "
-            f"{plan['chunk_tokens']:,}, groups of {plan['group_layers']}, states on the {plan['stash']}"
+            f"Longest that fits with the states of every chunk kept: {facts['longest']['tokens']:,} tokens, {plan}"
         )
 
 
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
 def _plot(machine: "Planner", sequence: "Sequence", title: str, path: Path) -> None:
-    """Memory of the fastest plan and of the smallest, from a sixteenth of the length to sixteen times it."""
+    """Memory of the fastest plan and of the smallest, from an eighth of the length to eight times it."""
     from dataclasses import replace
 
     from ma2mba.evaluation.plot import draw_plan
 
-    lengths = [max(round(sequence.tokens * 2.0**k), 1) for k in range(-4, 5)]
+    lengths = [max(round(sequence.tokens * 2.0**k), 1) for k in range(-3, 4)]
     sequences = [replace(sequence, tokens=tokens) for tokens in lengths]
     chosen = [machine.choose(one) for one in sequences]
     curves: dict[str, list[float | None]] = {
-        "fastest that fits": [choice.best.device_bytes / GIB if choice else None for choice in chosen],
-        "smallest": [machine.smallest(one).device_bytes / GIB for one in sequences],
+        "fastest plan that fits": [choice.best.device_bytes / GIB if choice else None for choice in chosen],
+        "smallest plan": [machine.smallest(one).device_bytes / GIB for one in sequences],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_plan(f"Device memory of {Path(title).stem}", lengths, curves, machine.budget.device / GIB, path)
+    name = Path(title).stem if title.endswith((".yaml", ".yml")) else title
+    draw_plan(f"Device memory of {name}", lengths, curves, machine.budget.device / GIB, path)
 
 
 def _paper(as_json: bool) -> None:
@@ -167,21 +203,21 @@ def _paper(as_json: bool) -> None:
     for name, peaks in PEAKS_GB.items():
         for tokens, peak in zip((2**k for k in range(10, 20)), peaks, strict=False):
             formula = round(memory(SHAPES["2.7b"], tokens, name) / GIB, 3)
-            table3.append({"schedule": name, "tokens": tokens, "paper_gb": peak, "formula_gb": formula})
+            table3.append({"schedule": name, "tokens": tokens, "paper_gb": peak, "formula_gib": formula})
     if as_json:
         out.print_json(data={"table7": table7, "table3": table3})
         return
     exact = Table("", *table7["2.7b"], title="Table 7, bf16 elements", title_justify="left")
     for name, row in table7.items():
         exact.add_row(name, *(f"{value:,}" for value in row.values()))
-    compared = Table("2.7b", "tokens", "paper, GB", "Eq. 12-16, GB", "", title="Table 3", title_justify="left")
+    compared = Table("2.7b", "tokens", "paper, GB", "Eq. 12-16, GiB", "", title="Table 3", title_justify="left")
     for row in table3:
-        paper, formula = row["paper_gb"], row["formula_gb"]
+        paper, formula = row["paper_gb"], row["formula_gib"]
         cells = (f"{row['tokens']:,}", f"{paper:.1f}", f"{formula:.1f}", f"{formula / paper - 1:+.0%}")
         compared.add_row(row["schedule"], *cells)
     out.print(exact)
     out.print(compared)
 
 
-def _gb(size: float) -> str:
+def _gib(size: float) -> str:
     return f"{size / GIB:,.2f}"

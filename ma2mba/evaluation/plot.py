@@ -119,7 +119,7 @@ def _title(axes: Axes, text: str, below: str) -> None:
 def draw_plan(
     title: str, tokens: Sequence[int], curves: Mapping[str, Sequence[float | None]], limit: float, path: Path
 ) -> None:
-    """Draw predicted device memory (GB) against the length of the sequence as a PNG; None where nothing fits."""
+    """Draw predicted device memory (GiB) against the length of the sequence as a PNG; None where nothing fits."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.5, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
         axes = figure.subplots()
@@ -134,7 +134,7 @@ def draw_plan(
         axes.grid(axis="y", color=GRID, zorder=0)
         axes.set_xlabel("tokens")
         axes.legend(frameon=False)
-        _title(axes, title, "GB, predicted")
+        _title(axes, title, "GiB, predicted")
         figure.savefig(path, dpi=150, format="png", facecolor="white")
 
 

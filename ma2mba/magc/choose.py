@@ -3,15 +3,20 @@
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
-from math import ceil, inf
+from math import ceil, inf, isqrt
+from typing import get_args
 
 from ma2mba.magc.cost import Cost
-from ma2mba.magc.plan import Plan
-from ma2mba.magc.predict import Prediction, Sequence, predict
+from ma2mba.magc.plan import Nesting, Plan, StashPlace
+from ma2mba.magc.predict import Prediction, predict
+from ma2mba.magc.schedule import Sequence
 from ma2mba.magc.speed import Speed
 
 SHORTEST_CHUNK, LONGEST_CHUNK = 256, 65536
 """A longer chunk is no faster (launches are long hidden) and nears the kernels' 32-bit offsets."""
+SHORTEST_STRETCH = 8
+"""Chunks; `stash_every` is no matter for a shorter sequence."""
+LONGEST_SEGMENT = 64
 AS_FAST = 1.01
 """Of plans whose times differ by less, those that leave the host alone, and then the smaller: times are estimates."""
 
@@ -41,38 +46,69 @@ class Choice:
 
 @dataclass(frozen=True)
 class Planner:
-    """A model on a machine."""
+    """A model on a machine; `graphs` where chunks can be recorded as CUDA graphs."""
 
     cost: Cost
     speed: Speed
     budget: Budget
+    graphs: bool = False
 
     def predict(self, sequence: Sequence, plan: Plan) -> Prediction:
         return predict(self.cost, self.speed, sequence, plan, self.budget.device_base, self.budget.host_base)
 
-    def choose(self, sequence: Sequence) -> Choice | None:
-        """The fastest plan that fits and the next; None when nothing fits."""
-        every = [self.predict(sequence, plan) for plan in candidates(self.cost, sequence, self.budget.host is not None)]
-        fitting = [prediction for prediction in every if self.budget.holds(prediction)]
+    def choose(self, sequence: Sequence, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
+        """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
+        every = self.candidates(sequence)
+        fitting = [p for p in every if self.budget.holds(p) and also(p.plan)]
         if not fitting:
             return None
         best = _best(fitting)
         others = [p for p in fitting if not _alike(p.plan, best.plan)]
-        return Choice(best, _best(others) if others else None, tuple(self._reasons(sequence, best, every)))
+        return Choice(best, _best(others) if others else None, tuple(self._reasons(best, every)))
+
+    def candidates(self, sequence: Sequence) -> list[Prediction]:
+        """Every plan; where states at every chunk's end are too many, also with the fewest that it takes."""
+        predictions = []
+        for plan in candidates(self.cost, sequence, self.budget.host is not None, self.graphs):
+            predictions.append(self.predict(sequence, plan))
+            if not self.budget.holds(predictions[-1]):
+                predictions += self._coarser(sequence, plan)
+        return predictions
+
+    def _coarser(self, sequence: Sequence, plan: Plan) -> list[Prediction]:
+        """The plan with states kept as rarely as it takes to fit; if that is never enough, as rarely as helps."""
+        found: list[Prediction] = []
+        for every in reversed(self._segments(sequence, plan)):
+            prediction = self.predict(sequence, replace(plan, stash_every=every))
+            fits = self.budget.holds(prediction)
+            if found and not fits:
+                break
+            found = [prediction]
+            if not fits:
+                break
+        return found
+
+    def _segments(self, sequence: Sequence, plan: Plan) -> list[int]:
+        """What `stash_every` may be over 1: with as many chunks as there are segments the fewest states are kept."""
+        chunks = ceil(sequence.tokens / sequence.chunk(plan))
+        most = min(isqrt(chunks), LONGEST_SEGMENT)
+        return [2**power for power in range(1, most.bit_length())] if chunks >= SHORTEST_STRETCH else []
 
     def smallest(self, sequence: Sequence) -> Prediction:
         """The plan that needs the least device memory, within the host's."""
-        plans = candidates(self.cost, sequence, self.budget.host is not None)
-        every = [self.predict(sequence, plan) for plan in plans]
+        every = []
+        for plan in candidates(self.cost, sequence, self.budget.host is not None, self.graphs):
+            segments = (1, *self._segments(sequence, plan))
+            every += [self.predict(sequence, replace(plan, stash_every=k)) for k in (1, segments[-1])]
         within = [p for p in every if p.host_bytes <= (self.budget.host or inf)]
         return min(within or every, key=lambda p: p.device_bytes)
 
     def longest(self, sequence: Sequence) -> tuple[int, Plan] | None:
-        """The most tokens that fit with any plan: beyond a few chunks, memory is a straight line in the tokens."""
+        """The most tokens that fit with any plan that keeps the states of every chunk: beyond a few chunks, memory is a
+        straight line in the tokens."""
         far = replace(sequence, tokens=8 * LONGEST_CHUNK)
-        plans = candidates(self.cost, far, self.budget.host is not None)
-        reach = [(self._reach(far, plan), plan) for plan in plans]
-        tokens, plan = max(reach, key=lambda pair: pair[0])
+        plans = candidates(self.cost, far, self.budget.host is not None, self.graphs)
+        tokens, plan = max(((self._reach(far, plan), plan) for plan in plans), key=lambda pair: pair[0])
         return (tokens, plan) if tokens > 0 else None
 
     def _reach(self, far: Sequence, plan: Plan) -> int:
@@ -83,18 +119,19 @@ class Planner:
         if self.budget.host is not None:
             limits.append((near.host_bytes, farther.host_bytes, self.budget.host))
         most = inf
-        for low, high, limit in limits:
-            if high > low:
-                most = min(most, far.tokens + (limit - low) * far.tokens / (high - low))
-            elif low > limit:
+        for start, end, limit in limits:
+            if end > start:
+                most = min(most, far.tokens + (limit - start) * far.tokens / (end - start))
+            elif start > limit:
                 return 0
-        tokens = int(min(most, 2**40)) // chunk * chunk
-        while tokens >= 3 * chunk and not self.budget.holds(self.predict(replace(far, tokens=tokens), plan)):
-            tokens -= chunk
-        return tokens if tokens >= 3 * chunk else 0
+        low, high = 2, int(min(most, 2**40)) // chunk
+        while low < high:  # the line may be a little off: chunks are whole
+            middle = high if high == low + 1 else (low + high + 1) // 2
+            fits = self.budget.holds(self.predict(replace(far, tokens=middle * chunk), plan))
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low * chunk if low >= 3 else 0
 
-    def _reasons(self, sequence: Sequence, best: Prediction, every: Iterable[Prediction]) -> Iterable[str]:
-        every = list(every)
+    def _reasons(self, best: Prediction, every: Many[Prediction]) -> Iterable[str]:
         plan = best.plan
         changes: list[tuple[str, Callable[[Plan], bool]]] = [
             ("layer" if plan.nesting == "sequence" else "sequence", lambda p: p.nesting != plan.nesting),
@@ -103,6 +140,8 @@ class Planner:
             ("smaller groups", lambda p: _only(p, plan, "group_layers") and p.group_layers < plan.group_layers),
             ("states on the device", lambda p: _only(p, plan, "stash") and p.stash == "device"),
             ("states on the host", lambda p: _only(p, plan, "stash") and p.stash == "host"),
+            ("states at every chunk", lambda p: _only(p, plan, "stash_every") and p.stash_every < plan.stash_every),
+            ("without graphs", lambda p: _only(p, plan, "graphs") and not p.graphs),
         ]
         for what, changed in changes:
             others = [p for p in every if p.plan != plan and changed(p.plan)]
@@ -124,24 +163,36 @@ class Planner:
         return f"{slower:.0%} slower with {_gib(other.device_bytes)}"
 
 
-def candidates(cost: Cost, sequence: Sequence, host: bool) -> list[Plan]:
-    """Every nesting, chunks of powers of two, every distinct number of groups, both places for the states."""
+def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list[Plan]:
+    """Every nesting, chunk length, distinct number of groups, place for the states, with and without graphs.
+
+    Chunks are powers of two; where one group holds all layers also lengths between, as memory goes with them there.
+    """
     groups = sorted({ceil(cost.layers / count) for count in range(1, cost.layers + 1)})
-    return [
-        Plan(nesting, chunk, group, stash)
-        for nesting in ("sequence", "layer")
-        for chunk in chunk_lengths(sequence.tokens)
+    places: tuple[StashPlace, ...] = ("device", "host") if host else ("device",)
+    plans = [
+        Plan(nesting, chunk, group, place)
+        for nesting in get_args(Nesting)
         for group in groups
-        for stash in (("device", "host") if host else ("device",))
+        if nesting == "sequence" or group < cost.layers  # of one group both are the same
+        for chunk in chunk_lengths(sequence, fine=nesting == "sequence" and group == cost.layers)
+        for place in places
     ]
+    if not graphs:
+        return plans
+    return plans + [replace(p, graphs=True) for p in plans if p.nesting == "sequence" and p.group_layers == cost.layers]
 
 
-def chunk_lengths(tokens: int) -> list[int]:
-    """Powers of two up to the first that holds the whole sequence."""
-    lengths = [SHORTEST_CHUNK]
-    while lengths[-1] < min(tokens, LONGEST_CHUNK):
-        lengths.append(2 * lengths[-1])
-    return lengths
+def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:
+    """Multiples of 256 up to the first that holds the whole sequence, cut down to whole units: powers of two, and with
+    `fine` 1.25, 1.5 and 1.75 of them."""
+    lengths, power = [], SHORTEST_CHUNK
+    while power <= LONGEST_CHUNK:
+        steps = (4, 5, 6, 7) if fine and 4 * SHORTEST_CHUNK <= power < LONGEST_CHUNK else (4,)
+        lengths += [power * step // 4 for step in steps]
+        power *= 2
+    enough = next((i for i, length in enumerate(lengths) if length >= sequence.tokens), len(lengths) - 1)
+    return sorted({length // sequence.unit * sequence.unit or length for length in lengths[: enough + 1]})
 
 
 def _best(predictions: Many[Prediction]) -> Prediction:
@@ -158,7 +209,7 @@ def _alike(one: Plan, other: Plan) -> bool:
 
 
 def _only(one: Plan, other: Plan, name: str) -> bool:
-    return replace(one, **{name: getattr(other, name)}) == other
+    return vars(one) | {name: None} == vars(other) | {name: None}
 
 
 def _gib(size: float) -> str:

@@ -49,8 +49,10 @@ class Price:
     forward   most bytes during a forward without a graph, the outputs included.
     backward  most bytes from a forward with a graph to the end of its backward, gradients included.
     flops     multiply-adds of a forward times two, in matrix products.
-    gradients bytes of the gradients of its parameters.
-    sums      bytes of the engine's sums of those gradients (fp32, or wider).
+    gradients bytes of its parameters' gradients that a cell holds until all of its backward is done; those that
+              operations add to the engine's sums themselves (`cell.Sink`) are none.
+    weights   bytes of its trained parameters.
+    sums      bytes of the engine's sums of their gradients (fp32, or wider).
     """
 
     inputs: Curve
@@ -59,6 +61,7 @@ class Price:
     backward: Curve
     flops: Curve
     gradients: int
+    weights: int
     sums: int
 
 
@@ -70,6 +73,8 @@ class Cost:
     state     bytes of one layer's recurrent state; `state_tensors` their sizes one by one.
     front     what makes x of a chunk, and head what makes a loss of x (`ma2mba.magc.stream`);
               both None for `ma2mba.magc.checkpoint`, where x and y are whole tensors.
+    memo      bytes of what a layer leaves to spare work in its recomputation (`Plan.memo_chunks`), a token.
+    standing  on a GPU all sums of gradients are there from the beginning of backward (`cell.Sink`).
     """
 
     layer: Price
@@ -78,6 +83,8 @@ class Cost:
     state_tensors: tuple[int, ...]
     front: Price | None = None
     head: Price | None = None
+    memo: float = 0.0
+    standing: bool = False
 
     @property
     def state(self) -> int:
@@ -85,8 +92,11 @@ class Cost:
 
     @property
     def sums(self) -> int:
-        ends = sum(end.sums for end in (self.front, self.head) if end)
-        return self.layers * self.layer.sums + ends
+        return self.layers * self.layer.sums + sum(end.sums for end in (self.front, self.head) if end)
+
+    @property
+    def weights(self) -> int:
+        return self.layers * self.layer.weights + sum(end.weights for end in (self.front, self.head) if end)
 
 
 def measure(
@@ -96,10 +106,12 @@ def measure(
     front: Price | None = None,
     head: Price | None = None,
     lengths: Sequence[int] = LENGTHS,
+    standing: bool = False,
 ) -> Cost:
     """Price `layer`, one of `layers` equal ones, on like_x's device (meta: nothing is computed).
 
-    like_x (batch, any, width) has the batch, width and dtype of what flows through the layers.
+    like_x (batch, any, width) has the batch, width and dtype of what flows through the layers. `standing` on the meta
+    device: as a GPU's engine keeps the sums of gradients.
     """
     state = tuple(layer.initial_state(like_x))  # type: ignore[operator]
 
@@ -109,7 +121,17 @@ def measure(
     x_bytes = like_x.element_size() * like_x.shape[0] * like_x.shape[2]
     price_of_layer = price(Piece.of_layer(layer), inputs, lengths)
     x = Curve(((0, 0.0), (1, float(x_bytes))))
-    return Cost(price_of_layer, layers, x, tuple(t.nbytes for t in state), front, head)
+    states = tuple(t.nbytes for t in state)
+    memo = _memo(layer, *inputs(max(lengths))) / max(lengths)
+    return Cost(price_of_layer, layers, x, states, front, head, memo, standing or like_x.is_cuda)
+
+
+def _memo(layer: nn.Module, values: Values, states: list[State]) -> int:
+    if not hasattr(layer, "remember"):
+        return 0
+    with torch.no_grad():
+        memo = layer.remember(values[0], states[0])[2]  # type: ignore[operator]
+    return memo.nbytes if isinstance(memo, Tensor) else 0
 
 
 def price(piece: Piece, inputs: Inputs, lengths: Sequence[int] = LENGTHS) -> Price:
@@ -118,24 +140,33 @@ def price(piece: Piece, inputs: Inputs, lengths: Sequence[int] = LENGTHS) -> Pri
     columns = [tuple((tokens, float(run[i])) for tokens, run in runs.items()) for i in range(5)]
     given, saved, forward, backward, flops = map(Curve, columns)
     unique = dict.fromkeys(piece.parameters)
-    gradients = sum(p.nbytes for p in unique)
+    weights = sum(p.nbytes for p in unique)
     sums = sum(p.numel() * max(4, p.element_size()) for p in unique)
-    return Price(given, saved, forward, backward, flops, gradients, sums)
+    gradients = max(run[5] for run in runs.values())
+    return Price(given, saved, forward, backward, flops, gradients, weights, sums)
 
 
-class _NoSums(Sink):
-    """The sums of gradients are accounted for by themselves."""
+class _Handed(Sink):
+    """Counts the gradients that come; their sums are accounted for by themselves."""
+
+    nbytes = 0
 
     def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
-        pass
+        self.nbytes += 0 if gradient is None else gradient.nbytes
 
 
-def _run(piece: Piece, values: Values, states: list[State]) -> tuple[int, int, int, int, int]:
-    """Bytes of the inputs, saved, of forward and of backward, and flops, of one run."""
+def _run(piece: Piece, values: Values, states: list[State]) -> tuple[int, int, int, int, int, int]:
+    """Bytes of the inputs, saved, of forward and of backward, flops, and bytes of gradients, of one run."""
+    sink = _Handed(piece.parameters)
+    with sink:
+        return _measured(Cell([piece]), values, states, sink)
+
+
+def _measured(cell: Cell, values: Values, states: list[State], sink: _Handed) -> tuple[int, int, int, int, int, int]:
     device = _device(values, states)
-    cell = Cell([piece])
     if device.type == "cuda":  # kernels are compiled and tuned at their first use, which takes memory of its own
-        cell.backward(cell.residual(values, states), *_seeds(cell, values, states), _NoSums())
+        cell.backward(cell.residual(values, states), *_seeds(cell, values, states), sink)
+        sink.nbytes = 0
     with FlopCounterMode(display=False) as counter, measuring(device) as meter, torch.no_grad():
         kept = cell.run(values, states)
         forward = meter.peak
@@ -144,8 +175,9 @@ def _run(piece: Piece, values: Values, states: list[State]) -> tuple[int, int, i
     d_values, d_states = _seeds(cell, values, states)
     residual = cell.residual(values, states)
     with measuring(device) as meter:
-        cell.backward(residual, d_values, d_states, _NoSums())
-    return sum(t.nbytes for t in values), saved, forward, meter.peak, counter.get_total_flops()
+        cell.backward(residual, d_values, d_states, sink)
+    given = sum(t.nbytes for t in values)
+    return given, saved, forward, meter.peak, counter.get_total_flops(), sink.nbytes
 
 
 def _saved(cell: Cell, values: Values, states: list[State], device: torch.device) -> int:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ma2mba.magc.cell import Cell, Piece, Sink, State
+from ma2mba.magc.cell import Cell, Piece, Sink, StandingSink, State, Step
 from ma2mba.magc.cost import LENGTHS, Cost, Curve
+from ma2mba.magc.graphs import Graphed
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,9 @@ class Device:
                     time at 25,458 trained tokens a second without checkpointing (3 forwards' worth, 64 layers).
     launch_seconds  a layer's forward when its chunk is so short that only launching kernels counts (15 tokens a second
                     through 64 layers); its recomputation and backward together launch three times as much.
+    replay_seconds  what a layer's forward adds in a recorded chunk, however short: weights and sums of gradients are
+                    read and written, kernels end unevenly (14,494, 16,138 and 17,187 tokens a second in chunks of
+                    2,048, 4,096 and 8,192 differ by 28.8 ms a chunk of 64 layers, in 4 forwards' worth).
     link_bytes      between device and pinned host memory, each way.
     """
 
@@ -28,6 +32,7 @@ class Device:
     memory_bytes: float = 4.29e12
     passes_over_x: float = 40.0
     launch_seconds: float = 1.04e-3
+    replay_seconds: float = 0.11e-3
     link_bytes: float = 55e9
 
 
@@ -35,11 +40,14 @@ class Device:
 class Speed:
     """Seconds by tokens of a chunk: one layer's forward without a graph, and its forward with one and backward.
 
-    front and head are the same for what stands before and behind the layers, as multiples of their forward.
+    recorded_* are the same in a chunk that is replayed as CUDA graphs (`Plan.graphs`). front and head are the seconds
+    of one forward of what stands before and behind the layers.
     """
 
     forward: Curve
     backward: Curve
+    recorded_forward: Curve
+    recorded_backward: Curve
     front: Curve
     head: Curve
     link_bytes: float = Device.link_bytes
@@ -58,9 +66,14 @@ def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = (1,
     def end(price_flops: Curve | None) -> Curve:
         return curve(lambda tokens: 2 * price_flops.at(tokens) / device.matrix_flops if price_flops else 0.0)
 
+    def recorded(tokens: int) -> float:
+        return forward(tokens) + device.replay_seconds
+
     return Speed(
         curve(forward, device.launch_seconds),
         curve(lambda tokens: 3 * forward(tokens), 3 * device.launch_seconds),
+        curve(recorded),
+        curve(lambda tokens: 3 * recorded(tokens)),
         end(cost.front.flops if cost.front else None),
         end(cost.head.flops if cost.head else None),
         device.link_bytes,
@@ -68,31 +81,44 @@ def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = (1,
 
 
 def clock(layer: nn.Module, like_x: Tensor, cost: Cost, lengths: Sequence[int] = LENGTHS, repeats: int = 3) -> Speed:
-    """Time `layer` where it lives, on each length: the best of `repeats` runs after one that warms up.
+    """Time `layer` where it lives, on each length: the best of `repeats` runs after those that warm up (and record).
 
     The ends are estimated from the time of the layer's own arithmetic.
     """
-    state: State = tuple(layer.initial_state(like_x))  # type: ignore[operator]
-    cell, forward, backward = Cell([Piece.of_layer(layer)]), [], []
-    for tokens in sorted(lengths):
-        x = like_x.new_zeros(like_x.shape[0], tokens, like_x.shape[2])
-        d_state = [tuple(torch.zeros_like(t) for t in state)]
-
-        def run_forward(x: Tensor = x) -> None:
-            cell.forward((x,), [state], keep=False)
-
-        def run_backward(x: Tensor = x, d_state: list[State] = d_state) -> None:
-            cell.backward(cell.residual((x,), [state]), (x,), d_state, Sink())
-
-        forward.append((tokens, _best(run_forward, x.device, repeats)))
-        backward.append((tokens, _best(run_backward, x.device, repeats)))
-    longest, seconds = forward[-1]
+    cell = Cell([Piece.of_layer(layer)])
+    plain = _clocked(cell, layer, like_x, lengths, repeats, recorded=False)
+    recorded = _clocked(cell, layer, like_x, lengths, repeats, recorded=True) if like_x.is_cuda else plain
+    longest, seconds = plain[0].points[-1]
     flops_a_second = cost.layer.flops.at(longest) / seconds
     ends = estimate(cost, Device(matrix_flops=2 * flops_a_second))
-    return Speed(Curve(tuple(forward)), Curve(tuple(backward)), ends.front, ends.head, ends.link_bytes)
+    return Speed(*plain, *recorded, ends.front, ends.head, ends.link_bytes)
 
 
-def _best(run: Callable[[], None], device: torch.device, repeats: int) -> float:
+def _clocked(
+    cell: Cell, layer: nn.Module, like_x: Tensor, lengths: Sequence[int], repeats: int, *, recorded: bool
+) -> tuple[Curve, Curve]:
+    """Seconds of forward without a graph, and of recomputation and backward."""
+    state: State = tuple(layer.initial_state(like_x))  # type: ignore[operator]
+    forward, backward = [], []
+    with StandingSink(cell.parameters) if recorded else Sink(cell.parameters) as sink:
+        for tokens in sorted(lengths):
+            x = like_x.new_zeros(like_x.shape[0], tokens, like_x.shape[2])
+            step: Step = Graphed(cell, tokens) if recorded else cell
+            d_state = [tuple(torch.zeros_like(t) for t in state)]
+
+            def run_forward(step: Step = step, x: Tensor = x) -> None:
+                step.forward((x,), [state], keep=False)
+
+            def run_backward(step: Step = step, x: Tensor = x, d_state: list[State] = d_state) -> None:
+                step.backward(step.residual((x,), [state]), (x,), d_state, sink)
+
+            warm_up = 2 if recorded else 1  # the first run tunes kernels, the second is recorded
+            forward.append((tokens, _best(run_forward, x.device, repeats, warm_up)))
+            backward.append((tokens, _best(run_backward, x.device, repeats, warm_up)))
+    return Curve(tuple(forward)), Curve(tuple(backward))
+
+
+def _best(run: Callable[[], None], device: torch.device, repeats: int, warm_up: int) -> float:
     def timed() -> float:
         _wait(device)
         began = time.perf_counter()
@@ -100,7 +126,8 @@ def _best(run: Callable[[], None], device: torch.device, repeats: int) -> float:
         _wait(device)
         return time.perf_counter() - began
 
-    timed()
+    for _ in range(warm_up):
+        run()
     return min(timed() for _ in range(repeats))
 
 

@@ -1,6 +1,6 @@
 """The recurrent layer of Mamba-2 with state in and out, the norm, and the loss of the head."""
 
-from ma2mba.ops.backend import backend
+from ma2mba.ops.backend import backend, kernels_on_meta
 from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.norm import rms_norm
@@ -10,6 +10,7 @@ __all__ = [
     "LayerWeights",
     "backend",
     "cross_entropy_sum",
+    "kernels_on_meta",
     "mamba2_layer",
     "mamba2_layer_product",
     "rms_norm",

@@ -2,13 +2,17 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Literal
 
 import torch
 
-Backend = Literal["torch", "triton"]
+Backend = Literal["torch", "triton", "shadow"]
 CHOICE = "MA2MBA_OPS"
+_SHADOWS: ContextVar[bool] = ContextVar("shadows", default=False)
 logger = logging.getLogger("ma2mba.ops")
 
 
@@ -16,8 +20,10 @@ def backend(device: torch.device) -> Backend:
     """Which implementation runs on this device; said in the log once.
 
     The environment variable MA2MBA_OPS=torch keeps to plain torch. MA2MBA_OPS=triton raises ImportError where kernels
-    are missing.
+    are missing. The meta device computes nothing: "shadow" there allocates what the kernels of a GPU would.
     """
+    if device.type == "meta":
+        return "shadow" if _SHADOWS.get() else "torch"
     return _choose(os.environ.get(CHOICE, ""), device.type)
 
 
@@ -41,3 +47,13 @@ def _choose(asked: str, device_type: str) -> Backend:
             reason = f"the GPU's kernels are missing ({error}); install them with: pip install 'ma2mba[gpu]'"
     logger.info("operations on %s run in %s: %s", device_type, chosen, reason)
     return chosen
+
+
+@contextmanager
+def kernels_on_meta() -> Iterator[None]:
+    """Within the block, operations on the meta device allocate what a GPU's kernels would (`shadow.py`)."""
+    token = _SHADOWS.set(True)
+    try:
+        yield
+    finally:
+        _SHADOWS.reset(token)

@@ -60,10 +60,15 @@ def mamba2_layer(
     causal-conv1d on a GPU that has them, plain torch elsewhere: `ma2mba.ops.backend` tells which.
     product_BTD is what `mamba2_layer_product` gave for the same inputs; the last projection is spared then.
     """
-    if backend(x_BTD.device) == "triton":
+    which = backend(x_BTD.device)
+    if which == "triton":
         from ma2mba.ops.layer_kernels import layer_kernels
 
         return layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
+    if which == "shadow":
+        from ma2mba.ops.shadow import layer_shadow
+
+        return layer_shadow(x_BTD, conv_BVW, ssm_BHPN, weights, shape)
     return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape)
 
 
@@ -74,10 +79,15 @@ def mamba2_layer_product(
 
     None where that would spare nothing: in plain torch, and in calls that the kernels have to split.
     """
-    if backend(x_BTD.device) == "triton":
+    which = backend(x_BTD.device)
+    if which == "triton":
         from ma2mba.ops.layer_kernels import layer_product
 
         return layer_product(x_BTD, conv_BVW, ssm_BHPN, weights, shape)
+    if which == "shadow":
+        from ma2mba.ops.shadow import layer_shadow
+
+        return *layer_shadow(x_BTD, conv_BVW, ssm_BHPN, weights, shape), x_BTD.to(weights.norm_D.dtype)
     return *mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape), None
 
 

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 
 from ma2mba.ops.backend import backend
 
+PART = 4096
+"""Positions whose logits exist at one time on a GPU."""
+
 
 def cross_entropy_sum(x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
     """Sum over positions of the cross-entropy of `x weight^T` against the targets, fp32 or wider. M may be 0."""
@@ -16,6 +19,10 @@ def cross_entropy_sum(x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Ten
         from ma2mba.ops.loss_kernels import CrossEntropy
 
         return CrossEntropy.apply(x_MD, weight_VD, targets_M)
+    if backend(x_MD.device) == "shadow":
+        from ma2mba.ops.shadow import CrossEntropyShadow
+
+        return CrossEntropyShadow.apply(x_MD, weight_VD, targets_M)
     logits_MV = F.linear(x_MD, weight_VD)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     return F.cross_entropy(logits_MV, targets_M, reduction="sum")

@@ -11,10 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ma2mba.ops.layer_kernels import add_product, weight_gradient
+from ma2mba.ops.loss import PART
 
 COLUMNS = 8192
-PART = 4096
-"""Positions whose logits exist at one time."""
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import fingerprint, load_clip
 from ma2mba.shards.integrity import sha256_file
 from ma2mba.training.checkpoint import MODEL, Start, find_start, model_folder
+from ma2mba.training.fitting import Fitted, fit_run
 from ma2mba.training.recipe import Pretrained, Recipe
 from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy
 
@@ -34,12 +35,16 @@ class Job:
     recipe: Recipe
     world: World
     policy: ZeroPolicy
-    plan: Plan
+    fitted: Fitted
     model: VideoMa2mba
     dataset: Dataset
     sampler: Sampler
     start: Start | None
     steps: int
+
+    @property
+    def plan(self) -> Plan:
+        return self.fitted.plan
 
     @property
     def first_step(self) -> int:
@@ -75,7 +80,8 @@ def build(recipe: Recipe, world: World) -> Job:
         start.check(recipe, world, policy, dataset.fingerprint)
     sampler, recipe = build_sampler(recipe, world, dataset)
     steps = recipe.steps or sampler.steps
-    return Job(recipe, world, policy, Plan(**recipe.magc.model_dump()), model, dataset, sampler, start, steps)
+    fitted = fit_run(recipe, world, policy, model.config, dataset)
+    return Job(recipe, world, policy, fitted, model, dataset, sampler, start, steps)
 
 
 def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampler, Recipe]:

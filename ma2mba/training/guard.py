@@ -14,8 +14,9 @@ from ma2mba.magc.predict import Prediction, Sequence
 from ma2mba.training.activity import Activity
 from ma2mba.training.build import Job
 from ma2mba.training.failures import report
+from ma2mba.training.fitting import GIB, describe, machine_of, remedy
 from ma2mba.training.metrics import peak_memory
-from ma2mba.training.planning import GIB, USABLE, describe, planner, remedy, setup_of_recipe
+from ma2mba.training.planning import USABLE, planner, setup_of_recipe
 from ma2mba.training.watchdog import Watchdog
 
 
@@ -35,23 +36,22 @@ def guard(job: Job, activity: Activity) -> Iterator[None]:
 
 def out_of_memory(job: Job, activity: Activity) -> str:
     """What was predicted for the micro-batch in work, what there was, and a plan that would fit."""
-    there, others = memory_there(job.world.device)
+    others = held_by_others(job.world.device)
+    machine = machine_of(job.world, job.policy)
     sequence = micro_batch_sequence(job, activity)
-    dtype = job.world.dtype(job.recipe.precision)
-    setup = setup_of_recipe(
-        job.recipe.model_copy(update={"micro_batch": max(1, activity.rows), "model": job.model.config}),
-        job.world.size,
-        dtype,
-        job.policy,
-    )
-    machine = planner(setup, sequence, there - others, None)
-    predicted = machine.predict(sequence, job.plan)
+    dtype, config = job.world.dtype(job.recipe.precision), job.model.config
+    setup = setup_of_recipe(job.recipe, job.world.size, dtype, job.policy, config)
+    setup = replace(setup, rows=max(1, activity.rows), features=job.dataset.features is not None)
+    priced = planner(setup, sequence, replace(machine, device_bytes=machine.device_bytes - others))
+    predicted = priced.predict(sequence, job.plan)
+    measured = peak_memory(job.world.device, job.plan.graphs)
     lines = [
         f"out of memory: {activity.rows} x {activity.row_tokens:,} tokens, {activity.frames:,} frames",
         f"  predicted peak {predicted.device_bytes / GIB:.2f} GiB ({describe(job.plan)})",
-        f"  measured peak {peak_memory(job.world.device) / GIB:.2f} GiB before the request that failed, of "
-        f"{there / GIB:.2f} GiB" + (f", of which other processes hold {others / GIB:.2f} GiB" if others else ""),
-        f"  {remedy(_cautious(machine, predicted), sequence)}",
+        f"  measured peak {measured / GIB:.2f} GiB before the request that failed, of "
+        f"{machine.device_bytes / GIB:.2f} GiB"
+        + (f", of which other processes hold {others / GIB:.2f} GiB" if others else ""),
+        f"  {remedy(_cautious(priced, predicted), sequence)}",
         "  Start again with resume=auto: magc, micro_batch and micro_batch_tokens may be changed on the way.",
     ]
     return "\n".join(lines)
@@ -71,9 +71,9 @@ def micro_batch_sequence(job: Job, activity: Activity) -> Sequence:
     return Sequence(tokens, K, seen, tokens - seen) if activity.frames else Sequence(tokens)
 
 
-def memory_there(device: torch.device) -> tuple[int, int]:
-    """Bytes of the device (of the machine for a CPU), and how many of them other processes hold."""
+def held_by_others(device: torch.device) -> int:
+    """Bytes of a GPU that other processes hold."""
     if device.type != "cuda":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), 0
+        return 0
     free, total = torch.cuda.mem_get_info(device)
-    return total, max(0, total - free - torch.cuda.memory_reserved(device))
+    return max(0, total - free - torch.cuda.memory_reserved(device))

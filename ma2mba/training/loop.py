@@ -53,6 +53,8 @@ def open_metrics(job: Job) -> Metrics:
             tokens=job.sampler.tokens_until(job.steps),
             flops=ModelFlops(job.model.config, recipe.trainable.parts, pictures=job.dataset.features is None),
             peak_flops=peak and peak * job.world.size,
+            predicted_bytes=job.fitted.prediction.device_bytes,
+            recorded=job.plan.graphs,
         )
     except OSError as error:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error

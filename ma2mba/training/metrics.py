@@ -47,6 +47,7 @@ class Metrics:
     On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line. The time
     left is reckoned by tokens: `tokens` are about those of the whole run, `first_tokens` those before `first_step`.
     `peak_flops` is what all devices together can do a second, None where that is not known.
+    `predicted_bytes` is the planner's peak memory; `recorded` tells that chunks are recorded as CUDA graphs.
     """
 
     def __init__(
@@ -62,10 +63,13 @@ class Metrics:
         tokens: int,
         flops: ModelFlops,
         peak_flops: float | None,
+        predicted_bytes: int,
+        recorded: bool = False,
     ):
         self._model_flops, self._peak_flops = flops, peak_flops
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
+        self._predicted, self._recorded = predicted_bytes, recorded
         keep_until(self.path, first_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -107,7 +111,8 @@ class Metrics:
             "tokens_per_second": self._tokens / seconds,
             "frames_per_second": self._frames / seconds,
             "model_flop_utilisation": self._peak_flops and self._flops / seconds / self._peak_flops,
-            "peak_memory_bytes": peak_memory(self.device),
+            "peak_memory_bytes": peak_memory(self.device, self._recorded),
+            "peak_memory_predicted_bytes": self._predicted,
             "data_wait_share": (waited - self._waited) / seconds,
             "rank_tokens": result.rank_tokens,
             "rank_imbalance": max(result.rank_tokens) * len(result.rank_tokens) / sum(result.rank_tokens),
@@ -153,10 +158,11 @@ class Metrics:
             self._last_line = now
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU."""
+def peak_memory(device: torch.device, recorded: bool) -> int:
+    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU. What recorded
+    CUDA graphs use is reserved for them and not seen as allocated: with them, all that was reserved."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        return (torch.cuda.max_memory_reserved if recorded else torch.cuda.max_memory_allocated)(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,25 +1,29 @@
-"""Plans for training: what a model costs on the meta device, what ZeRO keeps all the time, and whether a step fits.
+"""What a model costs in training: the price of its layers and ends, and what ZeRO keeps all the time.
 
 B rows of a micro-batch, T tokens of a chunk, D model width, N frames, K tokens of a frame.
 """
 
 import json
+from collections.abc import Sequence as Many
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ma2mba.errors import UserError
-from ma2mba.magc import Plan
 from ma2mba.magc.cell import Piece, State, Values
-from ma2mba.magc.choose import Budget, Planner, chunk_lengths
+from ma2mba.magc.choose import Budget, Planner
 from ma2mba.magc.cost import Cost, Price, measure, price
-from ma2mba.magc.predict import Prediction, Sequence
+from ma2mba.magc.schedule import Sequence
 from ma2mba.magc.speed import clock, estimate
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
 from ma2mba.model.pretrained import read_config, state_spaces_config
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.ops import backend, kernels_on_meta
+from ma2mba.ops.loss import PART
 from ma2mba.training.checkpoint import model_folder
 from ma2mba.training.recipe import PART_NAMES, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
@@ -34,14 +38,16 @@ BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed's ZeRO 2 and 3 reduce gradients (its default)."""
 CONVERSATION_TOKENS = 1024
 """Text that is planned for beside the frames of a video."""
-LONGEST_MEASURED = 4608
+MEASURED = (256, 512, 2048)
 CLOCKED = (256, 1024, 4096)
 SECONDS_PER_HOUR = 3600
+Priced = Literal["here", "kernels", "torch"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained how. `trained` names parts of the model; rows are those of a micro-batch on one GPU."""
+    """What is trained how. `trained` names parts of the model; rows are those of a micro-batch on one GPU; with
+    `features` frames come as a frozen encoder's output."""
 
     config: ModelConfig
     trained: tuple[str, ...] = PART_NAMES
@@ -50,6 +56,27 @@ class Setup:
     gpus: int = 1
     zero: int = 1
     optimizer_on_host: bool = False
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory of one GPU and of the host for its process (None: keep nothing there), and how layers are priced:
+
+    priced  "here": by running them on this machine's GPU. "kernels": as a GPU's kernels, and "torch": in plain torch,
+            both without running anything.
+    graphs  chunks may be recorded as CUDA graphs.
+    """
+
+    device_bytes: float
+    host_bytes: float | None = None
+    priced: Priced = "torch"
+    graphs: bool = False
+
+
+def priced_here(kernels: bool) -> bool:
+    """Whether this machine has a GPU that runs a model's layers with (or without) kernels."""
+    return torch.cuda.is_available() and (backend(torch.device("cuda")) == "triton") == kernels
 
 
 @dataclass(frozen=True)
@@ -78,12 +105,18 @@ def config_of_size(name: str) -> ModelConfig:
     return ModelConfig(language_model=BackboneConfig(d_model=width, n_layer=layers), vision=CLIP)
 
 
-def setup_of_recipe(recipe: Recipe, gpus: int, dtype: torch.dtype, policy: ZeroPolicy | None = None) -> Setup:
-    """As the recipe trains. Reads configurations, never weights. Raises UserError where one is missing."""
+def setup_of_recipe(
+    recipe: Recipe,
+    gpus: int,
+    dtype: torch.dtype,
+    policy: ZeroPolicy | None = None,
+    config: ModelConfig | None = None,
+) -> Setup:
+    """As the recipe trains. Reads configurations that are not given, never weights. UserError where one is missing."""
     policy = policy or load_policy(recipe.zero_config)
     offload = policy.values["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     trained = tuple(part for part in PART_NAMES if getattr(recipe.trainable, part))
-    return Setup(_config(recipe), trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
+    return Setup(config or _config(recipe), trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
 
 
 def _config(recipe: Recipe) -> ModelConfig:
@@ -104,25 +137,21 @@ def _config(recipe: Recipe) -> ModelConfig:
     return ModelConfig(language_model=language_model, vision=CLIP.model_copy(update=known))
 
 
-def planner(
-    setup: Setup, sequence: Sequence, device_bytes: float, host_bytes: float | None, device: str = "meta"
-) -> Planner:
-    """Price the setup's model for a machine of so many bytes.
-
-    device  "cuda": by running one layer and the ends there, through the kernels that training will use, time included.
-            "meta": without running anything, in plain torch, with the speed of an H200.
-    """
-    with torch.device(device):
+def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
+    """Price the setup's model for a machine. Priced "here", its speed is measured too; else it is an H200's."""
+    device = "cuda" if machine.priced == "here" else "meta"
+    with torch.device(device), kernels_on_meta() if machine.priced == "kernels" else nullcontext():
         short = setup.config.language_model.model_copy(update={"n_layer": 1})
         model = VideoMa2mba(setup.config.model_copy(update={"language_model": short})).to(setup.dtype)
         for part in PART_NAMES:
             model.get_submodule(part).requires_grad_(part in setup.trained)
-        cost = _price(model, setup, sequence)
+        cost = _price(model, setup, sequence, machine)
         like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)
-        speed = estimate(cost) if device == "meta" else clock(model.layers[0], like_x, cost, CLOCKED)
+        speed = clock(model.layers[0], like_x, cost, CLOCKED) if machine.priced == "here" else estimate(cost)
     base, host = base_bytes(model, setup)
-    budget = Budget(int(device_bytes * USABLE), None if host_bytes is None else int(host_bytes), base, host)
-    return Planner(cost, speed, budget)
+    host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
+    budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host)
+    return Planner(cost, speed, budget, machine.graphs)
 
 
 def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
@@ -148,98 +177,56 @@ def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[s
     return device, {}
 
 
-def check_fits(
-    setup: Setup,
-    workload: Workload,
-    plan: Plan,
-    device_bytes: int,
-    host_bytes: int | None = None,
-    device: str = "meta",
-) -> Prediction:
-    """Predict a step of the longest sample under `plan`.
-
-    Raises UserError with the predicted parts, and a plan that would fit if there is one.
-    """
-    sequence = workload.sequence(setup.config)
-    machine = planner(setup, sequence, device_bytes, host_bytes, device)
-    prediction = machine.predict(sequence, plan)
-    budget = machine.budget if host_bytes is not None else replace(machine.budget, host=1 << 62)
-    if budget.holds(prediction):
-        return prediction
-    raise UserError(
-        f"magc: {describe(plan)} needs {_parts(prediction)} for {sequence.tokens:,} tokens, but "
-        f"{machine.budget.device / GIB:.1f} GiB of {device_bytes / GIB:.1f} GiB can be used"
-        + ("" if host_bytes is None else f" and {host_bytes / GIB:.1f} GiB of host memory")
-        + f"; {remedy(machine, sequence)}"
-    )
-
-
-def remedy(machine: Planner, sequence: Sequence) -> str:
-    """What to do when something does not fit."""
-    choice = machine.choose(sequence)
-    if choice:
-        plan = choice.best.plan
-        keys = f"chunk_tokens: {plan.chunk_tokens}, group_layers: {plan.group_layers}, stash: {plan.stash}"
-        return f"this would fit: magc: {{nesting: {plan.nesting}, {keys}}}"
-    least = machine.smallest(sequence)
-    total = f"{needed_gib(least)} GB of device memory"
-    if machine.budget.host is not None and least.host_bytes > machine.budget.host:
-        total += f" and {least.host_bytes / GIB:.1f} GB of host memory"
-    return f"no plan fits: the smallest that would takes {total} ({describe(least.plan)})"
-
-
-def needed_gib(prediction: Prediction) -> str:
-    """The memory of a device, in GiB, on which a prediction fits."""
-    return f"{prediction.device_bytes / USABLE / GIB + 0.05:.1f}"
-
-
-def describe(plan: Plan) -> str:
-    """A plan in words."""
-    return (
-        f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
-        f"states on the {plan.stash}"
-    )
-
-
-def _parts(prediction: Prediction) -> str:
-    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in prediction.device.items() if size)
-    host = f" and {prediction.host_bytes / GIB:.1f} GiB of host memory" if prediction.host_bytes else ""
-    return f"{prediction.device_bytes / GIB:.1f} GiB ({parts}){host}"
-
-
-def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence) -> Cost:
-    plans = [Plan(chunk_tokens=T) for T in chunk_lengths(1 << 40)]
-    lengths = {replace(sequence, tokens=1 << 40).chunk(plan) for plan in plans} | {sequence.tokens}
-    front, head = price_ends(model, setup.rows, sequence.unit if sequence.unit > 1 else 0)
+def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence, machine: Machine) -> Cost:
+    tokens_per_frame = sequence.unit if sequence.unit > 1 else 0
+    # On a GPU's kernels logits exist for a part of a chunk at a time: the price has a step there.
+    head_lengths = (64, 256, 1024) if machine.priced == "torch" else (256, PART, PART + 256, 4 * PART)
+    front, head = price_ends(model, setup, tokens_per_frame, head_lengths)
     like_x = torch.empty(setup.rows, 1, setup.config.language_model.d_model)
-    layers = setup.config.language_model.n_layer
-    return measure(model.layers[0], like_x, layers, front, head, [T for T in lengths if T <= LONGEST_MEASURED])
+    layers, lengths = setup.config.language_model.n_layer, _lengths(sequence)
+    return measure(model.layers[0], like_x, layers, front, head, lengths, standing=machine.graphs)
 
 
-def price_ends(model: VideoMa2mba, rows: int, tokens_per_frame: int) -> tuple[Price, Price]:
+def _lengths(sequence: Sequence) -> list[int]:
+    """The lengths that a layer is run on, for lines through them; none is longer than the sequence."""
+    tokens, unit = sequence.tokens, sequence.unit
+    lengths = {length // unit * unit or length for length in MEASURED if length < tokens}
+    return sorted(lengths | {tokens} if tokens < max(MEASURED) else lengths) if lengths else [-(-tokens // 2), tokens]
+
+
+def price_ends(model: VideoMa2mba, setup: Setup, tokens_per_frame: int, head_lengths: Many[int]) -> tuple[Price, Price]:
     """What stands before the layers (chunks full of frames, or of text if `tokens_per_frame` is 0) and behind them
     (every token learned), as `streaming.streaming_loss` runs it on the model's device."""
-    language, size, unit = model.language_model, model.config.image_size, max(tokens_per_frame, 1)
+    language, rows, unit = model.language_model, setup.rows, max(tokens_per_frame, 1)
     device = language.lm_head.weight.device
 
-    def front(ids_BT: Tensor, visual_BT: Tensor, frames_NCHW: Tensor, targets_BT: Tensor) -> Values:
-        return model.embed(ids_BT, visual_BT, frames_NCHW), targets_BT
+    def front(ids_BT: Tensor, visual_BT: Tensor, frames: Tensor) -> Values:
+        return (model.embed(ids_BT, visual_BT, frames.view(torch.bfloat16) if setup.features else frames),)
 
     def chunk(tokens: int) -> tuple[Values, list[State]]:
         ids_BT = torch.zeros(rows, tokens, dtype=torch.int64, device=device)
         frames = rows * tokens // tokens_per_frame if tokens_per_frame else 0
-        frames_NCHW = torch.zeros(frames, 3, size, size, dtype=torch.uint8, device=device)
-        return (ids_BT, torch.zeros_like(ids_BT), frames_NCHW, torch.zeros_like(ids_BT)), []
+        return (ids_BT, torch.zeros_like(ids_BT), _frames(model, setup, frames)), []
 
-    def head(x_BTD: Tensor, targets_BT: Tensor) -> Values:
-        return (model.loss_sum(x_BTD, targets_BT) * 1.0,)
+    def head(x_BTD: Tensor, places_M: Tensor, targets_M: Tensor) -> Values:
+        return (model.loss_at(x_BTD, places_M, targets_M) * 1.0,)
 
     def behind(tokens: int) -> tuple[Values, list[State]]:
         x_BTD = torch.zeros(rows, tokens, model.config.language_model.d_model, device=device)
-        return (x_BTD, torch.zeros(rows, tokens, dtype=torch.int64, device=device)), []
+        return (x_BTD, *(torch.zeros(rows * tokens, dtype=torch.int64, device=device) for _ in range(2))), []
 
     before = Piece.of_function(front, [model.vision, model.projector, language.backbone.embedding])
     after = Piece.of_function(head, [language.backbone.norm_f, language.lm_head])
     front_price = price(before, chunk, [unit * count for count in ((1, 3) if tokens_per_frame else (256, 1024))])
-    tied = sum(p.numel() * max(4, p.element_size()) for p in set(before.parameters) & set(after.parameters))
-    return replace(front_price, sums=front_price.sums - tied), price(after, behind, (64, 256, 1024))
+    shared = set(before.parameters) & set(after.parameters)
+    sums = front_price.sums - sum(p.numel() * max(4, p.element_size()) for p in shared)
+    front_price = replace(front_price, sums=sums, weights=front_price.weights - sum(p.nbytes for p in shared))
+    return front_price, price(after, behind, head_lengths)
+
+
+def _frames(model: VideoMa2mba, setup: Setup, frames: int) -> Tensor:
+    """Pictures, or the bits of features, as `streaming.Chunks` gives them."""
+    config, device = model.config, model.language_model.lm_head.weight.device
+    if setup.features:
+        return torch.zeros(frames, config.tokens_per_frame, config.vision.hidden_size, dtype=torch.int16, device=device)
+    return torch.zeros(frames, 3, config.image_size, config.image_size, dtype=torch.uint8, device=device)

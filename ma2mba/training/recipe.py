@@ -64,7 +64,8 @@ class Schedule(_Section):
 
 
 class Magc(_Section):
-    """How the sequence is checkpointed: the fields of `ma2mba.magc.Plan`."""
+    """How the sequence is checkpointed: the fields of `ma2mba.magc.Plan`. In place of all of them "auto": the planner
+    chooses."""
 
     nesting: Literal["sequence", "layer"] = "sequence"
     chunk_tokens: PositiveInt = 4096
@@ -106,7 +107,7 @@ class Recipe(_Section):
     steps: PositiveInt | None = None
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    magc: Magc = Magc()
+    magc: Magc | Literal["auto"] = "auto"
     zero_config: str = "ds_configs/zero1.json"
     checkpoint: Checkpoint = Checkpoint()
     watchdog: Watchdog | None = Watchdog()
@@ -250,10 +251,12 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> list[str]:
 
 
 def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
-    """Of the forms that `data` and `init_from` may take, only the one that the user began to write counts."""
+    """Of the forms that a key may take, only the one that the user began to write counts."""
     key = str(loc[0])
-    if key not in ("data", "init_from") or len(loc) == 1:
+    if key not in ("data", "init_from", "magc") or len(loc) == 1:
         return True
+    if key == "magc":
+        return (loc[1] == "Magc") == isinstance(values[key], dict)
     if key == "data" and isinstance(values[key], list):
         form = "Weighted" if len(loc) > 3 and isinstance(values[key][int(loc[2])], dict) else "str"
         return str(loc[1]).startswith("list[") and (len(loc) < 4 or loc[3] == form)
@@ -263,7 +266,7 @@ def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
 
 
 def _problem(error: Any) -> str:
-    forms = ("str", "list[union[str,Weighted]]", "Weighted", "Pretrained")
+    forms = ("str", "list[union[str,Weighted]]", "Weighted", "Pretrained", "Magc", "literal['auto']")
     loc = [str(part) for part in error["loc"] if part not in forms]
     path, message = ".".join(loc), str(error["msg"])
     if error["type"] == "extra_forbidden":

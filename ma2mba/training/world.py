@@ -19,11 +19,12 @@ POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` processes."""
+    """This process among `size` processes, `local_size` of them on this host."""
 
     rank: int
     size: int
     device: torch.device
+    local_size: int = 1
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "World":
@@ -31,7 +32,8 @@ class World:
         local = int(environment.get("LOCAL_RANK", 0))
         on_gpu = torch.cuda.is_available() and environment.get("DS_ACCELERATOR") != "cpu"
         device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
-        return World(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), device)
+        here = environment.get("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", 1))  # DeepSpeed's name, torchrun's
+        return World(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), device, int(here))
 
     def dtype(self, precision: str) -> torch.dtype:
         """The weights' dtype: "auto" is bf16 on CUDA and on CPUs with AMX, else fp32."""

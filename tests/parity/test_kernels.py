@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ma2mba.magc import Plan, Streamer
+from ma2mba.magc.cost import measure
 from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
-from ma2mba.ops import backend, cross_entropy_sum, mamba2_layer
+from ma2mba.ops import backend, cross_entropy_sum, kernels_on_meta, mamba2_layer
 from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer_reference
 
 ON_GPU = torch.cuda.is_available() and backend(torch.device("cuda")) == "triton"
@@ -108,3 +109,17 @@ def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
         for parameter in layers.parameters():
             parameter.__dict__.pop("main_grad", None)
     assert max(relative(b, a) for a, b in zip(*found, strict=True)) < 5e-3
+
+
+@pytest.mark.parametrize("tokens", [512, 4096])
+def test_the_shadows_on_the_meta_device_cost_what_the_kernels_cost(tokens):
+    """Not measured yet; the allocator's blocks are 512 bytes."""
+    config = BackboneConfig(d_model=1024, n_layer=1)
+    layer = Mamba2Layer(config).to("cuda", torch.bfloat16)
+    real = measure(layer, torch.empty(1, 1, 1024, device="cuda"), 1, lengths=(tokens,)).layer
+    with kernels_on_meta():
+        like_x = torch.empty(1, 1, 1024, device="meta")
+        shadow = measure(layer.to("meta"), like_x, 1, lengths=(tokens,), standing=True).layer
+    assert shadow.gradients == real.gradients == 0
+    for name, within in (("saved", 0.02), ("forward", 0.05), ("backward", 0.05), ("flops", 0.001)):
+        assert getattr(shadow, name).at(tokens) == pytest.approx(getattr(real, name).at(tokens), rel=within), name

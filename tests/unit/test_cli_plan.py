@@ -59,7 +59,7 @@ def test_text_for_people(plan):
     code, text, _ = plan("--model", "370m", "--video-hours", 0.5, "--device-memory", 40, "--zero", 1, "--gpus", 8)
     assert code == 0
     assert "260,224 tokens" in text
-    for heading in ("choice", "runner-up", "gradient sums", "device memory, GB", "Longest that fits"):
+    for heading in ("choice", "runner-up", "gradient sums", "device memory, GiB", "Longest that fits"):
         assert heading in text
 
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_ends_with_2_and_says_what_would(plan, arguments, said):
 def test_the_smallest_memory_that_is_named_is_enough(plan):
     code, _, error = plan("--model", "370m", "--tokens", 8192, "--device-memory", 10)
     assert code == 2
-    named = float(error.split("smallest that would takes ")[1].split(" GB")[0])
+    named = float(error.split("smallest that would takes ")[1].split(" GiB")[0])
     assert plan("--model", "370m", "--tokens", 8192, "--device-memory", named)[0] == 0
     assert plan("--model", "370m", "--tokens", 8192, "--device-memory", named - 0.2)[0] == 2
 

@@ -14,8 +14,9 @@ from ma2mba.magc import Plan
 from ma2mba.training import finite, guard
 from ma2mba.training.activity import Activity
 from ma2mba.training.build import Job, build
+from ma2mba.training.fitting import GIB
 from ma2mba.training.metrics import StepResult
-from ma2mba.training.planning import GIB, config_of_size
+from ma2mba.training.planning import Machine, config_of_size
 from ma2mba.training.recipe import parse_recipe
 from ma2mba.training.world import World
 from tests.tiny import TINY_MODEL
@@ -63,11 +64,12 @@ def test_the_end_of_memory_is_told_with_samples_and_what_was_predicted(job, acti
 
 
 def test_a_plan_that_needs_less_is_named(job, activity, monkeypatch):
-    monkeypatch.setattr(guard, "memory_there", lambda device: (80 * GIB, 3 * GIB))
+    monkeypatch.setattr(guard, "machine_of", lambda world, policy: Machine(80 * GIB))
+    monkeypatch.setattr(guard, "held_by_others", lambda device: 3 * GIB)
     large = replace(
         job,
         model=SimpleNamespace(config=config_of_size("2.7b")),
-        plan=Plan(chunk_tokens=65536, group_layers=64),
+        fitted=replace(job.fitted, plan=Plan(chunk_tokens=65536, group_layers=64)),
         recipe=job.recipe.model_copy(update={"trainable": job.recipe.trainable.model_copy(update={"vision": 1.0})}),
     )
     activity.rows, activity.row_tokens, activity.frames = 1, 3600 * 144, 3600

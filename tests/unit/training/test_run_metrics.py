@@ -21,7 +21,9 @@ def result_of(step):
 
 
 def run(folder, first_step, steps, log_every=2, peak_flops=None, save_at=None):
-    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps, "flops": FLOPS, "peak_flops": peak_flops}
+    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps, "flops": FLOPS, "peak_flops": peak_flops} | {
+        "predicted_bytes": 1 << 30
+    }
     with Metrics(folder, "stage1", first_step, steps, log_every, torch.device("cpu"), **tokens) as metrics:
         for step in range(first_step, steps):
             metrics.add(step + 1, result_of(step), waited=0.0)
@@ -36,6 +38,7 @@ def test_first_last_and_every_nth_step_are_written(tmp_path):
     assert lines[1]["loss"] == 2.8
     assert lines[1]["lr"] == {"projector": 0.1, "vision": 0.2}
     assert lines[1]["peak_memory_bytes"] > 1e7
+    assert lines[1]["peak_memory_predicted_bytes"] == 1 << 30
     # steps 2 and 3 lie between the lines: 200 tokens and 14 frames in the same time
     assert abs(lines[1]["tokens_per_second"] / lines[1]["frames_per_second"] - 200 / 14) < 1e-6
     assert list((tmp_path / "tensorboard").iterdir())

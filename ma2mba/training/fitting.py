@@ -1,0 +1,178 @@
+"""Whether a run fits its machine, and the plan that suits it, by the longest samples of its data."""
+
+import logging
+import os
+import resource
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ma2mba.data.dataset import Dataset
+from ma2mba.errors import UserError
+from ma2mba.magc import Plan
+from ma2mba.magc.choose import Planner
+from ma2mba.magc.predict import Prediction
+from ma2mba.magc.schedule import Sequence
+from ma2mba.model.config import ModelConfig
+from ma2mba.ops import backend
+from ma2mba.training.planning import USABLE, Machine, Priced, Setup, Workload, planner, setup_of_recipe
+from ma2mba.training.recipe import Recipe
+from ma2mba.training.world import World, ZeroPolicy
+
+GIB = 2**30
+HOST_SHARE = 0.8
+"""Of a host's memory, for all of its ranks; the rest is the system's and the loader's."""
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+logger = logging.getLogger("ma2mba.plan")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The plan of a run and what its heaviest micro-batch takes."""
+
+    plan: Plan
+    prediction: Prediction
+    reasons: tuple[str, ...] = ()
+
+
+def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfig, dataset: Dataset) -> Fitted:
+    """The recipe's plan, or with `magc: auto` the fastest that fits; said in the log. The same on every rank.
+
+    Raises UserError when the longest samples do not fit, with the parts and a plan with which they would.
+    """
+    machine = machine_of(world, policy)
+    setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), policy, config)
+    setup = replace(setup, features=dataset.features is not None)
+    shapes = heaviest(recipe, world, config, dataset)
+    planners = [(planner(replace(setup, rows=rows), one, machine), one) for rows, one in shapes]
+    if recipe.magc == "auto":
+        fitted = _choose(planners, machine)
+    else:
+        plan = Plan(**recipe.magc.model_dump())
+        predictions = [check(one, sequence, plan, machine) for one, sequence in planners]
+        fitted = Fitted(plan, max(predictions, key=lambda p: p.device_bytes))
+    if world.device.type == "cpu":
+        fitted = replace(fitted, prediction=_with_program(fitted.prediction))
+    tokens = max(sequence.tokens for _, sequence in planners)
+    logger.info("magc: %s", describe(fitted.plan))
+    logger.info("  predicted for %s tokens at most: %s", f"{tokens:,}", parts(fitted.prediction))
+    for reason in fitted.reasons:
+        logger.info("  instead, %s", reason)
+    return fitted
+
+
+def _with_program(prediction: Prediction) -> Prediction:
+    """What is resident now besides the weights, which on a CPU counts as well."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    device = {"program": max(resident - prediction.device["weights"], 0), **prediction.device}
+    return replace(prediction, device=device)
+
+
+def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> Fitted:
+    """The fastest plan for the first sequence with which the others fit as well."""
+    (first, sequence), *others = planners
+    choice = first.choose(sequence, lambda plan: all(p.budget.holds(p.predict(s, plan)) for p, s in others))
+    if choice is None:
+        raise UserError(
+            f"magc: nothing fits {sequence.tokens:,} tokens into {machine.device_bytes / GIB:.1f} GiB; "
+            f"{remedy(first, sequence)}; or take a smaller micro_batch, or more ranks with ZeRO 2 or 3"
+        )
+    plan = choice.best.plan
+    predictions = [choice.best, *(p.predict(s, plan) for p, s in others)]
+    return Fitted(plan, max(predictions, key=lambda p: p.device_bytes), choice.reasons)
+
+
+def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Sequence]]:
+    """Rows and sequence of the micro-batches that take most: of the longest samples; where rows follow from
+    `micro_batch_tokens`, one of them alone, and as many short ones as may come together."""
+    K, longest = config.tokens_per_frame, int(dataset.length_N.max())
+    frames, learned = int(dataset.frames_N.max()), int(dataset.targets_N.max())
+    sequence = Sequence(longest, loss_tokens=learned, ragged=True)
+    if frames:
+        sequence = replace(sequence, unit=K, front_tokens=frames * K)
+    if recipe.micro_batch_tokens is None:
+        return [(recipe.micro_batch, sequence)]
+    most = min(recipe.micro_batch_tokens // int(dataset.length_N.min()), recipe.global_batch // world.size)
+    together = replace(sequence, tokens=min(recipe.micro_batch_tokens // max(most, 1), longest))
+    return [(1, sequence)] + ([(most, together)] if most > 1 else [])
+
+
+def machine_of(world: World, policy: ZeroPolicy) -> Machine:
+    """A rank's share of what there is. On a CPU the host's memory is the device's."""
+    share = HOST_SHARE * host_memory() / world.local_size
+    if world.device.type == "cpu":
+        return Machine(share)
+    priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
+    # ZeRO 3 moves the weights from step to step; a recording would read where they were.
+    return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, policy.stage < 3)
+
+
+def host_memory() -> int:
+    """Bytes of memory of this host, or of the container that it is seen through."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def check_fits(setup: Setup, workload: Workload, plan: Plan, machine: Machine) -> Prediction:
+    """Predict a step of one workload under `plan`.
+
+    Raises UserError with the predicted parts, and a plan that would fit if there is one.
+    """
+    sequence = workload.sequence(setup.config)
+    return check(planner(setup, sequence, machine), sequence, plan, machine)
+
+
+def check(one: Planner, sequence: Sequence, plan: Plan, machine: Machine) -> Prediction:
+    """The same for a priced model. Without a limit of host memory any amount will do."""
+    prediction = one.predict(sequence, plan)
+    budget = one.budget if machine.host_bytes is not None else replace(one.budget, host=1 << 62)
+    if budget.holds(prediction):
+        return prediction
+    raise UserError(
+        f"magc: {describe(plan)} needs {parts(prediction)} for {sequence.tokens:,} tokens, but "
+        f"{one.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB can be used"
+        + ("" if machine.host_bytes is None else f" and {machine.host_bytes / GIB:.1f} GiB of host memory")
+        + f"; {remedy(one, sequence)}"
+    )
+
+
+def remedy(one: Planner, sequence: Sequence) -> str:
+    """What to do when something does not fit."""
+    choice = one.choose(sequence)
+    if choice:
+        keys = ", ".join(f"{key}: {value}" for key, value in _keys(choice.best.plan).items())
+        return f"this would fit: magc: {{{keys}}}"
+    least = one.smallest(sequence)
+    total = f"{needed_gib(least)} GiB of device memory"
+    if one.budget.host is not None and least.host_bytes > one.budget.host:
+        total += f" and {least.host_bytes / GIB:.1f} GiB of host memory"
+    return f"no plan fits: the smallest that would takes {total} ({describe(least.plan)})"
+
+
+def _keys(plan: Plan) -> dict[str, str]:
+    """A plan as a recipe's section; what is seldom other than its default only where it is."""
+    seldom = {"stash_every": 1, "memo_chunks": 0, "graphs": False}
+    return {key: str(value).lower() for key, value in vars(plan).items() if seldom.get(key) != value}
+
+
+def needed_gib(prediction: Prediction) -> str:
+    """The memory of a device, in GiB, on which a prediction fits."""
+    return f"{prediction.device_bytes / USABLE / GIB + 0.05:.1f}"
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    every = "" if plan.stash_every == 1 else f" at every {plan.stash_every} chunks' end"
+    return (
+        f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
+        f"states on the {plan.stash}{every}{', recorded as CUDA graphs' if plan.graphs else ''}"
+    )
+
+
+def parts(prediction: Prediction) -> str:
+    """Bytes by part, in GiB."""
+    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in prediction.device.items() if size)
+    host = f" and {prediction.host_bytes / GIB:.1f} GiB of host memory" if prediction.host_bytes else ""
+    return f"{prediction.device_bytes / GIB:.1f} GiB ({named}){host}"
