@@ -5,7 +5,7 @@ Each family says how its backbone calls a block. Parameters stay where they are;
 B batch, T tokens, D model width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,36 +13,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ma2mba.model.mamba2 import State, layer_weights, zero_state
-from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
+from ma2mba.model.mamba2 import Mamba2Layer, State
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product
 
 LIMITLESS = (0.0, float("inf"))
 MIXED = ("norm_D", "in_proj_XD", "gated_norm_I", "out_proj_DI")
 """Parameters that autocast takes in its own dtype: the projections, and what gives them their inputs."""
 
 
-class ForeignLayer(nn.Module):
-    """A block's norm and mixer as a step `layer(x_BTD, state) -> (x_BTD, state)`; x and the SSM's state fp32 or wider.
+class ForeignLayer(Mamba2Layer):
+    """A block's norm and mixer as a layer of this project's: they name their parameters alike.
 
     Under autocast the weights of MIXED are taken in autocast's dtype, as the block itself would.
     """
 
-    def __init__(self, norm: nn.Module, mixer: nn.Module, shape: LayerShape):
-        super().__init__()
+    def __init__(self, norm: Any, mixer: Any, shape: LayerShape):
+        nn.Module.__init__(self)
         self.norm, self.mixer, self.shape = norm, mixer, shape
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        kind, weights = x_BTD.device.type, self._weights()
+        x_BTD, *state_after = self._run(mamba2_layer, x_BTD, state)
+        return x_BTD, tuple(state_after)
+
+    def remember(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
+        x_BTD, *state_after, memo = self._run(mamba2_layer_product, x_BTD, state)
+        return x_BTD, tuple(state_after), memo
+
+    def recall(self, x_BTD: Tensor, state: State, memo: Tensor) -> tuple[Tensor, State]:
+        x_BTD, *state_after = self._run(mamba2_layer, x_BTD, state, memo)
+        return x_BTD, tuple(state_after)
+
+    def _run(self, function: Callable[..., Any], x_BTD: Tensor, state: State, *memo: Tensor) -> Any:
+        """The function itself knows nothing of autocast: scans stay in fp32."""
+        weights, kind = self.weights, x_BTD.device.type
         with torch.autocast(kind, enabled=False) if _mixes(kind) else nullcontext():
-            x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, weights, self.shape)
-        return x_BTD, (conv_BVW, ssm_BHPN)
+            return function(x_BTD, *state, weights, self.shape, *memo)
 
-    def initial_state(self, x_BTD: Tensor) -> State:
-        return zero_state(self._weights(), self.shape, x_BTD.shape[0])
-
-    def _weights(self) -> LayerWeights:
-        weights = layer_weights(self.norm, self.mixer)
-        kind = weights.in_proj_XD.device.type
+    @property
+    def weights(self) -> LayerWeights:
+        weights, kind = super().weights, self.mixer.in_proj.weight.device.type
         if not _mixes(kind):
             return weights
         dtype = torch.get_autocast_dtype(kind)

@@ -5,7 +5,6 @@ V channels of the convolution (I + 2 groups N), W taps of the convolution less o
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,34 +71,27 @@ class Mamba2Layer(nn.Module):
 
     @property
     def weights(self) -> LayerWeights:
-        return layer_weights(self.norm, self.mixer)
+        m = self.mixer
+        assert m.conv1d.bias is not None
+        return LayerWeights(
+            norm_D=self.norm.weight,
+            in_proj_XD=m.in_proj.weight,
+            conv_V1W=m.conv1d.weight,
+            conv_bias_V=m.conv1d.bias,
+            dt_bias_H=m.dt_bias,
+            A_log_H=m.A_log,
+            D_H=m.D,
+            gated_norm_I=m.norm.weight,
+            out_proj_DI=m.out_proj.weight,
+        )
 
     def initial_state(self, x_BTD: Tensor) -> State:
-        return zero_state(self.weights, self.shape, x_BTD.shape[0])
-
-
-def layer_weights(norm: nn.Module, mixer: nn.Module) -> LayerWeights:
-    """The parameters of a norm and a mixer that name them as state-spaces/mamba does."""
-    m: Any = mixer
-    return LayerWeights(
-        norm_D=norm.weight,  # type: ignore[arg-type]
-        in_proj_XD=m.in_proj.weight,
-        conv_V1W=m.conv1d.weight,
-        conv_bias_V=m.conv1d.bias,
-        dt_bias_H=m.dt_bias,
-        A_log_H=m.A_log,
-        D_H=m.D,
-        gated_norm_I=m.norm.weight,
-        out_proj_DI=m.out_proj.weight,
-    )
-
-
-def zero_state(weights: LayerWeights, shape: LayerShape, batch: int) -> State:
-    """Zeros: (batch, channels, taps - 1) in the weights' dtype, channels neighbours in memory as kernels want them,
-    and (batch, heads, head width, state size) in fp32 or wider."""
-    channels, _, taps = weights.conv_V1W.shape
-    high = torch.promote_types(weights.in_proj_XD.dtype, torch.float32)
-    return (
-        weights.in_proj_XD.new_zeros(batch, taps - 1, channels).transpose(1, 2),
-        weights.in_proj_XD.new_zeros(batch, len(weights.D_H), shape.headdim, shape.d_state, dtype=high),
-    )
+        """Zeros: (batch, channels, taps - 1) in the weights' dtype, channels neighbours in memory as kernels want them,
+        and (batch, heads, head width, state size) in fp32 or wider."""
+        w, shape, batch = self.weights, self.shape, x_BTD.shape[0]
+        channels, _, taps = w.conv_V1W.shape
+        high = torch.promote_types(w.in_proj_XD.dtype, torch.float32)
+        return (
+            w.in_proj_XD.new_zeros(batch, taps - 1, channels).transpose(1, 2),
+            w.in_proj_XD.new_zeros(batch, len(w.D_H), shape.headdim, shape.d_state, dtype=high),
+        )

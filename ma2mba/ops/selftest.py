@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ma2mba.ops.backend import backend
-from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_reference
+from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, mamba2_layer_reference
 from ma2mba.ops.loss import cross_entropy_sum
 
 KERNELS_FLOOR = 3e-3
@@ -74,6 +74,8 @@ def self_test(device: torch.device) -> Iterator[Row]:
     for tokens, batch, sizes in CASES:
         case = f"{batch} x {tokens} tokens, groups: {sizes.ngroups}"
         yield from attempt("layer", case, lambda: layer_results(device, sizes, tokens, batch))  # noqa: B023
+        if backend(device) == "triton":
+            yield from attempt("layer recalled", case, lambda: layer_results(device, sizes, tokens, batch, _recalled))  # noqa: B023
     for positions in POSITIONS:
         yield from attempt("loss", f"{positions} positions", lambda: loss_results(device, positions, 5032))  # noqa: B023
 
@@ -87,13 +89,15 @@ def attempt(operation: str, case: str, results: Callable[[], Sequence[Result]]) 
         return [Row(operation, case, "does not run", math.nan, 0.0, note)]
 
 
-def layer_results(device: torch.device, sizes: Sizes, tokens: int, batch: int) -> list[Result]:
+def layer_results(
+    device: torch.device, sizes: Sizes, tokens: int, batch: int, run: LayerFunction | None = None
+) -> list[Result]:
     """`mamba2_layer`: output, both final states, and the gradients of x, both first states and every weight."""
     kernels = backend(device) == "triton"
     dtype = torch.bfloat16 if kernels else torch.float32
     given = [t.to(device) for t in layer_inputs(sizes, tokens, batch, dtype)]
     exact = layer_outcome(mamba2_layer_reference, given, sizes, torch.float64)
-    found = layer_outcome(mamba2_layer, given, sizes, dtype)
+    found = layer_outcome(run or mamba2_layer, given, sizes, dtype)
     bounds = [FP32_BOUND] * len(exact)
     if kernels:
         plain = layer_outcome(mamba2_layer_reference, given, sizes, dtype)
@@ -101,6 +105,15 @@ def layer_results(device: torch.device, sizes: Sizes, tokens: int, batch: int) -
     names = (*RESULTS, *(f"gradient of {name}" for name in INPUTS))
     errors = [relative(f, e) for f, e in zip(found, exact, strict=True)]
     return list(zip(names, errors, bounds, strict=True))
+
+
+def _recalled(
+    x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mamba2_layer` as it runs again in backward, with what it remembers of forward."""
+    with torch.no_grad():
+        product_BTD = mamba2_layer_product(x_BTD, conv_BVW, ssm_BHPN, weights, shape)[3]
+    return mamba2_layer(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
 
 
 def layer_inputs(sizes: Sizes, tokens: int, batch: int, dtype: torch.dtype) -> list[Tensor]:

@@ -29,7 +29,7 @@ BEYOND_A_BLOCK = 44
 
 
 class _PlainLayer(Mamba2Layer):
-    """In plain torch on every device: there are no kernels for fp64."""
+    """In plain torch on every device, without memos: there are no kernels for fp64."""
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         x_BTD, conv_BVW, ssm_BHPN = mamba2_layer_reference(x_BTD, *state, self.weights, self.shape)

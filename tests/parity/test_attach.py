@@ -15,6 +15,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 from ma2mba.magc import Plan, attach, detach, unplanned
 from ma2mba.magc.meter import measuring
 from ma2mba.model.config import BackboneConfig
+from ma2mba.model.foreign import Transformers
 from ma2mba.ops import backend
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
 
@@ -25,7 +26,7 @@ PLANS = [
     None,
     Plan("sequence", 8, 1),
     Plan("sequence", 5, LAYERS),
-    Plan("sequence", 8, LAYERS, stash_every=2),
+    Plan("sequence", 8, LAYERS, stash_every=2, memo_chunks=2),
     Plan("layer", 16, 2, "host"),
     Plan("layer", 100, LAYERS),
 ]
@@ -180,9 +181,9 @@ def test_a_deep_copy_runs_its_own_blocks(make):
     with torch.no_grad():
         for parameter in other.backbone.layers.parameters():
             parameter.mul_(1.1)
-    before = outcome(model, 1)
-    assert worst(outcome(detach(other), 1), outcome(attach(other, Plan()), 1)) < BOUND[torch.float32]
-    assert worst(before, outcome(other, 1)) > 1e-2
+    copied = outcome(other, 1)
+    assert worst(copied, outcome(detach(other), 1)) < BOUND[torch.float32]
+    assert worst(copied, outcome(model, 1)) > 1e-2
 
 
 @pytest.mark.parametrize("make", [hf_model, ssm_model])
@@ -248,6 +249,21 @@ def test_mixed_precision_is_as_near_to_fp32_as_the_models_own():
     assert ours.square().mean() < 4 * own.square().mean()
     matrices = torch.tensor([exact.dim() > 1 for exact in right])
     assert (ours[matrices] < 2 * own[matrices]).all()
+
+
+def test_under_autocast_projections_are_rounded_and_nothing_else():
+    block = hf_model().backbone.layers[0]
+    rounded = copy.deepcopy(block)
+    for module in (rounded.norm, rounded.mixer.in_proj, rounded.mixer.norm, rounded.mixer.out_proj):
+        module.to(torch.bfloat16)
+    x, found = torch.randn(2, TOKENS, 32), []
+    for one, mixed in ((block, True), (rounded, False)):
+        layer = Transformers.layer(one)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            y, state = layer(x, layer.initial_state(x))
+        found.append((y, *state))
+    assert [t.dtype for t in found[0]] == [torch.float32, torch.bfloat16, torch.float32]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(
