@@ -8,18 +8,16 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from transformers import Mamba2Config, Mamba2ForCausalLM
+from torch import nn
 
 from ma2mba.magc import Plan, attach, detach, unplanned
 from ma2mba.magc.meter import measuring
 from ma2mba.model.config import BackboneConfig
 from ma2mba.model.foreign import Transformers
 from ma2mba.ops import backend
+from tests.parity.foreign_models import LAYERS, TOKENS, InDouble, hf_model, ids, outcome, ssm_model, worst
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
 
-TOKENS, VOCABULARY, LAYERS = 37, 50, 3
 ON_GPU = torch.cuda.is_available() and backend(torch.device("cuda")) == "triton"
 BOUND = {torch.float64: 1e-10, torch.float32: 2e-5}
 PLANS = [
@@ -30,58 +28,6 @@ PLANS = [
     Plan("layer", 16, 2, "host"),
     Plan("layer", 100, LAYERS),
 ]
-
-
-class InDouble(TorchFunctionMode):
-    """Whoever asks for fp32 gets fp64."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is Tensor.float:
-            return args[0].double()
-        if function is Tensor.to:
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
-        return function(*args, **(kwargs or {}))
-
-
-def hf_model(**changes) -> Mamba2ForCausalLM:
-    torch.manual_seed(0)
-    values = {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2, "chunk_size": 16}
-    values |= {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS}
-    model = Mamba2ForCausalLM(Mamba2Config(**(values | changes)))
-    with torch.no_grad():  # the fresh model repeats its input and has equal decays
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model.train()
-
-
-def ssm_model(ngroups: int = 1, **switches) -> MambaLMHeadModel:
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "n_layer": LAYERS, "vocab_size": VOCABULARY, "d_state": 16, "headdim": 8, "ssd_block": 16}
-    return MambaLMHeadModel(BackboneConfig(**sizes, ngroups=ngroups), **switches)
-
-
-def ids(batch: int, seed: int = 1) -> Tensor:
-    return torch.randint(0, VOCABULARY, (batch, TOKENS), generator=torch.Generator().manual_seed(seed))
-
-
-def outcome(model: nn.Module, batch: int) -> list[Tensor]:
-    """Loss, logits and every gradient; the loss of `labels` where the model has one."""
-    given = ids(batch).to(next(model.parameters()).device)
-    model.zero_grad(set_to_none=True)
-    if isinstance(model, Mamba2ForCausalLM):
-        result = model(input_ids=given, labels=given)
-        loss = result.loss
-    else:
-        result = model(given)
-        loss = nn.functional.cross_entropy(result.logits[:, :-1].flatten(0, 1), given[:, 1:].flatten())
-    loss.backward()
-    return [loss.detach(), result.logits.detach(), *[p.grad for p in model.parameters()]]
-
-
-def worst(found: list[Tensor], right: list[Tensor]) -> float:
-    pairs = ((a.cpu().double(), b.cpu().double()) for a, b in zip(found, right, strict=True))
-    return max(((a - b).norm() / b.norm().clamp(min=1e-300)).item() for a, b in pairs)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -264,58 +210,6 @@ def test_under_autocast_projections_are_rounded_and_nothing_else():
         found.append((y, *state))
     assert [t.dtype for t in found[0]] == [torch.float32, torch.bfloat16, torch.float32]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("make", "problem"),
-    [
-        (lambda: hf_model(use_bias=True), "a bias in their projections"),
-        (lambda: hf_model(use_conv_bias=False), "a convolution without bias"),
-        (lambda: hf_model(time_step_limit=(0.0, 0.1)), r"time_step_limit=\(0.0, 0.1\)"),
-        (lambda: hf_model(hidden_act="gelu"), "hidden_act=gelu"),
-        (lambda: ssm_model(norm_before_gate=True), "norm_before_gate=True"),
-        (lambda: ssm_model(norm_epsilon=1e-3), "norms of different eps"),
-        (lambda: nn.Linear(2, 2), "Linear is none of MambaLMHeadModel, Mamba2ForCausalLM"),
-    ],
-)
-def test_models_that_cannot_be_attached_say_why(make, problem):
-    model = make()
-    with pytest.raises(ValueError, match=problem):
-        attach(model)
-    assert "_magc_attachment" not in vars(model)
-
-
-def test_adapters_put_in_later_are_not_passed_over_in_silence():
-    model = attach(hf_model(), Plan())
-
-    class Wrapped(nn.Linear):
-        pass
-
-    model.backbone.layers[2].mixer.in_proj.__class__ = Wrapped
-    with pytest.raises(ValueError, match=r"not plain nn\.Linear"):
-        model(ids(1))
-
-
-@pytest.mark.parametrize(
-    ("call", "problem"),
-    [
-        ({"attention_mask": torch.ones(2, TOKENS).tril(TOKENS - 2)}, "attention_mask has zeros"),
-        ({"output_hidden_states": True}, "output_hidden_states keeps every layer's output"),
-    ],
-)
-def test_calls_that_cannot_be_honoured_are_refused(call, problem):
-    model = attach(hf_model(), Plan())
-    with pytest.raises(ValueError, match=problem):
-        model(ids(2), **call)
-    with torch.no_grad():
-        model(ids(2), **call)
-
-
-def test_checkpointing_twice_is_refused():
-    model = attach(hf_model(), Plan())
-    model.gradient_checkpointing_enable()
-    with pytest.raises(ValueError, match=r"gradient_checkpointing_disable\(\)"):
-        model(ids(1))
 
 
 def test_frozen_layers_train_nothing_but_pass_on():
