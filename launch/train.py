@@ -48,6 +48,7 @@ def run(recipe: Recipe) -> None:
     from ma2mba.training.build import build
     from ma2mba.training.guard import guard
     from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
+    from ma2mba.training.soundness import check_operations
     from ma2mba.training.world import World
 
     job = build(recipe, World.from_environment())
@@ -59,6 +60,7 @@ def run(recipe: Recipe) -> None:
     processes.start_processes(job.world)
     activity = Activity()
     with open_loader(job) as loader, guard(job, activity):
+        check_operations(job.world.device, job.model.config.language_model)
         engine = open_engine(job)
         with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
             train(job, engine, loader, metrics, activity)

@@ -1,4 +1,4 @@
-"""The command line: ask, eval, export, inspect, plan, replay. What is slow to import waits for its command."""
+"""The command line: ask, eval, export, inspect, plan, replay, doctor. What is slow to import waits for its command."""
 
 import json
 import time
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from data_prep.progress import Reporter
 from ma2mba import __version__
+from ma2mba.cli_doctor import doctor
 from ma2mba.cli_plan import plan
 from ma2mba.cli_replay import replay
 from ma2mba.devices import device_name
@@ -137,6 +138,7 @@ def inspect(
 
 app.command()(plan)
 app.command()(replay)
+app.command()(doctor)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Needs nothing but PyTorch, and knows nothing of video or of Mamba.
 """
 
 from ma2mba.magc.api import Streamer, checkpoint, stream
+from ma2mba.magc.attach import attach, detach
 from ma2mba.magc.plan import Plan
 
-__all__ = ["Plan", "Streamer", "checkpoint", "stream"]
+__all__ = ["Plan", "Streamer", "attach", "checkpoint", "detach", "stream"]

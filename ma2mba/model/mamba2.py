@@ -87,11 +87,11 @@ class Mamba2Layer(nn.Module):
 
     def initial_state(self, x_BTD: Tensor) -> State:
         """Zeros: (batch, channels, taps - 1) in the weights' dtype, channels neighbours in memory as kernels want them,
-        and (batch, heads, head width, state size) fp32."""
-        c, weight = self.mixer.config, self.mixer.in_proj.weight
-        high = torch.promote_types(weight.dtype, torch.float32)
-        batch = x_BTD.shape[0]
+        and (batch, heads, head width, state size) in fp32 or wider."""
+        w, shape, batch = self.weights, self.shape, x_BTD.shape[0]
+        channels, _, taps = w.conv_V1W.shape
+        high = torch.promote_types(w.in_proj_XD.dtype, torch.float32)
         return (
-            weight.new_zeros(batch, c.d_conv - 1, c.conv_width).transpose(1, 2),
-            weight.new_zeros(batch, c.heads, c.headdim, c.d_state, dtype=high),
+            w.in_proj_XD.new_zeros(batch, taps - 1, channels).transpose(1, 2),
+            w.in_proj_XD.new_zeros(batch, len(w.D_H), shape.headdim, shape.d_state, dtype=high),
         )

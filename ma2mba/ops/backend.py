@@ -10,8 +10,11 @@ from typing import Literal
 
 import torch
 
+from ma2mba.errors import UserError
+
 Backend = Literal["torch", "triton", "shadow"]
 CHOICE = "MA2MBA_OPS"
+REMEDY = "install them with: pip install 'ma2mba[gpu]'"
 _SHADOWS: ContextVar[bool] = ContextVar("shadows", default=False)
 logger = logging.getLogger("ma2mba.ops")
 
@@ -19,18 +22,24 @@ logger = logging.getLogger("ma2mba.ops")
 def backend(device: torch.device) -> Backend:
     """Which implementation runs on this device; said in the log once.
 
-    The environment variable MA2MBA_OPS=torch keeps to plain torch. MA2MBA_OPS=triton raises ImportError where kernels
-    are missing. The meta device computes nothing: "shadow" there allocates what the kernels of a GPU would.
+    The environment variable MA2MBA_OPS=torch keeps to plain torch. Raises UserError for MA2MBA_OPS=triton where
+    kernels are missing, and for another value. The meta device computes nothing: "shadow" there allocates what the
+    kernels of a GPU would.
     """
     if device.type == "meta":
         return "shadow" if _SHADOWS.get() else "torch"
+    return choice(device)[0]
+
+
+def choice(device: torch.device) -> tuple[Backend, str]:
+    """`backend` of a device that computes, and why."""
     return _choose(os.environ.get(CHOICE, ""), device.type)
 
 
 @cache
-def _choose(asked: str, device_type: str) -> Backend:
+def _choose(asked: str, device_type: str) -> tuple[Backend, str]:
     if asked not in ("", "torch", "triton"):
-        raise ValueError(f"{CHOICE}={asked}: give torch or triton, or unset it")
+        raise UserError(f"{CHOICE}={asked}: give torch or triton, or unset it")
     chosen: Backend = "torch"
     reason = "there is no GPU" if device_type != "cuda" else f"{CHOICE}=torch asks for it"
     if device_type == "cuda" and asked != "torch":
@@ -43,10 +52,10 @@ def _choose(asked: str, device_type: str) -> Backend:
             chosen, reason = "triton", "mamba-ssm and causal-conv1d are installed"
         except ImportError as error:
             if asked == "triton":
-                raise
-            reason = f"the GPU's kernels are missing ({error}); install them with: pip install 'ma2mba[gpu]'"
+                raise UserError(f"{CHOICE}=triton: the GPU's kernels are missing ({error}); {REMEDY}") from error
+            reason = f"the GPU's kernels are missing ({error}); {REMEDY}"
     logger.info("operations on %s run in %s: %s", device_type, chosen, reason)
-    return chosen
+    return chosen, reason
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""Small models of transformers and of mamba-ssm's structure, and what comes of a forward and backward of one."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers import Mamba2Config, Mamba2ForCausalLM
+from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+
+from ma2mba.model.config import BackboneConfig
+from tests.parity.mamba_ssm_like import MambaLMHeadModel
+
+TOKENS, VOCABULARY, LAYERS = 37, 50, 3
+GROUPS = 2 if "group_size" in inspect.signature(MambaRMSNormGated).parameters else 1
+"""An older transformers norms all groups as one."""
+
+
+class InDouble(TorchFunctionMode):
+    """Whoever asks for fp32 gets fp64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is Tensor.float:
+            return args[0].double()
+        if function is Tensor.to:
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
+        return function(*args, **(kwargs or {}))
+
+
+def hf_model(**changes) -> Mamba2ForCausalLM:
+    torch.manual_seed(0)
+    values = {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": GROUPS, "chunk_size": 16}
+    values |= {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS}
+    model = Mamba2ForCausalLM(Mamba2Config(**(values | changes)))
+    with torch.no_grad():  # the fresh model repeats its input and has equal decays
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.train()
+
+
+def ssm_model(ngroups: int = 1, **switches) -> MambaLMHeadModel:
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "n_layer": LAYERS, "vocab_size": VOCABULARY, "d_state": 16, "headdim": 8, "ssd_block": 16}
+    return MambaLMHeadModel(BackboneConfig(**sizes, ngroups=ngroups), **switches)
+
+
+def ids(batch: int, seed: int = 1) -> Tensor:
+    return torch.randint(0, VOCABULARY, (batch, TOKENS), generator=torch.Generator().manual_seed(seed))
+
+
+def outcome(model: nn.Module, batch: int) -> list[Tensor]:
+    """Loss, logits and every gradient; the loss of `labels` where the model has one."""
+    given = ids(batch).to(next(model.parameters()).device)
+    model.zero_grad(set_to_none=True)
+    if isinstance(model, Mamba2ForCausalLM):
+        result = model(input_ids=given, labels=given)
+        loss = result.loss
+    else:
+        result = model(given)
+        loss = nn.functional.cross_entropy(result.logits[:, :-1].flatten(0, 1), given[:, 1:].flatten())
+    loss.backward()
+    return [loss.detach(), result.logits.detach(), *[p.grad for p in model.parameters()]]
+
+
+def worst(found: list[Tensor], right: list[Tensor]) -> float:
+    pairs = ((a.cpu().double(), b.cpu().double()) for a, b in zip(found, right, strict=True))
+    return max(((a - b).norm() / b.norm().clamp(min=1e-300)).item() for a, b in pairs)

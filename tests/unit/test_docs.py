@@ -1,0 +1,37 @@
+"""The blocks of docs/engine.md and README.md that need no GPU run as they stand, and use the engine in few lines."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [
+    (name, block) for name in ("README.md", "docs/engine.md") for block in BLOCK.findall((ROOT / name).read_text())
+]
+
+
+def test_there_are_blocks():
+    assert [name for name, _ in BLOCKS] == ["README.md", *["docs/engine.md"] * 3]
+
+
+@pytest.mark.parametrize(("name", "block"), BLOCKS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(BLOCKS)])
+def test_a_block_runs_and_gives_every_parameter_a_gradient(name, block):
+    torch.manual_seed(0)
+    names: dict = {"__name__": "block"}
+    exec(compile(block, name, "exec"), names)
+    modules = [value for value in names.values() if isinstance(value, torch.nn.Module)]
+    parameters = [p for module in modules for p in module.parameters()]
+    assert parameters
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters)
+
+
+def test_each_use_takes_under_15_lines():
+    """The layer itself is the user's model; imports and the use of it are counted, blank lines are not."""
+    page = (ROOT / "docs" / "engine.md").read_text()
+    for block in re.findall(r"^```python(?: gpu)?\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[:3]:
+        without_layer = re.sub(r"^class .*?(?=^\S(?!lass))", "", block, flags=re.MULTILINE | re.DOTALL)
+        lines = [line for line in without_layer.splitlines() if line.strip()]
+        assert 5 < len(lines) < 15, lines
