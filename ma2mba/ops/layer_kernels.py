@@ -16,8 +16,10 @@ import triton
 import triton.language as tl
 from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from ma2mba.ops.layer import LayerShape, LayerWeights
+from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer_reference
+from ma2mba.ops.neighbours import exchange_input_gradients, exchange_inputs, last_inputs
 from ma2mba.ops.norm_kernels import gated_backward, gated_forward, rms_backward, rms_forward
 from ma2mba.ops.scan_kernels import Scanned, scan_backward, scan_forward
 
@@ -31,15 +33,27 @@ def most_tokens(batch: int, width: int, block: int) -> int:
 
 
 def layer_kernels(
-    x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens."""
+    """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens.
+
+    With a group that is not done: raises ValueError for a part that is so long.
+    """
+    if x_BTD.shape[1] == 0:
+        return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
     limit = most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block)
     if x_BTD.shape[1] <= limit:
-        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, *weights.tensors())
+        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, group, *weights.tensors())
+    if group is not None:
+        raise ValueError(f"a rank's part of a chunk has {x_BTD.shape[1]} tokens, kernels reach {limit}; cut it shorter")
     outputs = []
     for part_BTD in x_BTD.split(limit, dim=1):
-        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, *weights.tensors())
+        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, *weights.tensors())
         outputs.append(y_BTD)
     return torch.cat(outputs, dim=1), conv_BVW, ssm_BHPN
 
@@ -95,6 +109,16 @@ def _convolve(xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor) -> Tensor:
     return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
 
 
+def _inputs_around(xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts)."""
+    if group is None:
+        after_BVW = _last_inputs(xBC_BTV, conv_BVW)
+    else:
+        tail_BVW = last_inputs(xBC_BTV, conv_BVW)
+        conv_BVW, after_BVW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
+    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW
+
+
 def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
     """The convolution's state after these tokens, however few; channels are neighbours in memory."""
     kept = conv_BVW.shape[2]
@@ -124,26 +148,32 @@ def _scanned(
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, shape: LayerShape, *tensors: Tensor
+        ctx: Any,
+        x_BTD: Tensor,
+        conv_BVW: Tensor,
+        ssm_BHPN: Tensor,
+        shape: LayerShape,
+        group: ProcessGroup | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weights = LayerWeights(*tensors)
         batch, inner = x_BTD.shape[0], weights.gated_norm_I.shape[0]
         x_BTD = x_BTD.contiguous()
-        conv_BVW = conv_BVW.transpose(1, 2).contiguous().transpose(1, 2)
         small = _Small.of(weights)
         u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
         zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (batch, -1))
         z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
+        conv_BVW, tail_BVW = _inputs_around(xBC_BTV, conv_BVW, group)
         scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
-        y_BTHP, final_BHPN = scan_forward(scanned)
+        y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
         gated_MI = gated_forward(
             y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
-        ctx.shape, ctx.weights = shape, weights
+        ctx.shape, ctx.weights, ctx.group = shape, weights, group
         ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP)
         ctx.set_materialize_grads(False)
         after_BTD = x_BTD + (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
-        return after_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN
+        return after_BTD, tail_BVW, final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
@@ -172,17 +202,22 @@ class _Layer(torch.autograd.Function):
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
         dparts = _convolved(dconvolved_BTV, shape, inner)
         d = scan_backward(
-            scanned, dy_MI.view(y_BTHP.shape), dfinal, dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN
+            scanned, dy_MI.view(y_BTHP.shape), dfinal, dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN, ctx.group
         )
         del dy_MI, scanned
         dtaps, dconv_bias, dconv = _convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)
-        _add_tail(dxBC_BTV, dconv, dtail)
+        if ctx.group is None:
+            _add_tail(dxBC_BTV, dconv, dtail)
+        else:
+            dtail, dinitial = exchange_input_gradients(dconv, dtail, x_BTD.shape[1], ctx.group)
+            _add_tail(dxBC_BTV, dconv, dtail)
+            dconv = dinitial
         dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)
         din_proj = weight_gradient(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
         vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
         gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
-        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, *gradients
+        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, *gradients
 
 
 def _convolve_backward(

@@ -1,0 +1,27 @@
+"""A Mamba-2 layer on one rank's part of a chunk's tokens."""
+
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from ma2mba.model.mamba2 import Mamba2Layer, State
+from ma2mba.ops import mamba2_layer
+
+
+class SplitLayer(nn.Module):
+    """`layer` as a step of all ranks of a group: each brings its part of the tokens, maybe none; the states are whole.
+
+    Gradients of parameters are each rank's share, those of states the whole (`ma2mba.ops.neighbours`).
+    """
+
+    def __init__(self, layer: Mamba2Layer, group: ProcessGroup):
+        super().__init__()
+        self.layer, self.group = layer, group
+
+    def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """x (batch, tokens of this rank, width) and the state before the chunk -> x and the state after the chunk."""
+        weights, shape = self.layer.weights, self.layer.shape
+        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, weights, shape, self.group)
+        return x_BTD, (conv_BVW, ssm_BHPN)
+
+    def initial_state(self, x_BTD: Tensor) -> State:
+        return self.layer.initial_state(x_BTD)
