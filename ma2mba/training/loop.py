@@ -29,7 +29,7 @@ def open_engine(job: Job) -> Engine:
 def open_loader(job: Job) -> Loader:
     """This rank's batches from the job's position on."""
     tokens_per_frame = job.model.config.tokens_per_frame
-    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=job.world.rank, at=job.position)
+    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=job.world.group, at=job.position)
 
 
 def open_metrics(job: Job) -> Metrics:
@@ -74,7 +74,7 @@ def train_step(engine: Engine, loaded: LoadedStep, factor: float) -> StepResult:
     """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them."""
     plan = loaded.plan
     rates = engine.set_rates(factor)
-    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.rank]))
+    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.group]))
     losses = [engine.micro_step(batch, averaged_over / plan.targets) for batch in loaded.batches]
     return StepResult(
         loss=engine.sum_over_ranks(torch.stack(losses).sum()) / averaged_over,
