@@ -13,8 +13,9 @@ class SplitLayer(nn.Module):
     Gradients of parameters are each rank's share, those of states the whole (`ma2mba.ops.neighbours`).
     """
 
-    def __init__(self, layer: Mamba2Layer, group: ProcessGroup):
+    def __init__(self, layer: nn.Module, group: ProcessGroup):
         super().__init__()
+        assert isinstance(layer, Mamba2Layer)
         self.layer, self.group = layer, group
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:

@@ -1,6 +1,6 @@
 """Ranks on one machine that hold parts of one sequence, and what they compute. Run by test_sequence_parallel.py."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.split_layer import SplitLayer
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
+from tests.parity import test_kernels
 from tests.parity.worlds import mamba_layers
 
 WIDTH = 16
 Parts = Sequence[Sequence[int]]
 """Tokens of every rank in every chunk."""
-Case = tuple[Parts, int, Plan]
-"""Parts, rows of the batch, and how it is checkpointed."""
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
 """By name: what each rank has a share of, and what every rank has whole."""
+Case = Callable[[dist.ProcessGroup | None], Outcome]
 
 
 class Ends(nn.Module):
@@ -36,8 +37,8 @@ class Ends(nn.Module):
         return ((x_BTD.sin() * self.weight[ids_BT]).sum(),)
 
 
-def outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGroup | None = None) -> Outcome:
-    """Loss, states and gradients of a streamed run over this rank's parts, or over everything without a group."""
+def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGroup | None) -> Outcome:
+    """Loss, states and gradients of streamed layers over this rank's parts, or over everything without a group."""
     tokens = sum(map(sum, parts))
     torch.manual_seed(tokens + batch)
     layers, ends = mamba_layers(2, WIDTH), Ends(batch * tokens).double()
@@ -66,9 +67,27 @@ def cut(parts: Parts, batch: int, group: dist.ProcessGroup | None) -> list[Tenso
     return [ids.split(list(lengths), dim=1)[dist.get_rank(group)] for ids, lengths in zip(chunks, parts, strict=True)]
 
 
+def kernels_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | None) -> Outcome:
+    """One bf16 layer on a GPU, over this rank's part."""
+
+    def run(x_BTD: Tensor, conv: Tensor, ssm: Tensor, weights: LayerWeights, shape: LayerShape) -> tuple[Tensor, ...]:
+        if group is None:
+            return mamba2_layer(x_BTD, conv, ssm, weights, shape)
+        rank = dist.get_rank(group)
+        parts = [part.detach() * 0 if r != rank else part for r, part in enumerate(x_BTD.split(list(lengths), dim=1))]
+        parts[rank], conv, ssm = mamba2_layer(parts[rank], conv, ssm, weights, shape, group)
+        return torch.cat(parts, dim=1), conv, ssm
+
+    given = test_kernels.inputs(sum(lengths), batch, 1, torch.bfloat16)
+    tensors = test_kernels.outcome(run, given, torch.bfloat16, torch.float32, 1)
+    named = {f"{i}": tensor.detach().double().cpu() for i, tensor in enumerate(tensors)}
+    whole = {name: named.pop(name) for name in ("1", "2", "4", "5")}  # the states and their gradients
+    return named, whole
+
+
 def work(rank: int, ranks: int, folder: Path, cases: Sequence[Case]) -> None:
     """One rank: compute all cases and write the outcomes to `folder`."""
     store = dist.FileStore(str(folder / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    torch.save([outcome(*case, dist.group.WORLD) for case in cases], folder / f"{rank}.pt")
+    torch.save([case(dist.group.WORLD) for case in cases], folder / f"{rank}.pt")
     dist.destroy_process_group()
