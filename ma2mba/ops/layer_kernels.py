@@ -109,14 +109,18 @@ def _convolve(xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor) -> Tensor:
     return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
 
 
-def _inputs_around(xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
-    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts)."""
+def _inputs_around(
+    xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts); with a
+    group, what backward needs to hand gradients to the other parts."""
+    chosen_RW = None
     if group is None:
         after_BVW = _last_inputs(xBC_BTV, conv_BVW)
     else:
         tail_BVW = last_inputs(xBC_BTV, conv_BVW)
-        conv_BVW, after_BVW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
-    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW
+        conv_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
+    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW, chosen_RW
 
 
 def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
@@ -163,21 +167,21 @@ class _Layer(torch.autograd.Function):
         u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
         zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (batch, -1))
         z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-        conv_BVW, tail_BVW = _inputs_around(xBC_BTV, conv_BVW, group)
+        conv_BVW, tail_BVW, chosen_RW = _inputs_around(xBC_BTV, conv_BVW, group)
         scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
         y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
         gated_MI = gated_forward(
             y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
         ctx.shape, ctx.weights, ctx.group = shape, weights, group
-        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP)
+        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, chosen_RW)
         ctx.set_materialize_grads(False)
         after_BTD = x_BTD + (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
         return after_BTD, tail_BVW, final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
-        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP = ctx.saved_tensors
+        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, chosen_RW = ctx.saved_tensors
         shape, weights = ctx.shape, ctx.weights
         inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
         dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
@@ -209,7 +213,7 @@ class _Layer(torch.autograd.Function):
         if ctx.group is None:
             _add_tail(dxBC_BTV, dconv, dtail)
         else:
-            dtail, dinitial = exchange_input_gradients(dconv, dtail, x_BTD.shape[1], ctx.group)
+            dtail, dinitial = exchange_input_gradients(dconv, dtail, chosen_RW, ctx.group)
             _add_tail(dxBC_BTV, dconv, dtail)
             dconv = dinitial
         dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)

@@ -10,6 +10,7 @@ S slots (W for the state before the chunk, then W for every rank).
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,22 +39,22 @@ def last_inputs(x_BTV: Tensor, like_BVW: Tensor) -> Tensor:
 
 def exchange_inputs(
     tail_BVW: Tensor, initial_BVW: Tensor, tokens: int, group: dist.ProcessGroup
-) -> tuple[Tensor, Tensor]:
-    """`inputs_before` of the part's `last_inputs`; without a graph."""
-    tails_RBVW, counts_R = _gather_inputs(tail_BVW, tokens, group)
-    chosen_RW = _chosen_slots(counts_R, tail_BVW.shape[2])
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`inputs_before` of the part's `last_inputs`, without a graph, and the slots that were chosen for all parts."""
+    count = tail_BVW.new_full((1,), min(tokens, tail_BVW.shape[2]))
+    tails_RBVW, counts_R1 = _gather([tail_BVW, count], group)
+    chosen_RW = _chosen_slots(counts_R1, tail_BVW.shape[2])
     slots_BVS = torch.cat([initial_BVW, *tails_RBVW], dim=2)
-    return slots_BVS[..., chosen_RW[dist.get_rank(group)]], slots_BVS[..., chosen_RW[-1]]
+    return slots_BVS[..., chosen_RW[dist.get_rank(group)]], slots_BVS[..., chosen_RW[-1]], chosen_RW
 
 
 def exchange_input_gradients(
-    dbefore_BVW: Tensor, dafter_BVW: Tensor | None, tokens: int, group: dist.ProcessGroup
+    dbefore_BVW: Tensor, dafter_BVW: Tensor | None, chosen_RW: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the part's `last_inputs` (zero where they are padding) and of the inputs before the chunk."""
-    dbefore_RBVW, counts_R = _gather_inputs(dbefore_BVW, tokens, group)
-    kept, (batch, channels) = dbefore_BVW.shape[2], dbefore_BVW.shape[:2]
-    chosen_RW = _chosen_slots(counts_R, kept)
-    dslots_BVS = dbefore_BVW.new_zeros(batch, channels, chosen_RW.shape[0] * kept)
+    (dbefore_RBVW,) = _gather([dbefore_BVW], group)
+    batch, channels, kept = dbefore_BVW.shape
+    dslots_BVS = dbefore_BVW.new_zeros(batch, channels, chosen_RW.numel())
     for chosen_W, d_BVW in zip(chosen_RW, [*dbefore_RBVW, dafter_BVW], strict=True):
         if d_BVW is not None:
             dslots_BVS.index_add_(2, chosen_W, d_BVW.to(dslots_BVS.dtype))
@@ -61,21 +62,18 @@ def exchange_input_gradients(
     return dslots_BVS[..., own : own + kept], dslots_BVS[..., :kept]
 
 
-def _gather_inputs(t_BVW: Tensor, tokens: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """Every rank's tensor, and how many of its W inputs there are."""
-    count = t_BVW.new_full((1,), min(tokens, t_BVW.shape[2]))
-    t_RBVW, counts_R1 = _gather([t_BVW, count], group)
-    return t_RBVW, counts_R1[:, 0]
-
-
-def _chosen_slots(counts_R: Tensor, kept: int) -> Tensor:
+def _chosen_slots(counts_R1: Tensor, kept: int) -> Tensor:
     """(R + 1, W): which slots hold the last W inputs before each rank's part, and (last) before the next chunk."""
-    parts, device = len(counts_R) + 1, counts_R.device
-    slot_S = torch.arange(parts * kept, device=device)
-    counts_S = torch.cat([counts_R.new_full((1,), kept), counts_R]).repeat_interleave(kept, output_size=parts * kept)
-    filled_S = slot_S % kept >= kept - counts_S
-    before_RS = slot_S < kept * torch.arange(1, parts + 1, device=device)[:, None]
-    return torch.argsort((filled_S & before_RS).byte(), dim=1, stable=True)[:, -kept:]
+    missing_W, before_RS = _places(len(counts_R1) + 1, kept, counts_R1.device)
+    filled_RW = F.pad(counts_R1, (0, 0, 1, 0), value=kept) >= missing_W
+    return torch.argsort((filled_RW.flatten() & before_RS).byte(), dim=1, stable=True)[:, -kept:]
+
+
+@cache
+def _places(parts: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many inputs a part must have for each of its slots to be filled; which slots come before each part."""
+    ends_R1 = kept * torch.arange(1, parts + 1, device=device)[:, None]
+    return torch.arange(kept, 0, -1, device=device), torch.arange(parts * kept, device=device) < ends_R1
 
 
 class _InputsBefore(torch.autograd.Function):
@@ -83,13 +81,16 @@ class _InputsBefore(torch.autograd.Function):
     def forward(
         ctx: Any, tail_BVW: Tensor, initial_BVW: Tensor, tokens: int, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor]:
-        ctx.tokens, ctx.group = tokens, group
-        return exchange_inputs(tail_BVW, initial_BVW, tokens, group)
+        before_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, initial_BVW, tokens, group)
+        ctx.save_for_backward(chosen_RW)
+        ctx.group = group
+        return before_BVW, after_BVW
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dbefore_BVW: Tensor, dafter_BVW: Tensor) -> tuple[Tensor | None, ...]:
-        return *exchange_input_gradients(dbefore_BVW, dafter_BVW, ctx.tokens, ctx.group), None, None
+        (chosen_RW,) = ctx.saved_tensors
+        return *exchange_input_gradients(dbefore_BVW, dafter_BVW, chosen_RW, ctx.group), None, None
 
 
 def state_before(

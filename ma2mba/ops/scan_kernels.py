@@ -69,7 +69,7 @@ def scan_forward(s: Scanned, group: ProcessGroup | None = None) -> tuple[Tensor,
     added_BCHPN = _added(s, decay_BHCQ, dt_BHCQ)
     before_BHPN, after_BHPN = s.initial_BHPN, None
     if group is not None:
-        own_BHPN = _weighted_sum(added_BCHPN, _decay_behind(decay_BHCQ))
+        _, own_BHPN = _entering(added_BCHPN, decay_BHCQ, torch.zeros_like(before_BHPN), s.C_BTGN.dtype)
         before_BHPN, after_BHPN = exchange_states(_decay_of_part(decay_BHCQ), own_BHPN, before_BHPN, group)
     entering_BCHPN, final_BHPN = _entering(added_BCHPN, decay_BHCQ, before_BHPN, s.C_BTGN.dtype)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
@@ -143,11 +143,6 @@ def _entering(
 
 def _decay_of_part(decay_BHCQ: Tensor) -> Tensor:
     return decay_BHCQ[..., -1].sum(-1).exp()
-
-
-def _decay_behind(decay_BHCQ: Tensor) -> Tensor:
-    """(B, H, C): by how much a state that leaves a block decays up to the end of the last."""
-    return F.pad(decay_BHCQ[:, :, 1:, -1].flip(-1).cumsum(-1).flip(-1), (0, 1)).exp()
 
 
 def _decay_before(decay_BHCQ: Tensor) -> Tensor:
