@@ -35,6 +35,7 @@ from data_prep.pictures import clip_view, to_jpeg  # noqa: E402
 from ma2mba.data.dataset import Dataset, StoredFrames  # noqa: E402
 from ma2mba.data.loader import Loader  # noqa: E402
 from ma2mba.data.sampler import Sampler  # noqa: E402
+from ma2mba.magc import Plan  # noqa: E402
 from ma2mba.model.config import VisionConfig  # noqa: E402
 from ma2mba.model.conversation import END, Turn, encode_conversation  # noqa: E402
 from ma2mba.model.vision import VisionEncoder  # noqa: E402
@@ -253,7 +254,7 @@ def consume(dataset: Dataset, tokens_per_second: float, steps: int = 4) -> tuple
         started = time.perf_counter()
         for loaded, _ in zip(loader, range(steps), strict=False):
             for batch in loaded.batches:
-                chunks = Chunks(batch, CHUNK_TOKENS, TOKENS_PER_FRAME, torch.device("cpu"))
+                chunks = Chunks(batch, Plan(chunk_tokens=CHUNK_TOKENS), TOKENS_PER_FRAME, torch.device("cpu"))
                 for i in (*range(len(chunks)), *reversed(range(len(chunks)))):  # forward, backward
                     time.sleep(chunks[i][0].numel() / tokens_per_second / 2)
         taken = time.perf_counter() - started

@@ -1,194 +1,173 @@
-"""Speed and memory of streamed training of Mamba-2 on one GPU: python benchmarks/magc.py [--out FILE.json]
+"""MA-GC on one GPU, checked and then measured: python benchmarks/magc.py WHAT ... --out results.json
 
-Checks first (recorded chunks against plain ones, on the same kernels), then measures tokens a second and peak memory of
-a step (forward, backward, mean cross-entropy over every token) by chunk length and sequence length, beside mamba-ssm's
-own model without checkpointing. Prints one JSON object.
+    exact                          every schedule's gradients against plain autograd on the same kernels
+    stream --chunks 2304 16384 --tokens 16384 131072       forward and backward of a streamed model
+    peer                           mamba-ssm's own model without checkpointing, same loss, 16,384 tokens
+    official --checkout FOLDER     the public code of the paper's authors (github.com/klae01/ma2mba)
+    train --chunk 16384 --tokens 8000000 [--cap-gb 80]     a whole step with DeepSpeed's ZeRO-1 and AdamW
 
-B batch, T tokens of a chunk, D model width, M rows.
+Several may be given in one call ("exact peer stream ..."). Every case is appended to the JSON file; benchmarks/plots.py
+draws it. Mean cross-entropy over every token, random bf16 weights, batch 1, states in pinned host memory.
 """
 
 import argparse
 import gc
 import json
-import platform
-import statistics
-import subprocess
+import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ma2mba.magc import Plan, Streamer
-from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.model.config import BackboneConfig
-from ma2mba.ops import backend, cross_entropy_sum
+from benchmarks import exactness, gpu
+from benchmarks.gpu import DEVICE, GIB, VOCABULARY
 
-DEVICE = torch.device("cuda")
-SIZES = {"370m": (1024, 48), "1.3b": (2048, 48), "2.7b": (2560, 64)}
-GIB = 2**30
+WHAT = ("exact", "stream", "peer", "official", "train")
+EXACT, NEARER = 1e-5, 1.0
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="2.7b")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 4096, 8192])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2**14, 2**17])
+    parser.add_argument("what", choices=WHAT, nargs="+")
+    parser.add_argument("--size", choices=gpu.SIZES, default="2.7b")
+    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 16384])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2**17])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-peer", action="store_true", help="leave out mamba-ssm's model")
+    parser.add_argument("--memos", type=int, nargs="+", help="chunks with memos, one number for each of --chunks")
+    parser.add_argument("--checkout", type=Path, help="of the official code")
+    parser.add_argument("--cap-gb", type=float, help="let PyTorch take no more than so many 10^9 bytes")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    width, depth = SIZES[arguments.size]
-    config = BackboneConfig(d_model=width, n_layer=depth)
-    report: dict[str, Any] = {"machine": machine(), "size": arguments.size, "cases": []}
-    if not arguments.no_peer:
-        report["cases"].append(peer(config, 2**14, arguments.repeats))
-        say(report["cases"][-1])
+    cases: list[dict[str, Any]] = []
+    failed = 0
+    for what in dict.fromkeys(arguments.what):
+        for case in globals()[f"run_{what}"](arguments):
+            cases.append({"case": what, "size": arguments.size} | case)
+            print(json.dumps(cases[-1]), flush=True)
+            failed += case.get("ok") is False
+            if arguments.out:
+                keep(arguments.out, cases)
         gc.collect()
         torch.cuda.empty_cache()
-    torch.manual_seed(0)
-    model = Mamba2LanguageModel(config).to(DEVICE, torch.bfloat16)
-    report["weights_gib"] = torch.cuda.memory_allocated() / GIB
-    report["check"] = check(model, min(arguments.chunks))
-    say(report["check"])
-    for chunk in arguments.chunks:
-        report["cases"] += [case | {"peer": False} for case in measure(model, chunk, arguments)]
-    text = json.dumps(report, indent=1)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    return 1 if failed else 0
 
 
-def machine() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "operations": backend(DEVICE),
-        "commit": commit.stdout.strip() or "unknown",
-    }
+def keep(path: Path, cases: list[dict[str, Any]]) -> None:
+    """Append the cases of this process to what the file holds of others."""
+    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    known = [run for run in known if run["started"] != STARTED]
+    runs = [*known, {"started": STARTED, "machine": gpu.machine(), "cases": cases}]
+    path.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
-def say(value: Any) -> None:
-    print(json.dumps(value), file=sys.stderr, flush=True)
+STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def streamer(model: Mamba2LanguageModel, chunk: int, graphs: bool) -> Streamer:
-    backbone = model.backbone
-
-    def front(ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        return backbone.embedding(ids_BT).float(), targets_BT
-
-    def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
-        x_MD = backbone.norm_f(x_BTD).flatten(0, 1)
-        return (cross_entropy_sum(x_MD, model.lm_head.weight, targets_BT.flatten()),)
-
-    plan = Plan("sequence", chunk, len(backbone.layers), "host", graphs=graphs)
-    return Streamer(front, backbone.layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
+def run_exact(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One case for each dtype, with the worst row."""
+    every = []
+    for row in exactness.rows(exactness.plans()):
+        every.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    for dtype, bound in (("fp32", EXACT), ("bf16", NEARER)):
+        found = [row for row in every if row["dtype"] == dtype]
+        worst = max(found, key=lambda row: row["worst"])
+        yield {"schedules": len(found), "bound": bound, "ok": worst["worst"] <= bound, **worst}
 
 
-def step(run: Streamer, model: Mamba2LanguageModel, tokens: int) -> float:
-    """Forward and backward over random tokens; the mean cross-entropy."""
-    generator = torch.Generator(DEVICE).manual_seed(tokens)
-    ids_BT = torch.randint(0, 50277, (1, tokens + 1), device=DEVICE, generator=generator)
-    cuts = [(start, min(start + run.plan.chunk_tokens, tokens)) for start in range(0, tokens, run.plan.chunk_tokens)]
-    chunks = [(ids_BT[:, start:stop], ids_BT[:, start + 1 : stop + 1]) for start, stop in cuts]
-    like_x_BTD = torch.empty(1, 0, model.lm_head.in_features, device=DEVICE)
-    model.zero_grad(set_to_none=True)
-    loss, _ = run(chunks, [layer.initial_state(like_x_BTD) for layer in model.backbone.layers])
-    (loss / tokens).backward()
-    return loss.item() / tokens
+def run_stream(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    model = gpu.language_model(arguments.size)
+    weights = sum(p.nbytes for p in model.parameters())
+    gradients = sum(4 * p.numel() + p.nbytes for p in model.parameters())
+    for chunk, memos in zip(arguments.chunks, arguments.memos or [0] * len(arguments.chunks), strict=True):
+        run = gpu.streamer(model, gpu.fast_plan(model, chunk, memos))
+        gpu.step(run, model, 4 * chunk)
+        for tokens in arguments.tokens:
+            figures = gpu.timed(partial(gpu.step, run, model, tokens), tokens, arguments.repeats)
+            beyond = figures["reserved_gib"] - (weights + gradients) / GIB
+            yield {"chunk": chunk, "memos": memos, "graphs": run.plan.graphs, "beyond_gib": round(beyond, 2), **figures}
+        del run
+        gpu.release(model)
 
 
-def check(model: Mamba2LanguageModel, chunk: int) -> dict[str, float]:
-    """Worst relative difference of a parameter's gradient, recorded against plain; a ragged last chunk, two steps."""
-    tokens = 4 * chunk + 100
-    plain = streamer(model, chunk, graphs=False)
-    step(plain, model, tokens)
-    expected = {name: p.grad.cpu() for name, p in model.named_parameters()}
-    recorded = streamer(model, chunk, graphs=True)
-    worst = 0.0
-    for _ in range(2):
-        step(recorded, model, tokens)
-        for name, p in model.named_parameters():
-            a, b = p.grad.float(), expected[name].to(DEVICE).float()
-            worst = max(worst, ((a - b).norm() / b.norm()).item())
-    forget(model)
-    if not worst < 1e-2:
-        raise SystemExit(f"recorded chunks differ from plain ones by {worst}; nothing is measured")
-    return {"recorded_against_plain": worst}
-
-
-def forget(model: Mamba2LanguageModel) -> None:
-    """Let go of a streamer's standing sums."""
-    model.zero_grad(set_to_none=True)
-    for parameter in model.parameters():
-        parameter.__dict__.pop("main_grad", None)
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def measure(model: Mamba2LanguageModel, chunk: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    run = streamer(model, chunk, graphs=True)
-    step(run, model, 3 * chunk)
-    cases = []
-    for tokens in arguments.tokens:
-        step(run, model, tokens)
-        torch.cuda.empty_cache()
-        figures = timed(partial(step, run, model, tokens), tokens, arguments.repeats)
-        cases.append({"case": "streamed", "chunk": chunk} | figures)
-        say(cases[-1])
-    forget(model)
-    return cases
-
-
-def timed(run: Callable[[], float], tokens: int, repeats: int) -> dict[str, Any]:
-    """Median speed, and the most memory held: what recorded graphs use is reserved and not seen as allocated."""
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        loss = run()
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return {
-        "tokens": tokens,
-        "tokens_per_second": round(tokens / statistics.median(seconds)),
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / GIB, 2),
-        "allocated_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
-        "loss": loss,
-    }
-
-
-def peer(config: BackboneConfig, tokens: int, repeats: int) -> dict[str, Any]:
-    """mamba-ssm's model of the same shape, no checkpointing, mean cross-entropy over every token."""
-    from mamba_ssm.models.config_mamba import MambaConfig
+def run_peer(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    shape = MambaConfig(d_model=config.d_model, n_layer=config.n_layer, vocab_size=50277, ssm_cfg={"layer": "Mamba2"})
-    model = MambaLMHeadModel(shape, device="cuda", dtype=torch.bfloat16)
-    ids_BT = torch.randint(0, 50277, (1, tokens + 1), device=DEVICE)
+    yield from _peer(MambaLMHeadModel, arguments, 2**14, every_token=True)
+
+
+def run_official(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """At every length of --tokens, with the last token's logits alone: the whole ones do not fit."""
+    for tokens in arguments.tokens:
+        yield from _peer(_official_model(arguments.checkout), arguments, tokens, every_token=False)
+
+
+def _official_model(checkout: Path) -> Any:
+    """MambaLMHeadModel of another package that calls itself mamba_ssm too."""
+    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mamba_ssm"}
+    sys.path.insert(0, str(checkout))
+    from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+
+    sys.path.remove(str(checkout))
+    for name in [name for name in sys.modules if name.split(".")[0] == "mamba_ssm"]:
+        del sys.modules[name]
+    sys.modules.update(ours)
+    return MambaLMHeadModel
+
+
+def _peer(kind: Any, arguments: argparse.Namespace, tokens: int, every_token: bool) -> Iterator[dict[str, Any]]:
+    from mamba_ssm.models.config_mamba import MambaConfig
+
+    config = gpu.config_of(arguments.size)
+    shape = MambaConfig(config.d_model, 0, config.n_layer, vocab_size=VOCABULARY, ssm_cfg={"layer": "Mamba2"})
+    model = kind(shape, device="cuda", dtype=torch.bfloat16)
+    if not every_token:
+        model.gradient_checkpointing_enable()
+    ids_BS = torch.randint(0, VOCABULARY, (1, tokens + 1), device=DEVICE)
 
     def run() -> float:
         model.zero_grad(set_to_none=True)
-        logits_BTV = model(ids_BT[:, :-1]).logits
-        loss = F.cross_entropy(logits_BTV[0].float(), ids_BT[0, 1:])
+        logits_BSV = model(ids_BS[:, :-1], num_last_tokens=0 if every_token else 1).logits
+        loss = F.cross_entropy(logits_BSV[0].float(), ids_BS[0, -logits_BSV.shape[1] :])
         loss.backward()
         return loss.item()
 
     run()
-    result = {"case": "mamba-ssm, no checkpointing", "peer": True} | timed(run, tokens, repeats)
-    return result
+    figures = gpu.timed(run, tokens, arguments.repeats)
+    held = 2 * sum(p.nbytes for p in model.parameters()) / GIB
+    yield {"every_token": every_token, "beyond_gib": round(figures["allocated_gib"] - held, 2), **figures}
+
+
+def run_train(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One step (forward, backward, optimizer) after one of a few chunks that compiles, records and makes the states."""
+    from benchmarks import gpu_train
+
+    if arguments.cap_gb:
+        share = arguments.cap_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(share)
+    chunk = arguments.chunks[0]
+    began = time.perf_counter()
+    train_step = gpu_train.open_training(arguments.size, chunk)
+    train_step(4 * chunk)
+    ready = time.perf_counter() - began
+    for tokens in arguments.tokens:
+        figures = gpu.timed(partial(train_step, tokens), tokens, 1)
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+        yield {
+            "chunk": chunk,
+            "cap_gb": arguments.cap_gb,
+            "host_gib": round(host, 1),
+            "seconds_to_ready": round(ready, 1),
+            **figures,
+        }
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

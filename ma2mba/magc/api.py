@@ -25,7 +25,9 @@ Layers = Sequence[nn.Module] | nn.ModuleList
 def checkpoint(layers: Layers, x: Tensor, states: Sequence[State] | None, plan: Plan) -> tuple[Tensor, list[State]]:
     """Run `layers` over x with multi-axis gradient checkpointing; the same values and gradients as a plain run.
 
-    layers  modules with `layer(x, state) -> (x, state)`, a state a tuple of tensors, and `layer.initial_state(x)`.
+    layers  modules with `layer(x, state) -> (x, state)`, a state a tuple of tensors, and `layer.initial_state(x)`. They
+            may offer `layer.remember(x, state) -> (x, state, memo)` and `layer.recall(x, state, memo) -> (x, state)`:
+            the same values and gradients, the second with less work (`Plan.memo_chunks`).
     x       (batch, tokens, width), at least one token.
     states  one per layer, or None for `layer.initial_state(x)` of each.
     Returns y (batch, tokens, width) and the final states. Gradients flow from both to x, the parameters and the initial
@@ -111,8 +113,12 @@ def _check_states(states: Sequence[State], root: Step) -> None:
 def _root(groups: Sequence[Sequence[Piece]], plan: Plan) -> tuple[Step, tuple[nn.Parameter, ...]]:
     cells = [Cell(group) for group in groups]
     if plan.nesting == "sequence":
-        step = Live(cells[0]) if len(cells) == 1 else Chain(cells)
-        return Scan(step, plan.stash, plan.stash_every), _parameters(cells)
+        if plan.memo_chunks and len(cells) > 1:
+            raise ValueError(
+                f"memo_chunks needs one group of layers, not {len(cells)}; set group_layers to all of them"
+            )
+        step: Step = Live(cells[0]) if len(cells) == 1 else Chain(cells)
+        return Scan(step, plan.stash, plan.stash_every, plan.memo_chunks), _parameters(cells)
     return Chain([Scan(cell, plan.stash, plan.stash_every) for cell in cells]), _parameters(cells)
 
 

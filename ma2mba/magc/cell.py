@@ -104,6 +104,7 @@ class Piece:
     run: Callable[[Values, Sequence[State]], tuple[Values, list[State]]]
     depth: int
     parameters: tuple[nn.Parameter, ...]
+    layer: Any = None
 
     @staticmethod
     def of_layer(layer: nn.Module) -> "Piece":
@@ -111,7 +112,20 @@ class Piece:
             x, state = layer(values[0], states[0])
             return (x, *values[1:]), [tuple(state)]
 
-        return Piece(run, 1, _trainable([layer]))
+        return Piece(run, 1, _trainable([layer]), layer)
+
+    def remember(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State], Any]:
+        """As `run`, and the layer's memo: None if it offers none."""
+        if not hasattr(self.layer, "remember"):
+            return *self.run(values, states), None
+        x, state, memo = self.layer.remember(values[0], states[0])
+        return (x, *values[1:]), [tuple(state)], memo
+
+    def recall(self, values: Values, states: Sequence[State], memo: Any) -> tuple[Values, list[State]]:
+        if memo is None:
+            return self.run(values, states)
+        x, state = self.layer.recall(values[0], states[0], memo)
+        return (x, *values[1:]), [tuple(state)]
 
     @staticmethod
     def of_function(function: Callable[..., Values], modules: Iterable[nn.Module]) -> "Piece":
@@ -138,9 +152,23 @@ class Cell:
         self.parameters = tuple(dict.fromkeys(p for piece in pieces for p in piece.parameters))
 
     def run(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State]]:
+        return self.recall(values, states, [None] * len(self.pieces))
+
+    def remember(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State], list[Any]]:
+        """As `run`, and each piece's memo."""
         after: list[State] = []
+        memos = []
         for piece in self.pieces:
-            values, piece_states = piece.run(values, states[len(after) : len(after) + piece.depth])
+            values, piece_states, memo = piece.remember(values, states[len(after) : len(after) + piece.depth])
+            after += piece_states
+            memos.append(memo)
+        return values, after, memos
+
+    def recall(self, values: Values, states: Sequence[State], memos: Sequence[Any]) -> tuple[Values, list[State]]:
+        """As `run`, with less work where a piece has left a memo."""
+        after: list[State] = []
+        for piece, memo in zip(self.pieces, memos, strict=True):
+            values, piece_states = piece.recall(values, states[len(after) : len(after) + piece.depth], memo)
             after += piece_states
         return values, after
 
@@ -164,12 +192,13 @@ class Cell:
 class Tape:
     """One forward of a cell with a graph: its inputs as leaves, its outputs, and the way back."""
 
-    def __init__(self, cell: Cell, values: Values, states: Sequence[State]):
+    def __init__(self, cell: Cell, values: Values, states: Sequence[State], memos: Sequence[Any] | None = None):
         self.cell = cell
         self.values = tuple(_leaf(t) for t in values)
         self.states = [tuple(_leaf(t) for t in state) for state in states]
         with torch.enable_grad():
-            self.values_out, self.states_out = cell.run(self.values, self.states)
+            memos = [None] * len(cell.pieces) if memos is None else memos
+            self.values_out, self.states_out = cell.recall(self.values, self.states, memos)
 
     def outputs(self) -> tuple[Values, list[State]]:
         return tuple(t.detach() for t in self.values_out), [tuple(t.detach() for t in s) for s in self.states_out]

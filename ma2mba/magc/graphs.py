@@ -20,46 +20,40 @@ from ma2mba.magc.packing import PackedStates, State, pack
 
 @dataclass
 class _Recording:
-    """The fixed memory and the graphs of one shape. `d_states` holds the gradients of the states after the chunk before
-    a backward, and of those before it afterwards."""
+    """The fixed memory and the graphs of one shape: x, the states, and gradients of both. `d_states` holds those of the
+    states after the chunk before a backward, and those of the states before it afterwards."""
 
-    values: Values
+    x: Tensor
     states: PackedStates
     d_states: PackedStates
     runs: dict[str, int] = field(default_factory=dict)
     graphs: dict[str, torch.cuda.CUDAGraph] = field(default_factory=dict)
-    values_out: Values = ()
+    y: Tensor | None = None
     tape: Tape | None = None
-    d_values_out: list[Tensor] = field(default_factory=list)
-    d_values: Gradients = ()
+    d_y: Tensor | None = None
+    d_x: Tensor | None = None
 
     @staticmethod
-    def like(values: Values, states: Sequence[State]) -> "_Recording":
+    def like(x: Tensor, states: Sequence[State]) -> "_Recording":
         packed = pack(states).clone()
-        return _Recording(tuple(t.detach().clone() for t in values), packed, packed.clone())
+        return _Recording(x.detach().clone(), packed, packed.clone())
 
-    def load(self, values: Values, states: Sequence[State]) -> None:
-        for fixed, given in zip(self.values, values, strict=True):
-            fixed.copy_(given)
-        self.states.load(states)
-
-    def load_gradients(self, d_values: Gradients, d_states: Sequence[Gradients]) -> None:
+    def load_gradients(self, d_y: Tensor | None, d_states: Sequence[Gradients]) -> None:
         assert self.tape is not None
-        if not self.d_values_out:
-            self.d_values_out = [torch.zeros_like(t) for t in self.tape.values_out]
-        for fixed, given in zip(self.d_values_out, d_values, strict=True):
-            if given is None:
-                fixed.zero_()
-            else:
-                fixed.copy_(given)
+        if self.d_y is None:
+            self.d_y = torch.zeros_like(self.tape.values_out[0])
+        if d_y is None:
+            self.d_y.zero_()
+        else:
+            self.d_y.copy_(d_y)
         self.d_states.load_gradients(d_states)
 
 
 class Graphed:
     """Runs like `live.Live`; chunks of `tokens` tokens, of the first batch size seen, are recorded, others run plainly.
 
-    The sink of every backward must be one `StandingSink`: additions to its sums are recorded. A residual is good until
-    the next forward.
+    Of a chunk's values the layers see the first, x; the others pass by. The sink of every backward must be one
+    `StandingSink`: additions to its sums are recorded. A residual is good until the next forward.
     """
 
     def __init__(self, cell: Cell, tokens: int):
@@ -74,24 +68,25 @@ class Graphed:
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
-        recording = self._load(values, states)
+        recording = self._load(values[0], states)
         if recording is None:
             return self._live.forward(values, states, keep)
         if keep:
             self._record_tape(recording)
             assert recording.tape is not None
-            values_out, after = recording.tape.outputs()
-            return tuple(t.clone() for t in values_out), pack(after), recording
+            (y,), after = recording.tape.outputs()
+            return (y.clone(), *values[1:]), pack(after), recording
 
         def run() -> None:
-            recording.values_out, states_out, _ = self.cell.forward(recording.values, recording.states, keep=False)
+            (recording.y,), states_out, _ = self.cell.forward((recording.x,), recording.states, keep=False)
             recording.states.load(states_out)
 
         self._do(recording, "forward", run)
-        return recording.values_out, recording.states.clone(), None
+        assert recording.y is not None
+        return (recording.y, *values[1:]), recording.states.clone(), None
 
     def residual(self, values: Values, states: Sequence[State]) -> Any:
-        recording = self._load(values, states)
+        recording = self._load(values[0], states)
         if recording is None:
             return self._live.residual(values, states)
         self._record_tape(recording)
@@ -104,30 +99,31 @@ class Graphed:
             return self._live.backward(residual, d_values, d_states, sink)
         recording, tape = residual, residual.tape
         assert tape is not None
-        recording.load_gradients(d_values, d_states)
+        recording.load_gradients(d_values[0], d_states)
 
         def run() -> None:
-            recording.d_values, d_before = tape.backward(tuple(recording.d_values_out), recording.d_states, sink)
+            (recording.d_x,), d_before = tape.backward((recording.d_y,), recording.d_states, sink)
             recording.d_states.load_gradients(d_before)
 
         self._do(recording, "backward", run)
-        return recording.d_values, recording.d_states.clone()  # type: ignore[return-value]
+        return (recording.d_x, *d_values[1:]), recording.d_states.clone()  # type: ignore[return-value]
 
     def _record_tape(self, recording: _Recording) -> None:
         def run() -> None:
-            recording.tape = Tape(self.cell, recording.values, recording.states)
+            recording.tape = Tape(self.cell, (recording.x,), recording.states)
 
         self._do(recording, "tape", run)
 
-    def _load(self, values: Values, states: Sequence[State]) -> _Recording | None:
+    def _load(self, x: Tensor, states: Sequence[State]) -> _Recording | None:
         """The recording with these inputs in its fixed memory, or None for a chunk that is not recorded."""
-        if values[0].shape[1] != self.tokens:
+        if x.shape[1] != self.tokens:
             return None
         if self._recording is None:
-            self._recording = _Recording.like(values, states)
-        if values[0].shape != self._recording.values[0].shape:
+            self._recording = _Recording.like(x, states)
+        if x.shape != self._recording.x.shape:
             return None
-        self._recording.load(values, states)
+        self._recording.x.copy_(x)
+        self._recording.states.load(states)
         return self._recording
 
     def _do(self, recording: _Recording, name: str, run: Any) -> None:

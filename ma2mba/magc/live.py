@@ -7,6 +7,8 @@ runs forward with graphs, all of them alive at once, and then backward: a chunk 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ma2mba.magc.cell import Cell, Gradients, Sink, State, Tape, Values
 
 
@@ -24,6 +26,14 @@ class Live:
 
     def residual(self, values: Values, states: Sequence[State]) -> Any:
         return Tape(self.cell, values, states)
+
+    def remember(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State], Any]:
+        """Forward without a graph, and what makes `recall` cheaper than `residual`."""
+        with torch.no_grad():
+            return self.cell.remember(values, states)
+
+    def recall(self, values: Values, states: Sequence[State], memo: Any) -> Any:
+        return Tape(self.cell, values, states, memo)
 
     def backward(
         self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink

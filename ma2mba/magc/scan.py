@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ma2mba.magc.cell import Gradients, Sink, State, Step, Values
+from ma2mba.magc.cell import Gradients, Sink, State, Values
 from ma2mba.magc.context import Surroundings
 from ma2mba.magc.plan import StashPlace
 from ma2mba.magc.stash import HostMemory, Stash
@@ -22,6 +22,7 @@ class _Residual:
     chunks: Sequence[Values]
     boundaries: Stash
     surroundings: list[Surroundings] = field(default_factory=list)
+    memos: dict[int, Any] = field(default_factory=dict)
     last: Any = None
 
 
@@ -30,13 +31,14 @@ class Scan:
     and hands the gradient of that state to the chunk before: back-propagation through the whole sequence.
 
     The last chunk's residual is kept from forward, so that it is not recomputed. With `every` over 1 only every so many
-    states are kept; those between are made again, one segment at a time, by one more forward.
+    states are kept; those between are made again, one segment at a time, by one more forward. Of the newest `memos`
+    chunks besides the last, what the step remembers spares work in their recomputation.
     """
 
-    def __init__(self, step: Step, stash: StashPlace, every: int = 1):
+    def __init__(self, step: Any, stash: StashPlace, every: int = 1, memos: int = 0):
         self.step = step
         self.depth = step.depth
-        self.stash, self.every, self.memory = stash, every, HostMemory()
+        self.stash, self.every, self.memos, self.memory = stash, every, memos, HostMemory()
         self._newest: weakref.ref[_Residual] | None = None
 
     def forward(
@@ -50,7 +52,11 @@ class Scan:
                 residual.surroundings.append(Surroundings.capture())
                 if i % self.every == 0:
                     residual.boundaries.push(states)
-            values, states, inner = self.step.forward(chunks[i], states, keep and i == len(chunks) - 1)
+            before_last = len(chunks) - 1 - i
+            if keep and 0 < before_last <= self.memos:
+                values, states, residual.memos[i] = self.step.remember(chunks[i], states)
+            else:
+                values, states, inner = self.step.forward(chunks[i], states, keep and not before_last)
             outputs.append(values)
         residual.last, self._newest = inner, weakref.ref(residual)
         return outputs, list(states), residual if keep else None
@@ -71,11 +77,16 @@ class Scan:
                 if inner is not None:
                     states.drop()
                 else:
-                    with residual.surroundings[i].restored():
-                        inner = self.step.residual(residual.chunks[i], states.pop())
+                    inner = self._recompute(residual, i, states.pop())
                 d_chunk, d_states = self.step.backward(inner, d_values[i], d_states, sink)
                 d_chunks.append(d_chunk)
         return d_chunks[::-1], list(d_states)
+
+    def _recompute(self, residual: _Residual, i: int, states: Sequence[State]) -> Any:
+        with residual.surroundings[i].restored():
+            if i in residual.memos:
+                return self.step.recall(residual.chunks[i], states, residual.memos.pop(i))
+            return self.step.residual(residual.chunks[i], states)
 
     def _states_before(self, residual: _Residual, segment: range) -> Stash:
         """The states before the chunks of a segment."""

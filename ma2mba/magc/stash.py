@@ -2,6 +2,7 @@
 
 import mmap
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -64,12 +65,17 @@ def _unpin(buffers: list[Tensor]) -> None:
 
 
 class Stash:
-    """Keeps states on their device, or those of a GPU in pinned host memory, with copies beside the computation."""
+    """Keeps states on their device, or those of a GPU in pinned host memory, with copies beside the computation.
+
+    The computation waits, on the device, for a copy before memory that it reads or fills is used again: at most two
+    boundaries are on their way out and one on its way back, however far the host runs ahead of the device.
+    """
 
     def __init__(self, place: StashPlace, memory: HostMemory):
         self.place, self.memory = place, memory
         self._kept: list[Sequence[State]] = []
         self._away: list[tuple[Layout, Tensor]] = []
+        self._leaving: deque[tuple[PackedStates, torch.cuda.Event]] = deque()
         self._fetched: PackedStates | None = None
 
     def push(self, states: Sequence[State]) -> None:
@@ -82,10 +88,9 @@ class Stash:
         """The states pushed last, on the device that they came from."""
         if self._kept:
             return self._kept.pop()
+        self._let_go(0)
         states = self._fetched if self._fetched is not None else self._fetch()
-        stream = torch.cuda.current_stream()
-        stream.wait_stream(self.memory.stream)
-        states.buffer.record_stream(stream)
+        torch.cuda.current_stream().wait_stream(self.memory.stream)
         self._fetched = self._fetch() if self._away else None
         return states
 
@@ -98,18 +103,33 @@ class Stash:
         else:
             self.memory.give(self._away.pop()[1])
 
+    def __del__(self) -> None:
+        """A forward whose backward never came gives its buffers back."""
+        for _, buffer in self._away:
+            self.memory.give(buffer)
+
     def _send(self, states: PackedStates) -> None:
+        self._let_go(1)
         buffer, side = self.memory.take(states.layout.nbytes), self.memory.stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             buffer.copy_(states.buffer, non_blocking=True)
-            states.buffer.record_stream(side)
+        self._leaving.append((states, side.record_event()))
         self._away.append((states.layout, buffer))
+
+    def _let_go(self, most: int) -> None:
+        """Free all but the newest `most` of the states that are being copied out, behind their copies."""
+        while len(self._leaving) > most:
+            _, copied = self._leaving.popleft()
+            torch.cuda.current_stream().wait_event(copied)
 
     def _fetch(self) -> PackedStates:
         """Begin to copy the last boundary back. Its buffer is free at once: what fills it again queues behind."""
         layout, buffer = self._away.pop()
-        with torch.cuda.stream(self.memory.stream):
-            states = layout.states(buffer.to("cuda", non_blocking=True))
+        states = layout.states(torch.empty(layout.nbytes, dtype=torch.uint8, device="cuda"))
+        side = self.memory.stream
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            states.buffer.copy_(buffer, non_blocking=True)
         self.memory.give(buffer)
         return states

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ma2mba.model.config import BackboneConfig
-from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, rms_norm
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, rms_norm
 
 State = tuple[Tensor, Tensor]
 
@@ -57,6 +57,16 @@ class Mamba2Layer(nn.Module):
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         """x (batch, tokens, width) and the state before its first token -> x after the layer and the state after it."""
         x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, self.weights, self.shape)
+        return x_BTD, (conv_BVW, ssm_BHPN)
+
+    def remember(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
+        """As forward, without gradients, and a memo (batch, tokens, width) in the weights' dtype that `recall` uses."""
+        x_BTD, conv_BVW, ssm_BHPN, memo = mamba2_layer_product(x_BTD, *state, self.weights, self.shape)
+        return x_BTD, (conv_BVW, ssm_BHPN), memo
+
+    def recall(self, x_BTD: Tensor, state: State, memo: Tensor) -> tuple[Tensor, State]:
+        """As forward, without the last projection: `memo` is what it gave."""
+        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, self.weights, self.shape, memo)
         return x_BTD, (conv_BVW, ssm_BHPN)
 
     @property

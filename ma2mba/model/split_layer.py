@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from ma2mba.model.mamba2 import Mamba2Layer, State
-from ma2mba.ops import mamba2_layer
+from ma2mba.ops import mamba2_layer, mamba2_layer_product
 
 
 class SplitLayer(nn.Module):
@@ -20,8 +20,18 @@ class SplitLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
         """x (batch, tokens of this rank, width) and the state before the chunk -> x and the state after the chunk."""
+        return self.recall(x_BTD, state, None)
+
+    def remember(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
+        """As `Mamba2Layer.remember`."""
         weights, shape = self.layer.weights, self.layer.shape
-        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, weights, shape, self.group)
+        x_BTD, conv_BVW, ssm_BHPN, memo = mamba2_layer_product(x_BTD, *state, weights, shape, self.group)
+        return x_BTD, (conv_BVW, ssm_BHPN), memo
+
+    def recall(self, x_BTD: Tensor, state: State, memo: Tensor | None) -> tuple[Tensor, State]:
+        """As `Mamba2Layer.recall`."""
+        weights, shape = self.layer.weights, self.layer.shape
+        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, weights, shape, memo, self.group)
         return x_BTD, (conv_BVW, ssm_BHPN)
 
     def initial_state(self, x_BTD: Tensor) -> State:

@@ -1,7 +1,7 @@
 """Video-Ma2mba: vision encoder, projector, Mamba-2 (paper, section 4). Pure pieces: the caller runs them.
 
 B batch, T tokens (of a chunk), D model width, N frames, C colours, H and W pixels, K tokens of a frame,
-V padded vocabulary.
+M supervised tokens, V padded vocabulary.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,13 @@ from ma2mba.model.vision import VisionEncoder
 from ma2mba.ops import cross_entropy_sum
 
 IGNORE = -100
+
+
+def chosen(targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a target stands (int64 places_M in the flattened batch), and those targets (targets_M)."""
+    flat = targets_BT.flatten()
+    places_M = (flat != IGNORE).nonzero()[:, 0]
+    return places_M, flat[places_M]
 
 
 class VideoMa2mba(nn.Module):
@@ -60,9 +67,12 @@ class VideoMa2mba(nn.Module):
 
     def loss_sum(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Sum of the cross-entropies where a target stands (elsewhere -100), fp32 or wider. Logits only there."""
-        chosen_BT = targets_BT != IGNORE
-        x_MD = self.language_model.backbone.norm_f(x_BTD[chosen_BT])
-        return cross_entropy_sum(x_MD, self.language_model.lm_head.weight, targets_BT[chosen_BT])
+        return self.loss_at(x_BTD, *chosen(targets_BT))
+
+    def loss_at(self, x_BTD: Tensor, places_M: Tensor, targets_M: Tensor) -> Tensor:
+        """`loss_sum` for targets that `chosen` has picked: on a GPU nobody has to wait for their number."""
+        x_MD = self.language_model.backbone.norm_f(x_BTD.flatten(0, 1)[places_M])
+        return cross_entropy_sum(x_MD, self.language_model.lm_head.weight, targets_M)
 
     def initial_states(self, x_BTD: Tensor) -> list[State]:
         return [layer.initial_state(x_BTD) for layer in self.layers]  # type: ignore[operator]

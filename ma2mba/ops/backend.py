@@ -28,6 +28,9 @@ def _choose(asked: str, device_type: str) -> Backend:
     chosen: Backend = "torch"
     reason = "there is no GPU" if device_type != "cuda" else f"{CHOICE}=torch asks for it"
     if device_type == "cuda" and asked != "torch":
+        os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # what tuning found is good for later processes too
+        if not torch.backends.cuda.matmul.allow_tf32:
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # Triton's fp32 products are tf32 unless told
         try:
             import ma2mba.ops.layer_kernels  # noqa: F401
 

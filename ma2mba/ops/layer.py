@@ -53,19 +53,41 @@ def mamba2_layer(
     ssm_BHPN: Tensor,
     weights: LayerWeights,
     shape: LayerShape,
+    product_BTD: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x after the layer, and the states after its last token: the last inputs of the convolution, the SSM's state.
 
     x_BTD is fp32 (or fp64), the weights fp32 or bf16, ssm_BHPN fp32 or fp64. Runs the kernels of mamba-ssm and
-    causal-conv1d on a GPU that has them, plain torch elsewhere: `ma2mba.ops.backend` tells which. With a group, x is
-    this rank's part of the tokens, and the states are those before and after all parts (`ma2mba.ops.neighbours`).
+    causal-conv1d on a GPU that has them, plain torch elsewhere: `ma2mba.ops.backend` tells which.
+    product_BTD is what `mamba2_layer_product` gave for the same inputs; the last projection is spared then.
+    With a group, x is this rank's part of the tokens, and the states are those before and after all parts
+    (`ma2mba.ops.neighbours`).
     """
     if backend(x_BTD.device) == "triton":
         from ma2mba.ops.layer_kernels import layer_kernels
 
-        return layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
+        return layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD, group)
     return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
+
+
+def mamba2_layer_product(
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`mamba2_layer` without gradients, and what its last projection added to x, in the weights' dtype.
+
+    None where that would spare nothing: in plain torch, and in calls that the kernels have to split.
+    """
+    if backend(x_BTD.device) == "triton":
+        from ma2mba.ops.layer_kernels import layer_product
+
+        return layer_product(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
+    return *mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group), None
 
 
 def mamba2_layer_reference(

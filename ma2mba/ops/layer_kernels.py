@@ -38,6 +38,7 @@ def layer_kernels(
     ssm_BHPN: Tensor,
     weights: LayerWeights,
     shape: LayerShape,
+    product_BTD: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens.
@@ -48,14 +49,31 @@ def layer_kernels(
         return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
     limit = most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block)
     if x_BTD.shape[1] <= limit:
-        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, group, *weights.tensors())
+        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, group, *weights.tensors())
     if group is not None:
         raise ValueError(f"a rank's part of a chunk has {x_BTD.shape[1]} tokens, kernels reach {limit}; cut it shorter")
     outputs = []
     for part_BTD in x_BTD.split(limit, dim=1):
-        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, *weights.tensors())
+        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, None, *weights.tensors())
         outputs.append(y_BTD)
     return torch.cat(outputs, dim=1), conv_BVW, ssm_BHPN
+
+
+@torch.no_grad()
+def layer_product(
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    group: ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """`mamba2_layer_product` for tensors on a GPU."""
+    if not 0 < x_BTD.shape[1] <= most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block):
+        return *layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group=group), None
+    x_BTD = x_BTD.contiguous()
+    run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, None, group)
+    return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN, run.product_BTD
 
 
 class _Convolved(NamedTuple):
@@ -149,6 +167,45 @@ def _scanned(
     )
 
 
+class _Run(NamedTuple):
+    """A forward: the states before these tokens (channels neighbours in memory) and after them, or after all parts, the
+    first projection, the scan's output and the last projection; with a group, what `exchange_input_gradients` needs."""
+
+    small: _Small
+    conv_BVW: Tensor
+    ssm_BHPN: Tensor
+    zxbcdt_BTX: Tensor
+    y_BTHP: Tensor
+    product_BTD: Tensor
+    tail_BVW: Tensor
+    final_BHPN: Tensor
+    chosen_RW: Tensor | None
+
+
+def _run(
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    product_BTD: Tensor | None,
+    group: ProcessGroup | None,
+) -> _Run:
+    inner, small = weights.gated_norm_I.shape[0], _Small.of(weights)
+    u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
+    zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (len(x_BTD), -1))
+    z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
+    conv_BVW, tail_BVW, chosen_RW = _inputs_around(xBC_BTV, conv_BVW, group)
+    scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
+    y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
+    if product_BTD is None:
+        gated_MI = gated_forward(
+            y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
+        )
+        product_BTD = (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
+    return _Run(small, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, product_BTD, tail_BVW, final_BHPN, chosen_RW)
+
+
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -157,32 +214,21 @@ class _Layer(torch.autograd.Function):
         conv_BVW: Tensor,
         ssm_BHPN: Tensor,
         shape: LayerShape,
+        product_BTD: Tensor | None,
         group: ProcessGroup | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = LayerWeights(*tensors)
-        batch, inner = x_BTD.shape[0], weights.gated_norm_I.shape[0]
-        x_BTD = x_BTD.contiguous()
-        small = _Small.of(weights)
-        u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
-        zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (batch, -1))
-        z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-        conv_BVW, tail_BVW, chosen_RW = _inputs_around(xBC_BTV, conv_BVW, group)
-        scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
-        y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
-        gated_MI = gated_forward(
-            y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
-        )
-        ctx.shape, ctx.weights, ctx.group = shape, weights, group
-        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, chosen_RW)
+        weights, x_BTD = LayerWeights(*tensors), x_BTD.contiguous()
+        run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD, group)
+        ctx.shape, ctx.weights, ctx.small, ctx.group = shape, weights, run.small, group
+        ctx.save_for_backward(x_BTD, run.conv_BVW, run.ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP, run.chosen_RW)
         ctx.set_materialize_grads(False)
-        after_BTD = x_BTD + (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
-        return after_BTD, tail_BVW, final_BHPN
+        return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
         x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, chosen_RW = ctx.saved_tensors
-        shape, weights = ctx.shape, ctx.weights
+        shape, weights, small = ctx.shape, ctx.weights, ctx.small
         inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
         dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
         z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
@@ -201,7 +247,6 @@ class _Layer(torch.autograd.Function):
         )
         dout_proj = weight_gradient(weights.out_proj_DI, do_MD, gated_MI)
         del gated_MI, do_MD
-        small = _Small.of(weights)
         scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
         dparts = _convolved(dconvolved_BTV, shape, inner)
@@ -221,7 +266,7 @@ class _Layer(torch.autograd.Function):
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
         vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
         gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
-        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, *gradients
+        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, None, *gradients
 
 
 def _convolve_backward(

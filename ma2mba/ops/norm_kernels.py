@@ -1,7 +1,7 @@
 """Root mean square norms on a GPU, each way one pass over memory.
 
-M rows, N width. Rows may lie apart (a stride is passed) but a row's elements are neighbours. A row is held in two
-pieces of FIRST and REST columns, powers of two, so that widths like 2,560 = 2,048 + 512 leave no thread idle.
+M rows, N width. Rows may lie apart (a stride is passed) but a row's elements are neighbours. Where it pays, a row is
+held in two pieces of FIRST and REST columns, powers of two: 2,560 = 2,048 + 512 leave no thread idle.
 """
 
 import torch
@@ -39,55 +39,24 @@ def _rms_forward(x_ptr, weight_ptr, y_ptr, N, eps, FIRST: tl.constexpr, REST: tl
 
 
 @triton.jit
-def _rms_backward(
-    x_ptr,
-    weight_ptr,
-    dy_ptr,
-    residual_ptr,
-    dx_ptr,
-    dweight_ptr,
-    M,
-    N,
-    rows,
-    eps,
-    FIRST: tl.constexpr,
-    REST: tl.constexpr,
-):
+def _rms_backward(x_ptr, weight_ptr, dy_ptr, residual_ptr, dx_ptr, dweight_ptr, M, N, rows, eps, BLOCK: tl.constexpr):
     program = tl.program_id(0)
-    first = tl.arange(0, FIRST)
-    weight = _load(weight_ptr, first, N, True)
-    dweight = tl.zeros((FIRST,), dtype=tl.float32)
-    if REST:
-        rest = FIRST + tl.arange(0, REST)
-        weight_rest = _load(weight_ptr, rest, N, True)
-        dweight_rest = tl.zeros((REST,), dtype=tl.float32)
+    columns = tl.arange(0, BLOCK)
+    weight = _load(weight_ptr, columns, N, True)
+    dweight = tl.zeros((BLOCK,), dtype=tl.float32)
     for i in range(0, rows):
         row = (program * rows + i).to(tl.int64)
         here = row < M
-        at = row * N
-        x = _load(x_ptr + at, first, N, here)
-        dy = _load(dy_ptr + at, first, N, here)
-        squares, dots = tl.sum(x * x, axis=0), tl.sum(dy * weight * x, axis=0)
-        if REST:
-            x_rest = _load(x_ptr + at, rest, N, here)
-            dy_rest = _load(dy_ptr + at, rest, N, here)
-            squares += tl.sum(x_rest * x_rest, axis=0)
-            dots += tl.sum(dy_rest * weight_rest * x_rest, axis=0)
-        rstd = tl.rsqrt(squares / N + eps)
-        mean = dots * rstd / N
+        x = _load(x_ptr + row * N, columns, N, here)
+        dy = _load(dy_ptr + row * N, columns, N, here)
+        residual = _load(residual_ptr + row * N, columns, N, here)
+        rstd = tl.rsqrt(tl.sum(x * x, axis=0) / N + eps)
         normed = x * rstd
         dweight += dy * normed
-        dx = _load(residual_ptr + at, first, N, here) + (dy * weight - normed * mean) * rstd
-        _store(dx_ptr + at, first, N, here, dx)
-        if REST:
-            normed_rest = x_rest * rstd
-            dweight_rest += dy_rest * normed_rest
-            dx_rest = _load(residual_ptr + at, rest, N, here) + (dy_rest * weight_rest - normed_rest * mean) * rstd
-            _store(dx_ptr + at, rest, N, here, dx_rest)
-    dweight_ptr += program.to(tl.int64) * N
-    _store(dweight_ptr, first, N, True, dweight)
-    if REST:
-        _store(dweight_ptr, rest, N, True, dweight_rest)
+        scaled = dy * weight
+        dx = residual + (scaled - normed * (tl.sum(scaled * normed, axis=0) / N)) * rstd
+        _store(dx_ptr + row * N, columns, N, here, dx)
+    _store(dweight_ptr + program.to(tl.int64) * N, columns, N, True, dweight)
 
 
 @triton.jit
@@ -110,6 +79,11 @@ def _gated_forward(x_ptr, gate_ptr, weight_ptr, y_ptr, gate_stride, N, eps, FIRS
     _store(y_ptr, first, N, True, gated * rstd * _load(weight_ptr, first, N, True))
     if REST:
         _store(y_ptr, rest, N, True, gated_rest * rstd * _load(weight_ptr, rest, N, True))
+
+
+@triton.jit
+def _add_pairs(a, b, c, d):
+    return a + c, b + d
 
 
 @triton.jit
@@ -146,7 +120,7 @@ def _gated_backward(
         rest = FIRST + tl.arange(0, REST)
         weight_rest = _load(weight_ptr, rest, N, True)
         dweight_rest = tl.zeros((REST,), dtype=tl.float32)
-    for i in range(0, rows):
+    for i in tl.range(0, rows, num_stages=3):  # the loads of rows to come run ahead: 270 instead of 470 us
         row = (program * rows + i).to(tl.int64)
         here = row < M
         at = row * width + group * N
@@ -156,15 +130,16 @@ def _gated_backward(
         dy = _load(dy_ptr + at, first, N, here)
         sigmoid = tl.sigmoid(gate)
         gated = x * gate * sigmoid
-        squares, dots = tl.sum(gated * gated, axis=0), tl.sum(dy * weight * gated, axis=0)
+        squares, dots = tl.reduce((gated * gated, dy * weight * gated), 0, _add_pairs)
         if REST:
             x_rest = _load(x_ptr + at, rest, N, here)
             gate_rest = _load(gate_ptr + there, rest, N, here)
             dy_rest = _load(dy_ptr + at, rest, N, here)
             sigmoid_rest = tl.sigmoid(gate_rest)
             gated_rest = x_rest * gate_rest * sigmoid_rest
-            squares += tl.sum(gated_rest * gated_rest, axis=0)
-            dots += tl.sum(dy_rest * weight_rest * gated_rest, axis=0)
+            more = tl.reduce((gated_rest * gated_rest, dy_rest * weight_rest * gated_rest), 0, _add_pairs)
+            squares += more[0]
+            dots += more[1]
         rstd = tl.rsqrt(squares / N + eps)
         mean = dots * rstd / N
         normed = gated * rstd
@@ -217,7 +192,9 @@ def rms_backward(
     dx_MN = torch.empty_like(x_MN)
     partial = torch.empty(programs, width, dtype=torch.float32, device=x_MN.device)
     _rms_backward[(programs,)](
-        x_MN, weight_N, dy_MN, residual_MN, dx_MN, partial, rows, width, share, eps, **_launch(width, 512)
+        *(x_MN, weight_N, dy_MN, residual_MN, dx_MN, partial, rows, width, share, eps),
+        BLOCK=triton.next_power_of_2(width),
+        num_warps=4,
     )
     return dx_MN, partial.sum(0)
 
@@ -255,6 +232,6 @@ def gated_backward(
         width // groups,
         share,
         eps,
-        **_launch(width // groups, 256),
+        **_launch(width // groups, 512),
     )
     return y_MN, dx_MN, partial.sum(0)

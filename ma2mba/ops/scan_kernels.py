@@ -6,6 +6,7 @@ chunk hands it to the chunk before, again and again), and the terms of the decay
 B batch, T tokens, H heads, P head width, G groups, N state size, C blocks, Q tokens of a block.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,9 @@ from torch.distributed import ProcessGroup
 from torch.nn import functional as F
 
 from ma2mba.ops.neighbours import exchange_state_gradients, exchange_states
+from ma2mba.ops.settings import choose_settings
+
+TUNED_TOKENS = 4096
 
 
 class Scanned(NamedTuple):
@@ -65,6 +69,11 @@ def scan_forward(s: Scanned, group: ProcessGroup | None = None) -> tuple[Tensor,
 
     With a group these tokens are this rank's part, and `s.initial_BHPN` and the state after are those of all parts.
     """
+    _settle(s.x_BTHP.shape[2:], s.B_BTGN.shape[2:], s.block, s.x_BTHP.dtype, s.x_BTHP.device)
+    return _forward(s, group)
+
+
+def _forward(s: Scanned, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     decay_BHCQ, dt_BHCQ = _steps(s)
     added_BCHPN = _added(s, decay_BHCQ, dt_BHCQ)
     before_BHPN, after_BHPN = s.initial_BHPN, None
@@ -118,6 +127,28 @@ def scan_backward(
         ddecay_BHCQ, ddt_BHCQ, s.dt_BTH, s.A_H, dt_bias=s.dt_bias_H, dt_softplus=True, ddt=ddt_BTH
     )
     return Gradients(dA_H, dD_H, ddt_bias_H, passed.dinitial_BHPN if dinitial_BHPN is None else dinitial_BHPN)
+
+
+@cache
+def _settle(heads: torch.Size, groups: torch.Size, block: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Choose the kernels' settings for these sizes on a chunk of ordinary length, whatever comes first.
+
+    mamba-ssm's kernels keep for the whole process what they find best for their first call: a short one would slow down
+    all that follow.
+    """
+    choose_settings(heads[1], groups[1], block, device)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=torch.float32, device=device)
+
+    T = TUNED_TOKENS
+    x, dt = draw(1, T, *heads).to(dtype), draw(1, T, heads[0]).to(dtype)
+    B, C = draw(1, T, *groups).to(dtype), draw(1, T, *groups).to(dtype)
+    state = draw(1, *heads, groups[1])
+    s = Scanned(x, dt, B, C, -draw(heads[0]).exp(), draw(heads[0]), draw(heads[0]), state, block)
+    y, final, _ = _forward(s, None)
+    scan_backward(s, y, final, *(torch.empty_like(t) for t in (x, dt, B, C)))
 
 
 def _steps(s: Scanned) -> tuple[Tensor, Tensor]:

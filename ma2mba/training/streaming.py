@@ -1,9 +1,11 @@
 """The model under multi-axis gradient checkpointing: a chunk's frames, layers and loss in one step.
 
-B batch, S tokens of the sample, T tokens of a chunk, N frames, C colours, H and W pixels, K tokens of a frame.
+B batch, S tokens of the sample, T tokens of a chunk, N frames, C colours, H and W pixels, K tokens of a frame,
+M supervised tokens of a chunk.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -14,7 +16,7 @@ from ma2mba.data.batch import Batch
 from ma2mba.data.cuts import cuts, parts
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.split_layer import SplitLayer
-from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
 
 FEATURE_BITS = torch.int16
 """Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
@@ -37,22 +39,30 @@ def streaming_loss(
     streamer = streamer or build_streamer(model, plan, group)
     device = next(model.parameters()).device
     place, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
-    chunks = Chunks(batch, plan.chunk_tokens, model.config.tokens_per_frame, device, place, ranks)
+    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device, place, ranks)
     like_x_BTD = torch.empty(len(batch.ids_BS), 0, model.config.language_model.d_model, device=device)
     total, _ = streamer(chunks, model.initial_states(like_x_BTD))
     return total * loss_scale
 
 
 def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | None = None) -> Streamer:
-    """The model as a streamed sum of losses. What is frozen must be so already."""
+    """The model as a streamed sum of losses. What is frozen must be so already.
 
-    def front(ids_BT: Tensor, visual_BT: Tensor, frames: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    Chunks that are recorded as CUDA graphs hold whole frames where that is possible.
+    """
+    K = model.config.tokens_per_frame
+    if plan.graphs and plan.chunk_tokens > K:
+        plan = replace(plan, chunk_tokens=plan.chunk_tokens // K * K)
+
+    def front(
+        ids_BT: Tensor, visual_BT: Tensor, frames: Tensor, places_M: Tensor, targets_M: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if frames.dtype == FEATURE_BITS:
             frames = frames.view(torch.bfloat16)
-        return model.embed(ids_BT, visual_BT, frames), targets_BT
+        return model.embed(ids_BT, visual_BT, frames), places_M, targets_M
 
-    def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
-        return (model.loss_sum(x_BTD, targets_BT),)
+    def head(x_BTD: Tensor, places_M: Tensor, targets_M: Tensor) -> tuple[Tensor]:
+        return (model.loss_at(x_BTD, places_M, targets_M),)
 
     backbone = model.language_model.backbone
     outside_layers = [model.vision, model.projector, backbone.embedding, backbone.norm_f, model.language_model.lm_head]
@@ -61,7 +71,8 @@ def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | No
 
 
 class Chunks(Sequence[tuple[Tensor, ...]]):
-    """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames, targets_BT.
+    """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames, and the chunk's supervised
+    tokens as places_M and targets_M.
 
     Of every chunk only the part of rank `place` among the `ranks` that share the batch; it may be of no tokens.
     Frames are read when their chunk is asked for, once in forward and once in backward; those of the chunk that comes
@@ -69,16 +80,10 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
     """
 
     def __init__(
-        self,
-        batch: Batch,
-        chunk_tokens: int,
-        tokens_per_frame: int,
-        device: torch.device,
-        place: int = 0,
-        ranks: int = 1,
+        self, batch: Batch, plan: Plan, tokens_per_frame: int, device: torch.device, place: int = 0, ranks: int = 1
     ):
         self.batch, self.tokens_per_frame, self.device = batch, tokens_per_frame, device
-        self.cuts = cuts(batch.visual_BS, chunk_tokens, tokens_per_frame)
+        self.cuts = cuts(batch.visual_BS, plan.chunk_tokens, tokens_per_frame, even=plan.graphs)
         self.spans = [self._span(start, stop, place, ranks) for start, stop in pairwise(self.cuts)]
         self._last = -1
 
@@ -102,7 +107,7 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         if (following := self._after(i)) is not None:
             self.batch.frames.expect(self._frames_of(following))
         bits = frames.view(FEATURE_BITS) if frames.dtype == torch.bfloat16 else frames
-        chunk = (self.batch.ids_BS[:, at], local_BT, bits, self.batch.targets_BS[:, at])
+        chunk = (self.batch.ids_BS[:, at], local_BT, bits, *chosen(self.batch.targets_BS[:, at]))
         return tuple(t.to(self.device, non_blocking=True) for t in chunk)
 
     def _after(self, i: int) -> int | None:

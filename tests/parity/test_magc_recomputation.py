@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ma2mba.magc import Plan, Streamer, checkpoint
-from tests.parity.worlds import Counted, gru_layers
+from tests.parity.worlds import Counted, gru_layers, run_plainly
 
 TOKENS, LAYERS, WIDTH = 12, 6, 16
 
@@ -91,6 +91,8 @@ def test_what_is_kept_does_not_outlive_the_result():
         ({"chunk_tokens": 0}, "chunk_tokens is 0"),
         ({"group_layers": 1.5}, "group_layers is 1.5"),
         ({"stash_every": 0}, "stash_every is 0"),
+        ({"memo_chunks": -1}, "memo_chunks is -1"),
+        ({"memo_chunks": 1, "graphs": True}, "beside graphs"),
     ],
 )
 def test_an_impossible_plan_is_refused(values, message):
@@ -107,3 +109,53 @@ def test_wrong_arguments_are_refused():
         checkpoint(layers, torch.zeros(1, 2, WIDTH).double(), [(torch.zeros(1, WIDTH).double(),)], plan)
     with pytest.raises(ValueError, match="at least one"):
         checkpoint([], torch.zeros(1, 2, WIDTH), None, plan)
+
+
+class Forgetful(torch.nn.Module):
+    """A layer that remembers what its costly part gave, and counts how often that part runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(WIDTH, dtype=torch.double))
+        self.costly = 0
+
+    def forward(self, x, state):
+        self.costly += 1
+        return x + (x * self.weight).sin(), state
+
+    def remember(self, x, state):
+        y, after = self(x, state)
+        return y, after, (y - x).detach()
+
+    def recall(self, x, state, memo):
+        return x + Known.apply(x * self.weight, memo), state
+
+    def initial_state(self, x):
+        return (x.new_zeros(x.shape[0], WIDTH),)
+
+
+class Known(torch.autograd.Function):
+    """sin(x), the value given."""
+
+    @staticmethod
+    def forward(ctx, x, value):
+        ctx.save_for_backward(x)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy * ctx.saved_tensors[0].cos(), None
+
+
+@pytest.mark.parametrize(("memo_chunks", "costly"), [(0, 6 + 5), (2, 6 + 3), (99, 6)])
+def test_a_memo_spares_work_and_changes_no_gradient(memo_chunks, costly):
+    """Six chunks, of which the last is not recomputed in any case."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList(Forgetful() for _ in range(2))
+    x = torch.randn(2, TOKENS, WIDTH, dtype=torch.double, requires_grad=True)
+    plain = torch.autograd.grad(run_plainly(layers, x, [layer.initial_state(x) for layer in layers])[0].sum(), x)[0]
+    for layer in layers:
+        layer.costly = 0
+    y, _ = checkpoint(layers, x, None, Plan("sequence", 2, 2, memo_chunks=memo_chunks))
+    assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], plain, rtol=1e-12, atol=1e-12)
+    assert {layer.costly for layer in layers} == {costly}

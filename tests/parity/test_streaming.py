@@ -75,6 +75,16 @@ def test_streamed_step_equals_plain_step(model, vision, nesting, chunk_tokens, g
         assert ((got[name] - expected[name]).norm() / expected[name].norm().clamp(min=smallest)).item() < BOUND, name
 
 
+def test_even_chunks_give_the_same_gradients(model):
+    """As plans with graphs cut them: frames may lie in two chunks."""
+    batch = make_batch()
+    expected = gradients(model, plain_loss(model, batch))
+    got = gradients(model, streaming_loss(model, batch, Plan("sequence", 5, 2, graphs=True), 1.0))
+    smallest = 1e-6 * max(gradient.norm().item() for gradient in expected.values())
+    for name in expected:
+        assert ((got[name] - expected[name]).norm() / expected[name].norm().clamp(min=smallest)).item() < BOUND, name
+
+
 def test_text_alone_gives_every_parameter_a_gradient(model):
     got = gradients(model, streaming_loss(model, collate([make_sample("t", [])], K), Plan("sequence", 4, 1), 1.0))
     assert got.keys() == {name for name, _ in model.named_parameters()}
@@ -94,11 +104,11 @@ def test_chunks_begin_at_frame_edges_where_they_can():
 
 def test_a_chunk_holds_only_its_own_frames():
     batch = make_batch()
-    chunks = Chunks(batch, 6, K, torch.device("cpu"))
-    seen = [len(frames_NCHW) for _, _, frames_NCHW, _ in chunks]
+    chunks = Chunks(batch, Plan(chunk_tokens=6), K, torch.device("cpu"))
+    seen = [len(frames_NCHW) for _, _, frames_NCHW, *_ in chunks]
     assert max(seen) <= 6
     assert sum(seen) >= len(batch.frames_NCHW)
-    for (_, local_BT, frames_NCHW, _), start in zip(chunks, chunks.cuts, strict=False):
+    for (_, local_BT, frames_NCHW, *_), start in zip(chunks, chunks.cuts, strict=False):
         whole = batch.visual_BS[:, start : start + local_BT.shape[1]]
         chosen = whole >= 0
         assert torch.equal(frames_NCHW[local_BT[chosen] // K], batch.frames_NCHW[whole[chosen] // K])

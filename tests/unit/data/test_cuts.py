@@ -43,3 +43,12 @@ def test_parts_are_even_where_every_place_is_inside_a_frame_of_some_row():
 
 def test_a_chunk_of_fewer_tokens_than_ranks():
     assert parts(torch.full((1, 2), -1), 4, K) == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("limit", range(1, 20))
+def test_even_chunks_are_alike_but_for_the_first_and_the_last(limit):
+    places = cuts(VISUAL_S[None], limit, K, even=True)
+    lengths = [stop - start for start, stop in itertools.pairwise(places)]
+    assert (places[0], places[-1]) == (0, len(VISUAL_S))
+    assert set(lengths[1:-1]) <= {limit}
+    assert all(0 < length <= limit for length in lengths)

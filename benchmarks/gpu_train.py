@@ -1,0 +1,57 @@
+"""A training step of a language model alone under DeepSpeed's ZeRO-1, optimizer states on the device.
+
+S tokens of the sequence.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import gpu
+from ma2mba.model.backbone import Mamba2LanguageModel
+from ma2mba.training.deepspeed_engine import start_processes
+from ma2mba.training.world import World, load_policy
+
+
+class _Loss(nn.Module):
+    def __init__(self, model: Mamba2LanguageModel, chunk: int):
+        super().__init__()
+        self.model = model
+        self.streamer = gpu.streamer(model, gpu.fast_plan(model, chunk))
+
+    def forward(self, anchor: Tensor, tokens: int) -> Tensor:
+        like_x_BTD = torch.empty(1, 0, self.model.lm_head.in_features, device=gpu.DEVICE)
+        states = [layer.initial_state(like_x_BTD) for layer in self.model.backbone.layers]  # type: ignore[operator]
+        total, _ = self.streamer(gpu.RandomTokens(tokens, self.streamer.plan.chunk_tokens), states)
+        return total / tokens + anchor
+
+
+def open_training(size: str, chunk: int) -> Callable[[int], float]:
+    """tokens -> the loss of one step of the optimizer, on that many random tokens."""
+    import deepspeed
+
+    start_processes(World.from_environment())
+    model = gpu.language_model(size)
+    module = _Loss(model, chunk)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    config = {
+        **load_policy("ds_configs/zero1.json").values,
+        "train_batch_size": 1,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 60,
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+
+    def step(tokens: int) -> float:
+        anchor = torch.zeros((), device=gpu.DEVICE, requires_grad=True)
+        loss = engine(anchor, tokens)
+        engine.backward(loss)
+        engine.step()
+        return loss.item()
+
+    return step
