@@ -111,11 +111,11 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         return tuple(t.to(self.device, non_blocking=True) for t in chunk)
 
     def _after(self, i: int) -> int | None:
-        """Forward goes from the first to the last, then backward from the last to the first."""
+        """Forward goes from the first to the last; backward has that one still, and goes from the one before it."""
         back, self._last = i <= self._last, i
-        if back:
+        if back or i == len(self) - 1:
             return i - 1 if i else None
-        return min(i + 1, len(self) - 1)
+        return i + 1
 
     def _frames_of(self, i: int) -> Tensor:
         visual_BT = self.batch.visual_BS[:, self.spans[i]]
