@@ -251,7 +251,9 @@ class _Layer(torch.autograd.Function):
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
         dparts = _convolved(dconvolved_BTV, shape, inner)
         d = scan_backward(
-            scanned, dy_MI.view(y_BTHP.shape), dfinal, dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN, ctx.group
+            *(scanned, dy_MI.view(y_BTHP.shape), dfinal),
+            *(dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN),
+            group=ctx.group,
         )
         del dy_MI, scanned
         dtaps, dconv_bias, dconv = _convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)

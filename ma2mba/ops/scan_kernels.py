@@ -94,6 +94,7 @@ def scan_backward(
     ddt_BTH: Tensor,
     dB: Tensor,
     dC: Tensor,
+    *,
     group: ProcessGroup | None = None,
 ) -> Gradients:
     """The gradients of x, dt, B and C go into the tensors that are given, which lie as those do.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ma2mba.data.loader import LoadedStep, Loader
+from ma2mba.data.loader import PRIMED_FRAMES, LoadedStep, Loader
 from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
 from ma2mba.model.pretrained import save_model
@@ -27,9 +27,10 @@ def open_engine(job: Job) -> Engine:
 
 
 def open_loader(job: Job) -> Loader:
-    """This rank's batches from the job's position on."""
-    tokens_per_frame = job.model.config.tokens_per_frame
-    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=job.world.group, at=job.position)
+    """This rank's batches from the job's position on. A sample's first frames are those of its group's place 0."""
+    tokens_per_frame, primed = job.model.config.tokens_per_frame, 0 if job.world.place else PRIMED_FRAMES
+    rank = job.world.group
+    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=rank, at=job.position, primed_frames=primed)
 
 
 def open_metrics(job: Job) -> Metrics:

@@ -32,6 +32,11 @@ class World:
         return self.size // self.sequence
 
     @property
+    def place(self) -> int:
+        """This rank's place in its group."""
+        return self.rank % self.sequence
+
+    @property
     def group(self) -> int:
         """The group that this rank belongs to."""
         return self.rank // self.sequence

@@ -37,6 +37,7 @@ def test_ranks_that_share_sequences():
     grid = recipe(parallel={"sequence": 2})
     places = [share_sequences(grid, World(rank, 6, CPU)) for rank in range(6)]
     assert [world.group for world in places] == [0, 0, 1, 1, 2, 2]
+    assert [world.place for world in places] == [0, 1, 0, 1, 0, 1]
     assert {world.groups for world in places} == {3}
     check_ranks(grid, places[0])  # 12 samples for 3 groups in micro-batches of 2
     with pytest.raises(UserError, match=r"12 is not a multiple of micro_batch 2 \* 4 groups of 2 ranks; take 8 or 16"):
