@@ -6,6 +6,7 @@ VENV_ARGS ?=
 CONSTRAINTS ?= .ci/constraints-cpu.txt
 TORCH_INDEX ?=
 GPUS ?= 1
+HOSTFILE ?=
 ARGS ?=
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
@@ -23,6 +24,7 @@ help: ## list the targets
 	@echo "Setup: PYTHON=python3.11  VENV=.venv  TORCH_INDEX=URL (where to find torch's CPU wheels)"
 	@echo "  on a GPU machine keep its own torch: make setup PYTHON=python3 VENV_ARGS=--system-site-packages CONSTRAINTS="
 	@echo "Stages: GPUS=$(GPUS) processes (ranks over gloo without a GPU); ARGS='key=value ...' overrides keys of the recipe"
+	@echo "  on several nodes: HOSTFILE=hosts instead of GPUS (docs/cluster.md)"
 
 setup: $(STAMP) ## create .venv and install everything (again only when setup.py or the constraints changed)
 
@@ -58,7 +60,8 @@ stage1.5: need-DATA need-RUN setup ## train all on long scenes: DATA=shards RUN=
 stage2: need-DATA need-RUN setup ## train all on questions: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1.5 run>
 	$(train)
 
-train = $(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py launch/recipes/$(subst .,_,$@).yaml data=$(DATA) run=$(RUN) $(ARGS)
+launcher = $(if $(HOSTFILE),DEEPSPEED=$(abspath $(BIN)/deepspeed) launch/multi_node.sh $(HOSTFILE),$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py)
+train = $(launcher) launch/recipes/$(subst .,_,$@).yaml data=$(DATA) run=$(RUN) $(ARGS)
 
 clean: ## remove what building and testing left (runs/ and .venv stay)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,6 +1,6 @@
 """Train one stage: deepspeed launch/train.py RECIPE.yaml [key=value ...]
 
-Exit codes: 0 done, 2 something for the user to put right (said on stderr), anything else a defect.
+Exit codes: 0 done, 1 a rank failed, 2 something for the user to put right (said on stderr), 3 a step took far too long.
 """
 
 import argparse
@@ -43,7 +43,10 @@ def run(recipe: Recipe) -> None:
     """Build, train, close. Raises UserError; until the processes join, the same one on every rank."""
     # Here and not above: these imports take seconds, and a wrong recipe is refused before them.
     from ma2mba.training import deepspeed_engine as processes
+    from ma2mba.training import failures
+    from ma2mba.training.activity import Activity
     from ma2mba.training.build import build
+    from ma2mba.training.guard import guard
     from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
     from ma2mba.training.world import World
 
@@ -51,10 +54,14 @@ def run(recipe: Recipe) -> None:
     if job.first_step >= job.steps:
         say(f"{recipe.run}: is finished ({job.first_step} steps); nothing to do")
         return
+    if RANK == 0:
+        failures.clear(recipe.run_folder)
     processes.start_processes(job.world)
-    engine = open_engine(job)
-    with open_loader(job) as loader, open_metrics(job) if RANK == 0 else nullcontext() as metrics:
-        train(job, engine, loader, metrics)
+    activity = Activity()
+    with open_loader(job) as loader, guard(job, activity):
+        engine = open_engine(job)
+        with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
+            train(job, engine, loader, metrics, activity)
     processes.stop_processes()
 
 

@@ -1,4 +1,4 @@
-"""The command line: ask, eval, export, inspect, plan. What is slow to import waits for the command that needs it."""
+"""The command line: ask, eval, export, inspect, plan, replay. What is slow to import waits for its command."""
 
 import json
 import time
@@ -15,6 +15,8 @@ from rich.table import Table
 from data_prep.progress import Reporter
 from ma2mba import __version__
 from ma2mba.cli_plan import plan
+from ma2mba.cli_replay import replay
+from ma2mba.devices import device_name
 from ma2mba.errors import UserError
 from ma2mba.shards.integrity import atomic_write
 
@@ -63,7 +65,7 @@ def ask(
 
     count = parse_frames(frames)
     with err.status(f"watching {escape(str(video))}"):
-        network, tokenizer = load_model(model, device=_device(device))
+        network, tokenizer = load_model(model, device=device_name(device))
         began = time.monotonic()
         chat = VideoChat(network, tokenizer, video, count)
         chat.watch()
@@ -92,7 +94,7 @@ def evaluate_command(
 
     parse_frames(frames)
     with _progress("questions") as tell:
-        result = evaluate(model, task, frames, limit=limit, task=only, device=_device(device), progress=tell)
+        result = evaluate(model, task, frames, limit=limit, task=only, device=device_name(device), progress=tell)
     if out_file:
         with atomic_write(out_file) as file:
             json.dump(result, file, indent=1)
@@ -134,6 +136,7 @@ def inspect(
 
 
 app.command()(plan)
+app.command()(replay)
 
 
 @contextmanager
@@ -159,16 +162,6 @@ def _echo(pieces: Iterator[str]) -> None:
         out.print(shown, end="", markup=False, soft_wrap=True)
         out.file.flush()
     out.print()
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--device {name}: give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch sees no GPU here; give --device cpu")
-    return "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
 
 
 def _accuracy_table(result: dict[str, Any]) -> Table:

@@ -37,6 +37,11 @@ class StepPlan:
     after: Position
 
 
+def padded_tokens(plan: StepPlan, length_N: np.ndarray) -> list[int]:
+    """How many tokens each rank (or group of ranks that share samples) computes on in a step, padding included."""
+    return [sum(len(micro) * int(length_N[micro].max()) for micro in rank) for rank in plan.micro_batches]
+
+
 @dataclass(frozen=True)
 class Group:
     """Samples that are drawn `weight` times as often as those of a group of weight 1, which come once an epoch."""

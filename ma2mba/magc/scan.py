@@ -68,16 +68,19 @@ class Scan:
         self, residual: Any, d_values: Sequence[Gradients], d_states: Sequence[Gradients], sink: Sink
     ) -> tuple[list[Gradients], list[Gradients]]:
         d_chunks: list[Gradients] = []
-        starts = range(0, len(residual.chunks), self.every)
-        for start in reversed(starts):
-            segment = range(start, min(start + self.every, len(residual.chunks)))
+        end = len(residual.chunks)
+        if residual.last is not None:
+            inner, residual.last = residual.last, None
+            end -= 1
+            d_chunk, d_states = self.step.backward(inner, d_values[end], d_states, sink)
+            d_chunks.append(d_chunk)
+            if end % self.every == 0:
+                residual.boundaries.drop()
+        for start in reversed(range(0, end, self.every)):
+            segment = range(start, min(start + self.every, end))
             states = self._states_before(residual, segment)
             for i in reversed(segment):
-                inner, residual.last = residual.last, None
-                if inner is not None:
-                    states.drop()
-                else:
-                    inner = self._recompute(residual, i, states.pop())
+                inner = self._recompute(residual, i, states.pop())
                 d_chunk, d_states = self.step.backward(inner, d_values[i], d_states, sink)
                 d_chunks.append(d_chunk)
         return d_chunks[::-1], list(d_states)
@@ -95,9 +98,8 @@ class Scan:
         before, states = Stash(self.stash, self.memory), residual.boundaries.pop()
         before.push(states)
         for i in segment[:-1]:
-            if residual.last is None or i + 1 < segment[-1]:
-                with residual.surroundings[i].restored():
-                    states = self.step.forward(residual.chunks[i], states, keep=False)[1]
+            with residual.surroundings[i].restored():
+                states = self.step.forward(residual.chunks[i], states, keep=False)[1]
             before.push(states)
         return before
 

@@ -4,6 +4,7 @@ import logging
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import torch
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.distributed import distributed_c10d as c10d
 
 from ma2mba.data.batch import Batch
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training.activity import Activity
 from ma2mba.training.recipe import Recipe
 from ma2mba.training.stages import parameter_groups, set_trainable
 from ma2mba.training.streaming import build_streamer, streaming_loss
 from ma2mba.training.world import World, ZeroPolicy, announce_alone
 
 STATE_TAG = "state"
+COLLECTIVE_LIMIT = timedelta(days=7)
 
 
 def start_processes(world: World) -> None:
@@ -69,11 +73,14 @@ class Engine:
     base_rates: list[float]
     names: list[str]
 
-    def micro_step(self, batch: Batch, loss_scale: float) -> Tensor:
+    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity) -> Tensor:
         """Forward, backward and, after a step's last micro-batch, the optimizer. Returns the scaled loss, fp32 ()."""
         anchor = torch.zeros((), device=self.world.device, requires_grad=True)
+        activity.enter("forward")
         loss = self.inner(anchor, batch, loss_scale)
+        activity.enter("backward")
         self.inner.backward(loss)
+        activity.enter("optimizer")
         self.inner.step()
         return loss.detach()
 
@@ -96,6 +103,12 @@ class Engine:
         total = value.clone()
         deepspeed.comm.all_reduce(total)
         return total.item()
+
+    def gather(self, values: Tensor) -> list[list[float]]:
+        """The values (M,) of every rank, in the order of ranks; as many on each."""
+        parts = [torch.empty_like(values) for _ in range(self.world.size)]
+        deepspeed.comm.all_gather(parts, values)
+        return [part.tolist() for part in parts]
 
     def whole_weights(self) -> Any:
         """A context in which every rank holds every weight (ZeRO-3 keeps a share otherwise). All ranks enter it."""
@@ -124,6 +137,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
     inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
+    if recipe.watchdog:
+        _let_collectives_wait()
     return Engine(inner, model, world, policy.stage, base_rates, names)
 
 
@@ -134,6 +149,12 @@ def sequence_group(world: World) -> ProcessGroup | None:
     firsts = range(0, world.size, world.sequence)
     groups = [torch.distributed.new_group(list(range(first, first + world.sequence))) for first in firsts]
     return groups[world.group]
+
+
+def _let_collectives_wait() -> None:
+    """A rank may rightly wait half an hour for one with a longer video: the watchdog decides, not NCCL's 10 minutes."""
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(COLLECTIVE_LIMIT, group)
 
 
 def ds_config(recipe: Recipe, world: World, policy: ZeroPolicy) -> dict[str, Any]:

@@ -1,19 +1,22 @@
 """The training loop: steps, the report of each, and checkpoints."""
 
-import math
+import time
 from pathlib import Path
 
 import torch
 import yaml
 
 from ma2mba.data.loader import PRIMED_FRAMES, LoadedStep, Loader
-from ma2mba.data.sampler import Position
+from ma2mba.data.sampler import Position, padded_tokens
 from ma2mba.errors import UserError
 from ma2mba.model.pretrained import save_model
 from ma2mba.shards.integrity import atomic_write
 from ma2mba.training import checkpoint
+from ma2mba.training.activity import Activity
 from ma2mba.training.build import Job
 from ma2mba.training.deepspeed_engine import Engine, barrier, build_engine
+from ma2mba.training.finite import stop_unless_finite
+from ma2mba.training.flops import ModelFlops, device_peak
 from ma2mba.training.metrics import Metrics, StepResult
 from ma2mba.training.stages import rate_factor
 
@@ -36,6 +39,7 @@ def open_loader(job: Job) -> Loader:
 def open_metrics(job: Job) -> Metrics:
     """The run folder's report, and the recipe as it was understood. Rank 0 only. UserError if it cannot be written."""
     recipe = job.recipe
+    peak = device_peak(job.world.device, job.world.dtype(recipe.precision))
     try:
         with atomic_write(recipe.run_folder / "recipe.yaml") as file:
             yaml.safe_dump(recipe.model_dump(mode="json"), file, sort_keys=False)
@@ -48,42 +52,53 @@ def open_metrics(job: Job) -> Metrics:
             job.world.device,
             first_tokens=job.sampler.tokens_until(job.first_step),
             tokens=job.sampler.tokens_until(job.steps),
+            flops=ModelFlops(job.model.config, recipe.trainable.parts, pictures=job.dataset.features is None),
+            peak_flops=peak and peak * job.world.size,
         )
     except OSError as error:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error
 
 
-def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None) -> None:
-    """Run the steps that are left; rank 0 brings `metrics`. Raises UserError when the loss is no longer a number."""
+def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, activity: Activity) -> None:
+    """Run the steps that are left; rank 0 brings `metrics`. UserError when loss or gradient are no longer numbers."""
     every = job.recipe.checkpoint.every
     for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
-        result = train_step(engine, loaded, rate_factor(step, job.steps, job.recipe.schedule))
-        if not math.isfinite(result.loss):
-            raise UserError(
-                f"step {step + 1}: the loss is {result.loss}; go on from the latest checkpoint with smaller learning "
-                "rates under trainable, or precision=fp32"
-            )
+        ranks = job.world.sequence
+        rank_tokens = [-(-tokens // ranks) for tokens in padded_tokens(loaded.plan, job.dataset.length_N)]
+        activity.begin_step(step + 1, max(rank_tokens))
+        factor = rate_factor(step, job.steps, job.recipe.schedule)
+        result = train_step(engine, loaded, factor, rank_tokens, activity)
+        stop_unless_finite(job, engine, step + 1, loaded.plan, result)
         if metrics:
             metrics.add(step + 1, result, loader.waited)
         if (step + 1) % every == 0 or step + 1 == job.steps:
+            activity.begin_saving()
+            began = time.perf_counter()
             folder = save(job, engine, step + 1, loaded.plan.after)
             if metrics:
-                metrics.message(f"saved {folder}")
+                metrics.saved(step + 1, folder, time.perf_counter() - began)
 
 
-def train_step(engine: Engine, loaded: LoadedStep, factor: float) -> StepResult:
+def train_step(
+    engine: Engine, loaded: LoadedStep, factor: float, rank_tokens: list[int], activity: Activity
+) -> StepResult:
     """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them."""
     plan = loaded.plan
     rates = engine.set_rates(factor)
     averaged_over = engine.averaging(len(plan.micro_batches[engine.world.group]))
-    losses = [engine.micro_step(batch, averaged_over / plan.targets) for batch in loaded.batches]
+    scale = averaged_over / plan.targets
+    losses = [engine.micro_step(batch, scale, activity) for batch in activity.micro_batches(loaded.batches)]
+    losses_M = torch.stack(losses) / averaged_over
     return StepResult(
-        loss=engine.sum_over_ranks(torch.stack(losses).sum()) / averaged_over,
+        loss=engine.sum_over_ranks(losses_M.sum()),
         gradient_norm=engine.gradient_norm(),
         rates=rates,
         tokens=plan.tokens,
         frames=plan.frames,
+        targets=plan.targets,
         epoch=plan.epoch,
+        rank_tokens=rank_tokens,
+        losses_M=losses_M,
     )
 
 

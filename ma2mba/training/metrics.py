@@ -11,23 +11,34 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ma2mba.shards.integrity import atomic_write
+from ma2mba.training.flops import ModelFlops
 
 LINE_SECONDS = 10.0
+NOT_DRAWN = ("step", "epoch", "rank_tokens", "checkpoint_seconds")
+"""In metrics.jsonl alone (TensorBoard has the time of each checkpoint at its own step)."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step over all ranks. `rates` are learning rates by part; tokens count text and visual ones."""
+    """One step over all ranks. `rates` are learning rates by part; tokens count text and visual ones.
+
+    rank_tokens  padded tokens that each rank computed on
+    losses_M     fp32, this rank's micro-batches: each one's share of the loss
+    """
 
     loss: float
     gradient_norm: float
     rates: dict[str, float]
     tokens: int
     frames: int
+    targets: int
     epoch: int
+    rank_tokens: list[int]
+    losses_M: Tensor
 
 
 class Metrics:
@@ -35,6 +46,7 @@ class Metrics:
 
     On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line. The time
     left is reckoned by tokens: `tokens` are about those of the whole run, `first_tokens` those before `first_step`.
+    `peak_flops` is what all devices together can do a second, None where that is not known.
     """
 
     def __init__(
@@ -48,7 +60,10 @@ class Metrics:
         *,
         first_tokens: int,
         tokens: int,
+        flops: ModelFlops,
+        peak_flops: float | None,
     ):
+        self._model_flops, self._peak_flops = flops, peak_flops
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
         keep_until(self.path, first_step)
@@ -78,10 +93,11 @@ class Metrics:
         """Account for step number `step` (the first is 1); `waited` is the loader's running total of seconds."""
         self._tokens += result.tokens
         self._frames += result.frames
+        self._flops += self._model_flops.of_step(result.tokens, result.frames, result.targets)
         if step % self.log_every and step not in (self.first_step + 1, self.steps):
             self._bar.update(self._task, advance=result.tokens, steps=step)
             return
-        seconds = time.perf_counter() - self._since
+        seconds = time.perf_counter() - self._since - self._saving
         line = {
             "step": step,
             "epoch": result.epoch,
@@ -90,13 +106,23 @@ class Metrics:
             "lr": result.rates,
             "tokens_per_second": self._tokens / seconds,
             "frames_per_second": self._frames / seconds,
+            "model_flop_utilisation": self._peak_flops and self._flops / seconds / self._peak_flops,
             "peak_memory_bytes": peak_memory(self.device),
             "data_wait_share": (waited - self._waited) / seconds,
+            "rank_tokens": result.rank_tokens,
+            "rank_imbalance": max(result.rank_tokens) * len(result.rank_tokens) / sum(result.rank_tokens),
+            "checkpoint_seconds": self._saving,
         }
         self._write(step, line)
         self._show(step, line, result.tokens)
         self._waited = waited
         self._reset()
+
+    def saved(self, step: int, folder: Path, seconds: float) -> None:
+        """Account for a checkpoint: the next line has its seconds, speeds are taken without them."""
+        self._saving += seconds
+        self._board.add_scalar("checkpoint_seconds", seconds, step)
+        self.message(f"saved {folder} in {seconds:.1f} s")
 
     def message(self, text: str) -> None:
         """Say something beside the progress bar."""
@@ -104,6 +130,7 @@ class Metrics:
 
     def _reset(self) -> None:
         self._since, self._tokens, self._frames = time.perf_counter(), 0, 0
+        self._flops, self._saving = 0.0, 0.0
 
     def _write(self, step: int, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -112,7 +139,7 @@ class Metrics:
             if key == "lr":
                 for part, rate in value.items():
                     self._board.add_scalar(f"lr/{part}", rate, step)
-            elif key not in ("step", "epoch"):
+            elif key not in NOT_DRAWN and value is not None:
                 self._board.add_scalar(key, value, step)
 
     def _show(self, step: int, line: dict[str, Any], tokens: int) -> None:

@@ -42,6 +42,11 @@ class Trainable(_Section):
     language_model: PositiveFloat | None = None
     vision: PositiveFloat | None = None
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Those that are trained."""
+        return tuple(part for part in PART_NAMES if getattr(self, part) is not None)
+
 
 class Optimizer(_Section):
     """AdamW."""
@@ -82,6 +87,13 @@ class Checkpoint(_Section):
     keep_last: PositiveInt | None = 2
 
 
+class Watchdog(_Section):
+    """All ranks end when a step takes `factor` times as long as usual for its tokens, and at least `seconds`."""
+
+    seconds: PositiveFloat = 1800.0
+    factor: float = Field(default=4.0, ge=1.0)
+
+
 class Recipe(_Section):
     """One training stage. docs/training.md explains every key."""
 
@@ -104,6 +116,7 @@ class Recipe(_Section):
     parallel: Parallel = Parallel()
     zero_config: str = "ds_configs/zero1.json"
     checkpoint: Checkpoint = Checkpoint()
+    watchdog: Watchdog | None = Watchdog()
     resume: str = "auto"
     seed: int = Field(default=0, ge=0)
     order: Literal["shuffled", "length"] = "shuffled"

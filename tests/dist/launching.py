@@ -28,9 +28,12 @@ RECIPE = {
 }
 
 
-def command(ranks: int, *overrides: str) -> list[str]:
+TRAINER = ROOT / "launch" / "train.py"
+
+
+def command(ranks: int, *overrides: str, script: Path = TRAINER) -> list[str]:
     """`deepspeed` beside this interpreter for several ranks, the interpreter itself for one (ranks=0)."""
-    arguments = [str(ROOT / "launch" / "train.py"), "recipe.yaml", *overrides]
+    arguments = [str(script), "recipe.yaml", *overrides]
     if not ranks:
         return [sys.executable, *arguments]
     launcher = Path(sys.executable).with_name("deepspeed")
@@ -41,10 +44,10 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def launch(folder: Path, ranks: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, ranks: int, *overrides: str, script: Path = TRAINER) -> subprocess.CompletedProcess[str]:
     """Run to the end in `folder`; stdout holds both streams."""
     return subprocess.run(
-        command(ranks, *overrides),
+        command(ranks, *overrides, script=script),
         cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,

@@ -22,6 +22,8 @@ MAY_IMPORT = {
     "ma2mba.folders": ("ma2mba.errors", "ma2mba.shards", "ma2mba.model", "ma2mba.training", "ma2mba.evaluation"),
     "ma2mba.cli": ("ma2mba", "data_prep.progress"),
     "ma2mba.cli_plan": ("ma2mba.errors", "ma2mba.magc", "ma2mba.training", "ma2mba.evaluation"),
+    "ma2mba.cli_replay": ("ma2mba.devices", "ma2mba.training"),
+    "ma2mba.devices": ("ma2mba.errors",),
     "ma2mba.__main__": ("ma2mba.cli",),
     "data_prep.encode": (
         "data_prep",

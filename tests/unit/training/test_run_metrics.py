@@ -2,17 +2,31 @@
 
 import json
 
+import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ma2mba.model.config import ModelConfig
+from ma2mba.training.flops import ModelFlops
 from ma2mba.training.metrics import Metrics, StepResult, keep_until
+from tests.tiny import TINY_MODEL
+
+FLOPS = ModelFlops(ModelConfig.model_validate(TINY_MODEL), ("projector",))
 
 
-def run(folder, first_step, steps, log_every=2):
-    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps}
+def result_of(step):
+    rates = {"projector": 0.1, "vision": 0.2}
+    share = {"tokens": 100, "frames": 7, "targets": 5, "rank_tokens": [90, 30]}
+    return StepResult(3.0 - step / 10, 1.5, rates, epoch=0, losses_M=torch.zeros(1), **share)
+
+
+def run(folder, first_step, steps, log_every=2, peak_flops=None, save_at=None):
+    tokens = {"first_tokens": 100 * first_step, "tokens": 100 * steps, "flops": FLOPS, "peak_flops": peak_flops}
     with Metrics(folder, "stage1", first_step, steps, log_every, torch.device("cpu"), **tokens) as metrics:
         for step in range(first_step, steps):
-            result = StepResult(3.0 - step / 10, 1.5, {"projector": 0.1, "vision": 0.2}, tokens=100, frames=7, epoch=0)
-            metrics.add(step + 1, result, waited=0.0)
+            metrics.add(step + 1, result_of(step), waited=0.0)
+            if step + 1 == save_at:
+                metrics.saved(save_at, folder, 0.25)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -25,6 +39,24 @@ def test_first_last_and_every_nth_step_are_written(tmp_path):
     # steps 2 and 3 lie between the lines: 200 tokens and 14 frames in the same time
     assert abs(lines[1]["tokens_per_second"] / lines[1]["frames_per_second"] - 200 / 14) < 1e-6
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_utilisation_and_imbalance(tmp_path):
+    line = run(tmp_path, 0, 1, peak_flops=1e12)[0]
+    needed = FLOPS.of_step(100, 7, 5)
+    assert line["model_flop_utilisation"] == pytest.approx(needed * line["tokens_per_second"] / 100 / 1e12)
+    assert line["rank_tokens"] == [90, 30]
+    assert line["rank_imbalance"] == 1.5
+    assert run(tmp_path, 1, 2)[-1]["model_flop_utilisation"] is None
+
+
+def test_the_time_of_a_checkpoint_is_told_and_is_not_training(tmp_path):
+    lines = run(tmp_path, 0, 4, log_every=1, save_at=2)
+    assert [line["checkpoint_seconds"] for line in lines] == [0, 0, 0.25, 0]
+    assert lines[2]["tokens_per_second"] < 0  # the made-up quarter of a second is more than the step took
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in board.Scalars("checkpoint_seconds")] == [(2, 0.25)]
+    assert {"lr/projector", "loss", "rank_imbalance", "frames_per_second"} < set(board.Tags()["scalars"])
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):

@@ -1,0 +1,31 @@
+"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan:RANK:STEP, in that rank's forward of that step."""
+
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ma2mba.training import deepspeed_engine
+
+KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
+sound = deepspeed_engine.Engine.micro_step
+
+
+def faulty(engine, batch, loss_scale, activity):
+    if activity.step != int(STEP) or engine.world.rank != int(RANK):
+        return sound(engine, batch, loss_scale, activity)
+    activity.enter("forward")
+    if KIND == "raise":
+        raise ArithmeticError("the fault of this test")
+    if KIND == "hang":
+        time.sleep(600)
+    return sound(engine, batch, loss_scale * float("nan"), activity)
+
+
+deepspeed_engine.Engine.micro_step = faulty
+sys.argv[0] = str(ROOT / "launch" / "train.py")
+runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,131 @@
+"""launch/multi_node.sh and launch/slurm.sbatch, with stand-ins for SLURM's own programs."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, environment
+
+from ma2mba.training.recipe import load_recipe
+
+SCRIPTS = [ROOT / "launch" / "multi_node.sh", ROOT / "launch" / "slurm.sbatch"]
+SRUN = r"""#!/bin/bash
+trap 'echo "srun got TERM" >> "$CALLS"; kill $(jobs -p); exit 0' TERM
+echo "srun $*" >> "$CALLS"
+for option in "$@"; do [[ $option == -* ]] || break; shift; done
+if [[ -n $IDLE ]]; then sleep 120 & wait; fi
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & ranks+=($!); done
+for rank in "${ranks[@]}"; do wait "$rank" || exit; done
+"""
+SCONTROL = r"""#!/bin/bash
+echo "scontrol $*" >> "$CALLS"
+[[ $1 == show ]] && echo 127.0.0.1
+exit 0
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """The environment of a job of 2 tasks; `calls` lists what was called."""
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    return environment() | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "PYTHON": sys.executable,
+        "SLURM_JOB_NODELIST": "node-[1-2]",
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_NTASKS": "2",
+    }
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_sound(script):
+    checks = [["bash", "-n", str(script)]]
+    if shutil.which("shellcheck"):
+        checks.append(["shellcheck", str(script)])
+    for check in checks:
+        done = subprocess.run(check, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    without_arguments = subprocess.run(["bash", str(script)], capture_output=True, text=True, cwd=ROOT)
+    assert without_arguments.returncode == 2
+    assert "RECIPE.yaml" in without_arguments.stderr
+
+
+def test_slurm_trains_with_the_recipe(folder, slurm):
+    run = folder / "by-slurm"
+    arguments = ["recipe.yaml", f"data={folder / 'shards'}", f"run={run}", "steps=2", "checkpoint.every=2"]
+    arguments[0] = str(folder / arguments[0])
+    done = subprocess.run(
+        ["bash", "launch/slurm.sbatch", *arguments],
+        cwd=ROOT,
+        env=slurm,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout
+    assert len(curve(run)) == 2
+    assert (run / "checkpoints" / "latest").read_text() == "step-000002\n"
+    called = Path(slurm["CALLS"]).read_text()
+    assert "--kill-on-bad-exit=1" in called
+    assert "requeue" not in called
+
+
+@pytest.mark.parametrize("name", [signal.SIGUSR1, signal.SIGTERM])
+def test_slurm_has_the_ranks_save_and_queues_again(slurm, name):
+    process = subprocess.Popen(
+        ["bash", "launch/slurm.sbatch", "recipe.yaml", "run=elsewhere"], cwd=ROOT, env=slurm | {"IDLE": "yes"}
+    )
+    calls, until = Path(slurm["CALLS"]), time.monotonic() + TIMEOUT_SECONDS
+    while not calls.exists() or "srun --" not in calls.read_text():
+        assert time.monotonic() < until, "srun was not called"
+        time.sleep(0.05)
+    process.send_signal(name)
+    assert process.wait(TIMEOUT_SECONDS) == 0
+    assert calls.read_text().splitlines()[-2:] == ["srun got TERM", f"scontrol requeue {os.getpid()}"]
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage1_5", "stage2"])
+def test_the_trainer_takes_what_slurm_gives_it(slurm, tmp_path, stage):
+    """The command line of the sbatch file, parsed as the trainer does, against each recipe."""
+    process = tmp_path / "python"
+    process.write_text('#!/bin/bash\nprintf "%s\\n" "$RANK" "$LOCAL_RANK" "$WORLD_SIZE" "$@" > "$CALLS.$RANK"\n')
+    process.chmod(0o755)
+    command = ["bash", "launch/slurm.sbatch", f"launch/recipes/{stage}.yaml", "run=runs/a b", "trainable.vision=null"]
+    subprocess.run(command, cwd=ROOT, env=slurm | {"PYTHON": str(process)}, check=True)
+    for rank in ("0", "1"):
+        said = Path(f"{slurm['CALLS']}.{rank}").read_text().splitlines()
+        assert said[:4] == [rank, rank, "2", "launch/train.py"]
+        recipe = load_recipe(ROOT / said[4], said[5:])
+        assert (recipe.stage, recipe.resume, recipe.run, recipe.trainable.vision) == (stage, "auto", "runs/a b", None)
+
+
+def test_several_nodes_by_hostfile(tmp_path):
+    (tmp_path / "hosts").write_text("node-1 slots=8\nnode-2 slots=8\n")
+    stand_in = tmp_path / "deepspeed"
+    stand_in.write_text('#!/bin/bash\necho "$NCCL_SOCKET_IFNAME $OMP_NUM_THREADS"\necho "$@"\n')
+    stand_in.chmod(0o755)
+
+    def said(**variables):
+        arguments = ["bash", str(SCRIPTS[0]), str(tmp_path / "hosts"), "recipe.yaml", "run=r"]
+        clean = {name: value for name, value in os.environ.items() if not re.match("MASTER_|NODE_RANK|OMP_", name)}
+        done = subprocess.run(arguments, env=clean | {"DEEPSPEED": str(stand_in), **variables}, capture_output=True)
+        return done.returncode, (done.stdout + done.stderr).decode()
+
+    trainer = f"{ROOT / 'launch' / 'train.py'} recipe.yaml run=r\n"
+    hosts = f"--hostfile {tmp_path / 'hosts'} --master_port"
+    assert said(INTERFACE="ib0") == (0, f"ib0 1\n{hosts} 29500 {trainer}")
+    alone = said(NODE_RANK="1", MASTER_ADDR="node-1", MASTER_PORT="7000")
+    assert alone == (0, f" 1\n{hosts} 7000 --master_addr node-1 --no_ssh --node_rank 1 {trainer}")
+    code, refusal = said(NODE_RANK="1")
+    assert code == 2
+    assert "NODE_RANK=1 without MASTER_ADDR" in refusal
