@@ -45,9 +45,10 @@ class Loader:
         at: Position = Position(),
         prefetch: int = 4,
         threads: int = 2,
+        primed_frames: int = PRIMED_FRAMES,
     ):
         self._dataset, self._tokens_per_frame = dataset, tokens_per_frame
-        self._sampler, self._rank, self._at = sampler, rank, at
+        self._sampler, self._rank, self._at, self._primed_frames = sampler, rank, at, primed_frames
         self._coming = (micro for plan in sampler.plans(at) for micro in plan.micro_batches[rank])
         self._pool = ThreadPoolExecutor(threads, "ma2mba-loader", initializer=_step_back)
         self._ready: deque[Future[Batch]] = deque(self._begin() for _ in range(max(1, prefetch)))
@@ -80,7 +81,7 @@ class Loader:
 
     def _make(self, indices: list[int]) -> Batch:
         batch = collate([self._dataset[i] for i in indices], self._tokens_per_frame)
-        batch.frames.prime(PRIMED_FRAMES)
+        batch.frames.prime(self._primed_frames)
         return batch
 
     def _take(self) -> Batch:

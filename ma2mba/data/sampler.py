@@ -38,7 +38,7 @@ class StepPlan:
 
 
 def padded_tokens(plan: StepPlan, length_N: np.ndarray) -> list[int]:
-    """How many tokens each rank computes on in a step, padding included."""
+    """How many tokens each rank (or group of ranks that share samples) computes on in a step, padding included."""
     return [sum(len(micro) * int(length_N[micro].max()) for micro in rank) for rank in plan.micro_batches]
 
 

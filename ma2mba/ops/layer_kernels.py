@@ -16,8 +16,10 @@ import triton
 import triton.language as tl
 from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from ma2mba.ops.layer import LayerShape, LayerWeights
+from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer_reference
+from ma2mba.ops.neighbours import exchange_input_gradients, exchange_inputs, last_inputs
 from ma2mba.ops.norm_kernels import gated_backward, gated_forward, rms_backward, rms_forward
 from ma2mba.ops.scan_kernels import Scanned, scan_backward, scan_forward
 
@@ -37,27 +39,40 @@ def layer_kernels(
     weights: LayerWeights,
     shape: LayerShape,
     product_BTD: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens."""
+    """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens.
+
+    With a group that is not done: raises ValueError for a part that is so long.
+    """
+    if x_BTD.shape[1] == 0:
+        return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
     limit = most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block)
     if x_BTD.shape[1] <= limit:
-        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, *weights.tensors())
+        return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, group, *weights.tensors())
+    if group is not None:
+        raise ValueError(f"a rank's part of a chunk has {x_BTD.shape[1]} tokens, kernels reach {limit}; cut it shorter")
     outputs = []
     for part_BTD in x_BTD.split(limit, dim=1):
-        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, *weights.tensors())
+        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, None, *weights.tensors())
         outputs.append(y_BTD)
     return torch.cat(outputs, dim=1), conv_BVW, ssm_BHPN
 
 
 @torch.no_grad()
 def layer_product(
-    x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """`mamba2_layer_product` for tensors on a GPU."""
-    if x_BTD.shape[1] > most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block):
-        return *layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape), None
+    if not 0 < x_BTD.shape[1] <= most_tokens(x_BTD.shape[0], weights.in_proj_XD.shape[0], shape.block):
+        return *layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group=group), None
     x_BTD = x_BTD.contiguous()
-    run = _run(x_BTD, _channels_last(conv_BVW), ssm_BHPN, weights, shape, None)
+    run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, None, group)
     return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN, run.product_BTD
 
 
@@ -112,6 +127,20 @@ def _convolve(xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor) -> Tensor:
     return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
 
 
+def _inputs_around(
+    xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts); with a
+    group, what backward needs to hand gradients to the other parts."""
+    chosen_RW = None
+    if group is None:
+        after_BVW = _last_inputs(xBC_BTV, conv_BVW)
+    else:
+        tail_BVW = last_inputs(xBC_BTV, conv_BVW)
+        conv_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
+    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW, chosen_RW
+
+
 def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
     """The convolution's state after these tokens, however few; channels are neighbours in memory."""
     kept = conv_BVW.shape[2]
@@ -139,14 +168,18 @@ def _scanned(
 
 
 class _Run(NamedTuple):
-    """A forward: the first projection, the scan's output, the last projection, and the states after the last token."""
+    """A forward: the states before these tokens (channels neighbours in memory) and after them, or after all parts, the
+    first projection, the scan's output and the last projection; with a group, what `exchange_input_gradients` needs."""
 
     small: _Small
+    conv_BVW: Tensor
+    ssm_BHPN: Tensor
     zxbcdt_BTX: Tensor
     y_BTHP: Tensor
     product_BTD: Tensor
     tail_BVW: Tensor
     final_BHPN: Tensor
+    chosen_RW: Tensor | None
 
 
 def _run(
@@ -156,23 +189,21 @@ def _run(
     weights: LayerWeights,
     shape: LayerShape,
     product_BTD: Tensor | None,
+    group: ProcessGroup | None,
 ) -> _Run:
     inner, small = weights.gated_norm_I.shape[0], _Small.of(weights)
     u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
     zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (len(x_BTD), -1))
     z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
+    conv_BVW, tail_BVW, chosen_RW = _inputs_around(xBC_BTV, conv_BVW, group)
     scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
-    y_BTHP, final_BHPN = scan_forward(scanned)
+    y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
     if product_BTD is None:
         gated_MI = gated_forward(
             y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
         product_BTD = (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
-    return _Run(small, zxbcdt_BTX, y_BTHP, product_BTD, _last_inputs(xBC_BTV, conv_BVW), final_BHPN)
-
-
-def _channels_last(conv_BVW: Tensor) -> Tensor:
-    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2)
+    return _Run(small, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, product_BTD, tail_BVW, final_BHPN, chosen_RW)
 
 
 class _Layer(torch.autograd.Function):
@@ -184,18 +215,19 @@ class _Layer(torch.autograd.Function):
         ssm_BHPN: Tensor,
         shape: LayerShape,
         product_BTD: Tensor | None,
+        group: ProcessGroup | None,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        weights, x_BTD, conv_BVW = LayerWeights(*tensors), x_BTD.contiguous(), _channels_last(conv_BVW)
-        run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
-        ctx.shape, ctx.weights, ctx.small = shape, weights, run.small
-        ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP)
+        weights, x_BTD = LayerWeights(*tensors), x_BTD.contiguous()
+        run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD, group)
+        ctx.shape, ctx.weights, ctx.small, ctx.group = shape, weights, run.small, group
+        ctx.save_for_backward(x_BTD, run.conv_BVW, run.ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP, run.chosen_RW)
         ctx.set_materialize_grads(False)
         return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
-        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP = ctx.saved_tensors
+        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, chosen_RW = ctx.saved_tensors
         shape, weights, small = ctx.shape, ctx.weights, ctx.small
         inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
         dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
@@ -219,17 +251,24 @@ class _Layer(torch.autograd.Function):
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
         dparts = _convolved(dconvolved_BTV, shape, inner)
         d = scan_backward(
-            scanned, dy_MI.view(y_BTHP.shape), dfinal, dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN
+            *(scanned, dy_MI.view(y_BTHP.shape), dfinal),
+            *(dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN),
+            group=ctx.group,
         )
         del dy_MI, scanned
         dtaps, dconv_bias, dconv = _convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)
-        _add_tail(dxBC_BTV, dconv, dtail)
+        if ctx.group is None:
+            _add_tail(dxBC_BTV, dconv, dtail)
+        else:
+            dtail, dinitial = exchange_input_gradients(dconv, dtail, chosen_RW, ctx.group)
+            _add_tail(dxBC_BTV, dconv, dtail)
+            dconv = dinitial
         dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)
         din_proj = weight_gradient(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
         vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
         gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
-        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, *gradients
+        return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, None, *gradients
 
 
 def _convolve_backward(

@@ -29,7 +29,10 @@ from mamba_ssm.ops.triton.ssd_chunk_state import (
 from mamba_ssm.ops.triton.ssd_combined import _chunk_scan_chunk_state_bwd_dx
 from mamba_ssm.ops.triton.ssd_state_passing import _state_passing_bwd_kernel, _state_passing_fwd
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn import functional as F
 
+from ma2mba.ops.neighbours import exchange_state_gradients, exchange_states
 from ma2mba.ops.settings import choose_settings
 
 TUNED_TOKENS = 4096
@@ -61,28 +64,52 @@ class Gradients(NamedTuple):
     initial_BHPN: Tensor
 
 
-def scan_forward(s: Scanned) -> tuple[Tensor, Tensor]:
-    """y_BTHP in the dtype of x, and the state after the last token in fp32."""
+def scan_forward(s: Scanned, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """y_BTHP in the dtype of x, the state after the last token and the one before the first, in fp32.
+
+    With a group these tokens are this rank's part, and `s.initial_BHPN` and the state after are those of all parts.
+    """
     _settle(s.x_BTHP.shape[2:], s.B_BTGN.shape[2:], s.block, s.x_BTHP.dtype, s.x_BTHP.device)
-    return _forward(s)
+    return _forward(s, group)
 
 
-def _forward(s: Scanned) -> tuple[Tensor, Tensor]:
+def _forward(s: Scanned, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     decay_BHCQ, dt_BHCQ = _steps(s)
-    entering_BCHPN, final_BHPN = _entering(s, decay_BHCQ, dt_BHCQ, s.C_BTGN.dtype)
+    added_BCHPN = _added(s, decay_BHCQ, dt_BHCQ)
+    before_BHPN, after_BHPN = s.initial_BHPN, None
+    if group is not None:
+        _, own_BHPN = _entering(added_BCHPN, decay_BHCQ, torch.zeros_like(before_BHPN), s.C_BTGN.dtype)
+        before_BHPN, after_BHPN = exchange_states(_decay_of_part(decay_BHCQ), own_BHPN, before_BHPN, group)
+    entering_BCHPN, final_BHPN = _entering(added_BCHPN, decay_BHCQ, before_BHPN, s.C_BTGN.dtype)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
     y_BTHP, _ = _chunk_scan_fwd(scores_BCGQQ, s.x_BTHP, dt_BHCQ, decay_BHCQ, s.C_BTGN, entering_BCHPN, D=s.D_H)
-    return y_BTHP, final_BHPN
+    return y_BTHP, final_BHPN if after_BHPN is None else after_BHPN, before_BHPN
 
 
 def scan_backward(
-    s: Scanned, dy_BTHP: Tensor, dfinal_BHPN: Tensor | None, dx_BTHP: Tensor, ddt_BTH: Tensor, dB: Tensor, dC: Tensor
+    s: Scanned,
+    dy_BTHP: Tensor,
+    dfinal_BHPN: Tensor | None,
+    dx_BTHP: Tensor,
+    ddt_BTH: Tensor,
+    dB: Tensor,
+    dC: Tensor,
+    *,
+    group: ProcessGroup | None = None,
 ) -> Gradients:
-    """The gradients of x, dt, B and C go into the tensors that are given, which lie as those do."""
+    """The gradients of x, dt, B and C go into the tensors that are given, which lie as those do.
+
+    With a group `s.initial_BHPN` is the state before this rank's part; the gradients of states are those of all parts.
+    """
     decay_BHCQ, dt_BHCQ = _steps(s)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
-    entering_BCHPN, _ = _entering(s, decay_BHCQ, dt_BHCQ, torch.float32)
+    entering_BCHPN, _ = _entering(_added(s, decay_BHCQ, dt_BHCQ), decay_BHCQ, s.initial_BHPN, torch.float32)
     dentering_BCHPN = _chunk_scan_bwd_dstates(s.C_BTGN, decay_BHCQ, dy_BTHP, dtype=torch.float32)
+    dinitial_BHPN = None
+    if group is not None:
+        own_BHPN = _weighted_sum(dentering_BCHPN, _decay_before(decay_BHCQ))
+        decay_BH = _decay_of_part(decay_BHCQ)
+        dfinal_BHPN, dinitial_BHPN = exchange_state_gradients(decay_BH, own_BHPN, dfinal_BHPN, group)
     passed = _pass_back(entering_BCHPN, decay_BHCQ, dentering_BCHPN, dfinal_BHPN, s.x_BTHP.dtype)
     groups = s.B_BTGN.shape[2]
     _, ddt_BHCQ, dD_H = _chunk_scan_chunk_state_bwd_dx(
@@ -100,7 +127,7 @@ def scan_backward(
     _, dA_H, ddt_bias_H = _chunk_cumsum_bwd(
         ddecay_BHCQ, ddt_BHCQ, s.dt_BTH, s.A_H, dt_bias=s.dt_bias_H, dt_softplus=True, ddt=ddt_BTH
     )
-    return Gradients(dA_H, dD_H, ddt_bias_H, passed.dinitial_BHPN)
+    return Gradients(dA_H, dD_H, ddt_bias_H, passed.dinitial_BHPN if dinitial_BHPN is None else dinitial_BHPN)
 
 
 @cache
@@ -121,7 +148,7 @@ def _settle(heads: torch.Size, groups: torch.Size, block: int, dtype: torch.dtyp
     B, C = draw(1, T, *groups).to(dtype), draw(1, T, *groups).to(dtype)
     state = draw(1, *heads, groups[1])
     s = Scanned(x, dt, B, C, -draw(heads[0]).exp(), draw(heads[0]), draw(heads[0]), state, block)
-    y, final = _forward(s)
+    y, final, _ = _forward(s, None)
     scan_backward(s, y, final, *(torch.empty_like(t) for t in (x, dt, B, C)))
 
 
@@ -130,14 +157,33 @@ def _steps(s: Scanned) -> tuple[Tensor, Tensor]:
     return _chunk_cumsum_fwd(s.dt_BTH, s.A_H, s.block, dt_bias=s.dt_bias_H, dt_softplus=True)
 
 
-def _entering(s: Scanned, decay_BHCQ: Tensor, dt_BHCQ: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _added(s: Scanned, decay_BHCQ: Tensor, dt_BHCQ: Tensor) -> Tensor:
+    """What every block adds to the state, fp32 (B, C, H, P, N)."""
+    return _chunk_state_fwd(s.B_BTGN, s.x_BTHP, dt_BHCQ, decay_BHCQ, states_in_fp32=True)
+
+
+def _entering(
+    added_BCHPN: Tensor, decay_BHCQ: Tensor, initial_BHPN: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """The state that enters every block, and the one that leaves the last (fp32)."""
-    added_BCHPN = _chunk_state_fwd(s.B_BTGN, s.x_BTHP, dt_BHCQ, decay_BHCQ, states_in_fp32=True)
     entering, final = _state_passing_fwd(
-        added_BCHPN.flatten(-2), decay_BHCQ[..., -1], initial_states=s.initial_BHPN.flatten(-2), out_dtype=dtype
+        added_BCHPN.flatten(-2), decay_BHCQ[..., -1], initial_states=initial_BHPN.flatten(-2), out_dtype=dtype
     )
     sizes = added_BCHPN.shape[-2:]
     return entering.unflatten(-1, sizes), final.unflatten(-1, sizes)
+
+
+def _decay_of_part(decay_BHCQ: Tensor) -> Tensor:
+    return decay_BHCQ[..., -1].sum(-1).exp()
+
+
+def _decay_before(decay_BHCQ: Tensor) -> Tensor:
+    """(B, H, C): by how much a state before the first block decays up to each."""
+    return F.pad(decay_BHCQ[:, :, :-1, -1].cumsum(-1), (1, 0)).exp()
+
+
+def _weighted_sum(states_BCHPN: Tensor, weight_BHC: Tensor) -> Tensor:
+    return (states_BCHPN * weight_BHC.transpose(1, 2)[..., None, None]).sum(1)
 
 
 class _Passed(NamedTuple):

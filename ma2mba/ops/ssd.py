@@ -10,7 +10,10 @@ C blocks, Q tokens of a block (S where two tokens meet: the earlier).
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.nn import functional as F
+
+from ma2mba.ops.neighbours import state_before
 
 
 def ssd_scan(
@@ -23,14 +26,16 @@ def ssd_scan(
     dt_bias_H: Tensor,
     state_BHPN: Tensor,
     block: int,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (batch, tokens, heads, width) in the dtype of x and the final state in the dtype of the initial one.
 
     `A_H` is negative. Decays and states are computed in the dtype of `state_BHPN` (fp32, or fp64 in tests). The result
-    does not depend on `block`, which need not divide T.
+    does not depend on `block`, which need not divide T. With a group, these are this rank's part of the tokens, maybe
+    none, and the states are those before and after all parts (`ma2mba.ops.neighbours`).
     """
     tokens, dtype = x_BTHP.shape[1], state_BHPN.dtype
-    block = min(block, tokens)
+    block = max(min(block, tokens), 1)
     heads_of = (B_BTGN.shape[2], -1)
     dt_BTH = F.softplus(dt_BTH.to(dtype) + dt_bias_H.to(dtype))
     u_BTHP = x_BTHP.to(dtype) * dt_BTH[..., None]
@@ -41,7 +46,7 @@ def ssd_scan(
 
     y_BCGRQP = _within_blocks(u_BCGRQP, decay_BCGRQ, B_BCGQN, C_BCGQN)
     state_BGRPN = state_BHPN.unflatten(1, heads_of)
-    entering_BCGRPN, final_BGRPN = _across_blocks(u_BCGRQP, decay_BCGRQ, B_BCGQN, state_BGRPN)
+    entering_BCGRPN, final_BGRPN = _across_blocks(u_BCGRQP, decay_BCGRQ, B_BCGQN, state_BGRPN, group)
     carried_BCGRQP = C_BCGQN[:, :, :, None] @ entering_BCGRPN.transpose(-1, -2)
     y_BCGRQP = torch.addcmul(y_BCGRQP, carried_BCGRQP, decay_BCGRQ.exp()[..., None])
 
@@ -54,7 +59,7 @@ def _blocks(t_BTX: Tensor, block: int) -> Tensor:
 
     Padding is zeros: a token with dt = 0 decays nothing and adds nothing, so it leaves the state alone.
     """
-    pad = -t_BTX.shape[1] % block
+    pad = -t_BTX.shape[1] % block if t_BTX.shape[1] else block
     if pad:
         t_BTX = torch.cat([t_BTX, t_BTX.new_zeros(t_BTX.shape[0], pad, *t_BTX.shape[2:])], dim=1)
     return t_BTX.unflatten(1, (-1, block))
@@ -70,13 +75,29 @@ def _within_blocks(u_BCGRQP: Tensor, decay_BCGRQ: Tensor, B_BCGQN: Tensor, C_BCG
 
 
 def _across_blocks(
-    u_BCGRQP: Tensor, decay_BCGRQ: Tensor, B_BCGQN: Tensor, state_BGRPN: Tensor
+    u_BCGRQP: Tensor,
+    decay_BCGRQ: Tensor,
+    B_BCGQN: Tensor,
+    state_BGRPN: Tensor,
+    group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """The state that enters every block, and the one that leaves the last."""
+    """The state that enters every block, and the one that leaves the last, or the last of the group's."""
     total_BCGR = decay_BCGRQ[..., -1]
     to_end_BCGRQ = (total_BCGR[..., None] - decay_BCGRQ).exp()
     added_BCGRPN = (u_BCGRQP * to_end_BCGRQ[..., None]).transpose(-1, -2) @ B_BCGQN[:, :, :, None]
     keep_BCGR11 = total_BCGR.exp()[..., None, None]
+    if group is None:
+        return _pass_on(keep_BCGR11, added_BCGRPN, state_BGRPN)
+    _, own_BGRPN = _pass_on(keep_BCGR11, added_BCGRPN, torch.zeros_like(state_BGRPN))
+    decay_BH = total_BCGR.sum(1).exp().flatten(1, 2)
+    before_BHPN, after_BHPN = state_before(decay_BH, own_BGRPN.flatten(1, 2), state_BGRPN.flatten(1, 2), group)
+    sizes = state_BGRPN.shape[1:3]
+    entering_BCGRPN, _ = _pass_on(keep_BCGR11, added_BCGRPN, before_BHPN.unflatten(1, sizes))
+    return entering_BCGRPN, after_BHPN.unflatten(1, sizes)
+
+
+def _pass_on(keep_BCGR11: Tensor, added_BCGRPN: Tensor, state_BGRPN: Tensor) -> tuple[Tensor, Tensor]:
+    """The state that enters every block, and the one that leaves the last."""
     entering = []
     for keep_BGR11, added_BGRPN in zip(keep_BCGR11.unbind(1), added_BCGRPN.unbind(1), strict=True):
         entering.append(state_BGRPN)

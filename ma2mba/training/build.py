@@ -25,7 +25,7 @@ from ma2mba.shards.integrity import sha256_file
 from ma2mba.training.checkpoint import MODEL, Start, find_start, model_folder
 from ma2mba.training.fitting import Fitted, fit_run
 from ma2mba.training.recipe import Pretrained, Recipe
-from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy
+from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Job:
 
 def build(recipe: Recipe, world: World) -> Job:
     """Read what the recipe names. Raises UserError before anything is written."""
+    world = share_sequences(recipe, world)
     check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
     policy = load_policy(recipe.zero_config)
     start = find_start(recipe)
@@ -97,7 +98,7 @@ def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampl
             dataset.frames_N,
             global_batch=recipe.global_batch,
             micro_batch=micro_batch,
-            ranks=world.size,
+            ranks=world.groups,
             seed=recipe.seed,
             order=recipe.order,
             passes=passes,
@@ -111,8 +112,8 @@ def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampl
         return make(recipe.micro_batch, passes), recipe
     finest = make(1, passes)
     needed = finest.micro_batches_needed(recipe.micro_batch_tokens, recipe.steps or finest.steps)
-    share = recipe.global_batch // world.size
-    micro_steps = next(count for count in range(-(-needed // world.size), share + 1) if share % count == 0)
+    share = recipe.global_batch // world.groups
+    micro_steps = next(count for count in range(-(-needed // world.groups), share + 1) if share % count == 0)
     recipe = recipe.model_copy(update={"micro_batch": share // micro_steps})
     return make(recipe.micro_batch, passes), recipe
 

@@ -12,6 +12,7 @@ import deepspeed
 import torch
 from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 
 from ma2mba.data.batch import Batch
@@ -51,14 +52,14 @@ def barrier() -> None:
 class StreamingLoss(nn.Module):
     """The loss as one module, so that DeepSpeed's hooks fire around all of it (ZeRO-3 gathers the weights once)."""
 
-    def __init__(self, model: VideoMa2mba, plan: Plan):
+    def __init__(self, model: VideoMa2mba, plan: Plan, group: ProcessGroup | None):
         super().__init__()
-        self.model, self.plan = model, plan
-        self.streamer = build_streamer(model, plan)
+        self.model, self.plan, self.group = model, plan, group
+        self.streamer = build_streamer(model, plan, group)
 
     def forward(self, anchor: Tensor, batch: Batch, loss_scale: float) -> Tensor:
         """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
-        return streaming_loss(self.model, batch, self.plan, loss_scale, self.streamer) + anchor
+        return streaming_loss(self.model, batch, self.plan, loss_scale, self.streamer, self.group) + anchor
 
 
 @dataclass
@@ -132,13 +133,22 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     groups = parameter_groups(model, recipe)
     base_rates, names = [group["lr"] for group in groups], [group["name"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
-    module = StreamingLoss(model, plan)
+    module = StreamingLoss(model, plan, sequence_group(world))
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
     inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
     if recipe.watchdog:
         _let_collectives_wait()
     return Engine(inner, model, world, policy.stage, base_rates, names)
+
+
+def sequence_group(world: World) -> ProcessGroup | None:
+    """The ranks that share this rank's samples; None where every rank has its own. All ranks call it."""
+    if world.sequence == 1:
+        return None
+    firsts = range(0, world.size, world.sequence)
+    groups = [torch.distributed.new_group(list(range(first, first + world.sequence))) for first in firsts]
+    return groups[world.group]
 
 
 def _let_collectives_wait() -> None:
@@ -148,10 +158,13 @@ def _let_collectives_wait() -> None:
 
 
 def ds_config(recipe: Recipe, world: World, policy: ZeroPolicy) -> dict[str, Any]:
-    """DeepSpeed's configuration: the ZeRO policy file and what the recipe says."""
+    """DeepSpeed's configuration: the ZeRO policy file and what the recipe says.
+
+    DeepSpeed takes every rank for one with samples of its own.
+    """
     return {
         **policy.values,
-        "train_batch_size": recipe.global_batch,
+        "train_batch_size": recipe.global_batch * world.sequence,
         "train_micro_batch_size_per_gpu": recipe.micro_batch,
         "gradient_clipping": recipe.clip,
         "bf16": {"enabled": world.dtype(recipe.precision) == torch.bfloat16},

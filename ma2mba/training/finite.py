@@ -19,7 +19,7 @@ def stop_unless_finite(job: Job, engine: Engine, step: int, plan: StepPlan, resu
     """
     if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
         return
-    losses = engine.gather(result.losses_M)
+    losses = summed_by_group(engine.gather(result.losses_M), engine.world.sequence)
     path = job.recipe.run_folder / REPLAY / f"step-{step:06d}.json"
     try:
         if engine.world.rank == 0:
@@ -34,8 +34,14 @@ def stop_unless_finite(job: Job, engine: Engine, step: int, plan: StepPlan, resu
     )
 
 
+def summed_by_group(losses: list[list[float]], ranks: int) -> list[list[float]]:
+    """Each `ranks` ranks' shares of the losses of the micro-batches that they see together, summed."""
+    groups = [losses[first : first + ranks] for first in range(0, len(losses), ranks)]
+    return [[sum(shares) for shares in zip(*group, strict=True)] for group in groups]
+
+
 def keep(job: Job, step: int, plan: StepPlan, result: StepResult, losses: list[list[float]]) -> KeptStep:
-    """What a replay needs. `losses[rank][micro_step]` are shares of the step's loss."""
+    """What a replay needs. `losses[rank][micro_step]` (of a group that shares samples) are parts of the step's loss."""
     dataset = job.dataset
     start = checkpoint.latest(job.recipe.run_folder) or (job.start.folder if job.start else None)
 

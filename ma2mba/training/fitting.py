@@ -39,18 +39,23 @@ class Fitted:
 def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfig, dataset: Dataset) -> Fitted:
     """The recipe's plan, or with `magc: auto` the fastest that fits; said in the log. The same on every rank.
 
+    Where ranks share sequences, what must fit is one rank's part of them, in chunks of its own part.
     Raises UserError when the longest samples do not fit, with the parts and a plan with which they would.
     """
     machine = machine_of(world, policy)
     setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), policy, config)
     setup = replace(setup, features=dataset.features is not None)
-    shapes = heaviest(recipe, world, config, dataset)
+    ranks = world.sequence
+    shapes = [(rows, _part(one, ranks)) for rows, one in heaviest(recipe, world, config, dataset)]
     planners = [(planner(replace(setup, rows=rows), one, machine), one) for rows, one in shapes]
     if recipe.magc == "auto":
         fitted = _choose(planners, machine)
+        whole = replace(fitted.plan, chunk_tokens=ranks * fitted.plan.chunk_tokens)
+        fitted = replace(fitted, plan=whole)
     else:
         plan = Plan(**recipe.magc.model_dump())
-        predictions = [check(one, sequence, plan, machine) for one, sequence in planners]
+        own = replace(plan, chunk_tokens=max(1, plan.chunk_tokens // ranks))
+        predictions = [check(one, sequence, own, machine) for one, sequence in planners]
         fitted = Fitted(plan, max(predictions, key=lambda p: p.device_bytes))
     if world.device.type == "cpu":
         fitted = replace(fitted, prediction=_with_program(fitted.prediction))
@@ -60,6 +65,12 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     for reason in fitted.reasons:
         logger.info("  instead, %s", reason)
     return fitted
+
+
+def _part(sequence: Sequence, ranks: int) -> Sequence:
+    """One rank's part of a sequence that so many share."""
+    front = None if sequence.front_tokens is None else -(-sequence.front_tokens // ranks)
+    return replace(sequence, tokens=-(-sequence.tokens // ranks), front_tokens=front)
 
 
 def _with_program(prediction: Prediction) -> Prediction:
@@ -93,7 +104,7 @@ def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset
         sequence = replace(sequence, unit=K, front_tokens=frames * K)
     if recipe.micro_batch_tokens is None:
         return [(recipe.micro_batch, sequence)]
-    most = min(recipe.micro_batch_tokens // int(dataset.length_N.min()), recipe.global_batch // world.size)
+    most = min(recipe.micro_batch_tokens // int(dataset.length_N.min()), recipe.global_batch // world.groups)
     together = replace(sequence, tokens=min(recipe.micro_batch_tokens // max(most, 1), longest))
     return [(1, sequence)] + ([(most, together)] if most > 1 else [])
 
@@ -104,8 +115,9 @@ def machine_of(world: World, policy: ZeroPolicy) -> Machine:
     if world.device.type == "cpu":
         return Machine(share)
     priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
-    # ZeRO 3 moves the weights from step to step; a recording would read where they were.
-    return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, policy.stage < 3)
+    # ZeRO 3 moves the weights from step to step; a recording would read where they were. Nor are exchanges recorded.
+    records = policy.stage < 3 and world.sequence == 1
+    return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, records)
 
 
 def host_memory() -> int:

@@ -35,7 +35,10 @@ def guard(job: Job, activity: Activity) -> Iterator[None]:
 
 
 def out_of_memory(job: Job, activity: Activity) -> str:
-    """What was predicted for the micro-batch in work, what there was, and a plan that would fit."""
+    """What was predicted for the micro-batch in work, what there was, and a plan that would fit.
+
+    Where ranks share sequences, one rank's part of them is meant, chunks too.
+    """
     others = held_by_others(job.world.device)
     machine = machine_of(job.world, job.policy)
     sequence = micro_batch_sequence(job, activity)
@@ -43,15 +46,18 @@ def out_of_memory(job: Job, activity: Activity) -> str:
     setup = setup_of_recipe(job.recipe, job.world.size, dtype, job.policy, config)
     setup = replace(setup, rows=max(1, activity.rows), features=job.dataset.features is not None)
     priced = planner(setup, sequence, replace(machine, device_bytes=machine.device_bytes - others))
-    predicted = priced.predict(sequence, job.plan)
+    ranks = job.world.sequence
+    plan = replace(job.plan, chunk_tokens=max(1, job.plan.chunk_tokens // ranks))
+    predicted = priced.predict(sequence, plan)
     measured = peak_memory(job.world.device, job.plan.graphs)
     lines = [
         f"out of memory: {activity.rows} x {activity.row_tokens:,} tokens, {activity.frames:,} frames",
-        f"  predicted peak {predicted.device_bytes / GIB:.2f} GiB ({describe(job.plan)})",
+        f"  predicted peak {predicted.device_bytes / GIB:.2f} GiB ({describe(plan)})",
         f"  measured peak {measured / GIB:.2f} GiB before the request that failed, of "
         f"{machine.device_bytes / GIB:.2f} GiB"
         + (f", of which other processes hold {others / GIB:.2f} GiB" if others else ""),
         f"  {remedy(_cautious(priced, predicted), sequence)}",
+        *([f"  Chunks are those of one rank: magc.chunk_tokens is {ranks} times as many."] if ranks > 1 else []),
         "  Start again with resume=auto: magc, micro_batch and micro_batch_tokens may be changed on the way.",
     ]
     return "\n".join(lines)
@@ -64,10 +70,10 @@ def _cautious(machine: Planner, predicted: Prediction) -> Planner:
 
 
 def micro_batch_sequence(job: Job, activity: Activity) -> Sequence:
-    """The longest row of the micro-batch in work, for the planner."""
-    K = job.model.config.tokens_per_frame
-    tokens = max(1, activity.row_tokens)
-    seen = min(tokens, -(-activity.frames // max(1, activity.rows)) * K)
+    """The longest row of the micro-batch in work, for the planner: this rank's part of it."""
+    K, ranks = job.model.config.tokens_per_frame, job.world.sequence
+    tokens = max(1, activity.row_tokens // ranks)
+    seen = min(tokens, -(-activity.frames // (max(1, activity.rows) * ranks)) * K)
     return Sequence(tokens, K, seen, tokens - seen) if activity.frames else Sequence(tokens)
 
 

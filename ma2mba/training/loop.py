@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from ma2mba.data.loader import LoadedStep, Loader
+from ma2mba.data.loader import PRIMED_FRAMES, LoadedStep, Loader
 from ma2mba.data.sampler import Position, padded_tokens
 from ma2mba.errors import UserError
 from ma2mba.model.pretrained import save_model
@@ -30,9 +30,10 @@ def open_engine(job: Job) -> Engine:
 
 
 def open_loader(job: Job) -> Loader:
-    """This rank's batches from the job's position on."""
-    tokens_per_frame = job.model.config.tokens_per_frame
-    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=job.world.rank, at=job.position)
+    """This rank's batches from the job's position on. A sample's first frames are those of its group's place 0."""
+    tokens_per_frame, primed = job.model.config.tokens_per_frame, 0 if job.world.place else PRIMED_FRAMES
+    rank = job.world.group
+    return Loader(job.dataset, job.sampler, tokens_per_frame, rank=rank, at=job.position, primed_frames=primed)
 
 
 def open_metrics(job: Job) -> Metrics:
@@ -64,7 +65,8 @@ def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, act
     """Run the steps that are left; rank 0 brings `metrics`. UserError when loss or gradient are no longer numbers."""
     every = job.recipe.checkpoint.every
     for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
-        rank_tokens = padded_tokens(loaded.plan, job.dataset.length_N)
+        ranks = job.world.sequence
+        rank_tokens = [-(-tokens // ranks) for tokens in padded_tokens(loaded.plan, job.dataset.length_N)]
         activity.begin_step(step + 1, max(rank_tokens))
         factor = rate_factor(step, job.steps, job.recipe.schedule)
         result = train_step(engine, loaded, factor, rank_tokens, activity)
@@ -85,7 +87,7 @@ def train_step(
     """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them."""
     plan = loaded.plan
     rates = engine.set_rates(factor)
-    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.rank]))
+    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.group]))
     scale = averaged_over / plan.targets
     losses = [engine.micro_step(batch, scale, activity) for batch in activity.micro_batches(loaded.batches)]
     losses_M = torch.stack(losses) / averaged_over

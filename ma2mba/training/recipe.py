@@ -75,6 +75,12 @@ class Magc(_Section):
     graphs: bool = False
 
 
+class Parallel(_Section):
+    """How ranks share the work beside data parallelism: so many of them take parts of each sequence."""
+
+    sequence: PositiveInt = 1
+
+
 class Checkpoint(_Section):
     """Save every so many steps and at the end; keep the newest `keep_last` (null: all)."""
 
@@ -108,6 +114,7 @@ class Recipe(_Section):
     clip: PositiveFloat = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     magc: Magc | Literal["auto"] = "auto"
+    parallel: Parallel = Parallel()
     zero_config: str = "ds_configs/zero1.json"
     checkpoint: Checkpoint = Checkpoint()
     watchdog: Watchdog | None = Watchdog()
@@ -223,6 +230,12 @@ def _conflicts(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
             not all(0 <= beta < 1 for beta in r.optimizer.betas),
             ("optimizer",),
             f"optimizer.betas: {list(r.optimizer.betas)} must each be at least 0 and below 1, as [0.9, 0.95]",
+        ),
+        (
+            r.magc != "auto" and r.magc.graphs and r.parallel.sequence > 1,
+            ("magc", "parallel"),
+            f"magc.graphs: true stands beside parallel.sequence: {r.parallel.sequence}, whose exchanges between ranks "
+            "are not recorded; set one to false or 1",
         ),
         (r.data == [], ("data",), "data: an empty list; name at least one shard folder"),
     ]

@@ -6,13 +6,16 @@ M supervised tokens of a chunk.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ma2mba.data.batch import Batch
-from ma2mba.data.cuts import cuts
+from ma2mba.data.cuts import cuts, parts
 from ma2mba.magc import Plan, Streamer
+from ma2mba.model.split_layer import SplitLayer
 from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
 
 FEATURE_BITS = torch.int16
@@ -20,22 +23,29 @@ FEATURE_BITS = torch.int16
 
 
 def streaming_loss(
-    model: VideoMa2mba, batch: Batch, plan: Plan, loss_scale: float, streamer: Streamer | None = None
+    model: VideoMa2mba,
+    batch: Batch,
+    plan: Plan,
+    loss_scale: float,
+    streamer: Streamer | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of the batch's supervised tokens times `loss_scale`; a scalar in fp32 or wider.
 
     Every trainable parameter gets a gradient, zero if the batch does not use it (text alone, no supervised token).
-    `streamer` is that of the model and the plan, kept from step to step where the plan asks for graphs.
+    `streamer` is that of the model and the plan, kept from step to step where the plan asks for graphs. With a group,
+    its ranks see the same batch and share out the tokens of every chunk: loss and gradients are this rank's share.
     """
-    streamer = streamer or build_streamer(model, plan)
+    streamer = streamer or build_streamer(model, plan, group)
     device = next(model.parameters()).device
-    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device)
+    place, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
+    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device, place, ranks)
     like_x_BTD = torch.empty(len(batch.ids_BS), 0, model.config.language_model.d_model, device=device)
     total, _ = streamer(chunks, model.initial_states(like_x_BTD))
     return total * loss_scale
 
 
-def build_streamer(model: VideoMa2mba, plan: Plan) -> Streamer:
+def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | None = None) -> Streamer:
     """The model as a streamed sum of losses. What is frozen must be so already.
 
     Chunks that are recorded as CUDA graphs hold whole frames where that is possible.
@@ -56,27 +66,38 @@ def build_streamer(model: VideoMa2mba, plan: Plan) -> Streamer:
 
     backbone = model.language_model.backbone
     outside_layers = [model.vision, model.projector, backbone.embedding, backbone.norm_f, model.language_model.lm_head]
-    return Streamer(front, model.layers, head, outside_layers, plan)
+    layers = [SplitLayer(layer, group) for layer in model.layers] if group else model.layers
+    return Streamer(front, layers, head, outside_layers, plan)
 
 
 class Chunks(Sequence[tuple[Tensor, ...]]):
     """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames, and the chunk's supervised
     tokens as places_M and targets_M.
 
+    Of every chunk only the part of rank `place` among the `ranks` that share the batch; it may be of no tokens.
     Frames are read when their chunk is asked for, once in forward and once in backward; those of the chunk that comes
     next in either direction are read meanwhile. Features come as FEATURE_BITS.
     """
 
-    def __init__(self, batch: Batch, plan: Plan, tokens_per_frame: int, device: torch.device):
+    def __init__(
+        self, batch: Batch, plan: Plan, tokens_per_frame: int, device: torch.device, place: int = 0, ranks: int = 1
+    ):
         self.batch, self.tokens_per_frame, self.device = batch, tokens_per_frame, device
         self.cuts = cuts(batch.visual_BS, plan.chunk_tokens, tokens_per_frame, even=plan.graphs)
+        self.spans = [self._span(start, stop, place, ranks) for start, stop in pairwise(self.cuts)]
         self._last = -1
 
     def __len__(self) -> int:
-        return len(self.cuts) - 1
+        return len(self.spans)
+
+    def _span(self, start: int, stop: int, place: int, ranks: int) -> slice:
+        if ranks == 1:
+            return slice(start, stop)
+        places = parts(self.batch.visual_BS[:, start:stop], ranks, self.tokens_per_frame)
+        return slice(start + places[place], start + places[place + 1])
 
     def __getitem__(self, i):
-        at = slice(self.cuts[i], self.cuts[i + 1])
+        at = self.spans[i]
         visual_BT = self.batch.visual_BS[:, at]
         seen = visual_BT >= 0
         numbers, places = torch.unique(visual_BT[seen] // self.tokens_per_frame, return_inverse=True)
@@ -90,12 +111,12 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         return tuple(t.to(self.device, non_blocking=True) for t in chunk)
 
     def _after(self, i: int) -> int | None:
-        """Forward goes from the first to the last, then backward from the last to the first."""
+        """Forward goes from the first to the last; backward has that one still, and goes from the one before it."""
         back, self._last = i <= self._last, i
-        if back:
+        if back or i == len(self) - 1:
             return i - 1 if i else None
-        return min(i + 1, len(self) - 1)
+        return i + 1
 
     def _frames_of(self, i: int) -> Tensor:
-        visual_BT = self.batch.visual_BS[:, self.cuts[i] : self.cuts[i + 1]]
+        visual_BT = self.batch.visual_BS[:, self.spans[i]]
         return torch.unique(visual_BT[visual_BT >= 0] // self.tokens_per_frame)

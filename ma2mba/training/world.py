@@ -4,7 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,29 @@ POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "
 
 @dataclass(frozen=True)
 class World:
-    """This process among `size` processes, `local_size` of them on this host."""
+    """This process among `size` processes, `local_size` of them on this host; each `sequence` of them, neighbours in
+    rank, share the same samples."""
 
     rank: int
     size: int
     device: torch.device
     local_size: int = 1
+    sequence: int = 1
+
+    @property
+    def groups(self) -> int:
+        """How many groups of ranks see samples of their own."""
+        return self.size // self.sequence
+
+    @property
+    def place(self) -> int:
+        """This rank's place in its group."""
+        return self.rank % self.sequence
+
+    @property
+    def group(self) -> int:
+        """The group that this rank belongs to."""
+        return self.rank // self.sequence
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "World":
@@ -52,14 +69,27 @@ def announce_alone(environment: MutableMapping[str, str]) -> None:
 
 
 def check_ranks(recipe: Recipe, world: World) -> None:
-    """Raises UserError unless the global batch can be shared out to the ranks."""
-    share = recipe.micro_batch * world.size
+    """Raises UserError unless the global batch can be shared out to the ranks, or to the groups of them."""
+    share = recipe.micro_batch * world.groups
     if recipe.global_batch % share:
         near = sorted({max(1, recipe.global_batch // share) * share, (recipe.global_batch // share + 1) * share})
         raise UserError(
             f"global_batch: {recipe.global_batch} is not a multiple of micro_batch {recipe.micro_batch} * "
-            f"{world.size} ranks; take {' or '.join(map(str, near))}, or another number of ranks"
+            f"{world.groups} {'ranks' if world.sequence == 1 else f'groups of {world.sequence} ranks'}; "
+            f"take {' or '.join(map(str, near))}, or another number of ranks"
         )
+
+
+def share_sequences(recipe: Recipe, world: World) -> World:
+    """The world in groups as `parallel.sequence` says. Raises UserError unless it divides the number of ranks."""
+    sequence = recipe.parallel.sequence
+    if world.size % sequence:
+        fitting = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
+        raise UserError(
+            f"parallel.sequence: {sequence} does not divide the number of ranks, {world.size}; "
+            f"take one of {fitting}, or start a multiple of {sequence} ranks"
+        )
+    return replace(world, sequence=sequence)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.tiny import TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_SECONDS = 240
+TIMEOUT_SECONDS = 480
 
 RECIPE = {
     "stage": "stage2",

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from ma2mba.data.cuts import cuts
+from ma2mba.data.cuts import cuts, parts
 
 K = 4
 VISUAL_S = torch.tensor([-1, -1, 0, 1, 2, 3, -1, 4, 5, 6, 7, 8, 9, 10, 11, -1])
@@ -25,6 +25,24 @@ def test_rows_are_cut_where_none_is_inside_a_frame():
     places = cuts(torch.stack([VISUAL_S, shifted_S]), 6, K)
     assert all(0 < stop - start <= 6 for start, stop in itertools.pairwise(places))
     assert places[1] == 2  # at 6 the shifted row is inside its first frame, at 2 neither is
+
+
+@pytest.mark.parametrize("ranks", range(1, 20))
+def test_parts_cover_a_chunk_nearly_evenly_and_cut_no_frame(ranks):
+    places = parts(VISUAL_S[None], ranks, K)
+    assert (len(places), places[0], places[-1]) == (ranks + 1, 0, len(VISUAL_S))
+    assert places == sorted(places)
+    assert all(abs(at - len(VISUAL_S) * i / ranks) <= K / 2 + 1 for i, at in enumerate(places))
+    assert all(VISUAL_S[at] == -1 or VISUAL_S[at] % K == 0 for at in places[:-1])
+
+
+def test_parts_are_even_where_every_place_is_inside_a_frame_of_some_row():
+    shifted_S = torch.cat([VISUAL_S[2:], VISUAL_S[:2]])
+    assert parts(torch.stack([VISUAL_S, shifted_S])[:, 8:], 2, K) == [0, 4, 8]
+
+
+def test_a_chunk_of_fewer_tokens_than_ranks():
+    assert parts(torch.full((1, 2), -1), 4, K) == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("limit", range(1, 20))

@@ -84,3 +84,9 @@ def test_weights_of_folders_reach_the_sampler(tmp_path):
     assert job.sampler.draws == 40
     assert job.steps == 10
     assert (job.sampler.epoch_order(0) < 10).sum() == 30
+
+
+def test_ranks_that_share_sequences_see_the_same_samples(tmp_path):
+    write_shards(tmp_path / "shards", SIZES)
+    shared = build(recipe(tmp_path, parallel={"sequence": 2}), world(4))
+    assert shared.sampler.plan(shared.position) == build(recipe(tmp_path), world(2)).sampler.plan(shared.position)

@@ -115,6 +115,7 @@ def test_going_on_otherwise_is_refused_naming_every_difference(tmp_path):
     start = checkpoint.find_start(recipe(tmp_path))
     world, policy = World(0, 2, torch.device("cpu")), ZeroPolicy({}, 1)
     start.check(recipe(tmp_path, precision="fp32", steps=20), world, policy, "f")
+    start.check(recipe(tmp_path, precision="fp32", parallel={"sequence": 2}), world, policy, "f")
     changed = recipe(tmp_path, precision="bf16", seed=5, global_batch=8, trainable={"vision": 1.0})
     with pytest.raises(UserError) as caught:
         start.check(changed, World(0, 4, world.device), ZeroPolicy({}, 3), "g")

@@ -121,3 +121,10 @@ def test_loss_and_gradient_must_be_finite(job, monkeypatch, loss, norm, what):
     own_targets = sum(job.dataset.targets_N[i] for i in first["samples"])
     assert first["loss"] == pytest.approx(0.5 * plan.targets / own_targets)
     assert kept["checkpoint"] is None
+
+
+def test_ranks_that_share_samples_have_shares_of_their_losses():
+    assert finite.summed_by_group([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, float("inf")]], 2) == [
+        [4.0, 6.0],
+        [12.0, float("inf")],
+    ]

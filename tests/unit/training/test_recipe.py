@@ -83,6 +83,10 @@ def test_all_problems_at_once_each_with_its_path():
         ({"micro_batch_tokens": 0}, "micro_batch_tokens: 0 is wrong"),
         ({"global_batch": 0}, "global_batch: 0 is wrong"),
         ({"clip": float("nan")}, "clip: nan is wrong"),
+        (
+            {"parallel": {"sequence": 2}, "magc": {"graphs": True}},
+            "magc.graphs: true stands beside parallel.sequence: 2, whose exchanges between ranks are not recorded",
+        ),
         ({"precision": "fp16"}, "precision: 'fp16' is wrong: input should be 'auto', 'bf16' or 'fp32'"),
     ],
 )

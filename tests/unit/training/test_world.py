@@ -8,7 +8,7 @@ import torch
 
 from ma2mba.errors import UserError
 from ma2mba.training.recipe import parse_recipe
-from ma2mba.training.world import World, check_ranks, load_policy
+from ma2mba.training.world import World, check_ranks, load_policy, share_sequences
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
@@ -31,6 +31,21 @@ def test_a_batch_that_the_ranks_cannot_share_is_refused():
         UserError, match=r"global_batch: 12 is not a multiple of micro_batch 2 \* 4 ranks; take 8 or 16"
     ):
         check_ranks(recipe(), World(0, 4, CPU))
+
+
+def test_ranks_that_share_sequences():
+    grid = recipe(parallel={"sequence": 2})
+    places = [share_sequences(grid, World(rank, 6, CPU)) for rank in range(6)]
+    assert [world.group for world in places] == [0, 0, 1, 1, 2, 2]
+    assert [world.place for world in places] == [0, 1, 0, 1, 0, 1]
+    assert {world.groups for world in places} == {3}
+    check_ranks(grid, places[0])  # 12 samples for 3 groups in micro-batches of 2
+    with pytest.raises(UserError, match=r"12 is not a multiple of micro_batch 2 \* 4 groups of 2 ranks; take 8 or 16"):
+        check_ranks(grid, share_sequences(grid, World(0, 8, CPU)))
+    with pytest.raises(
+        UserError, match=r"parallel\.sequence: 2 does not divide the number of ranks, 3; take one of 1, 3"
+    ):
+        share_sequences(grid, World(0, 3, CPU))
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero1_offload"])

@@ -1,0 +1,93 @@
+"""Ranks on one machine that hold parts of one sequence, and what they compute. Run by test_sequence_parallel.py."""
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ma2mba.magc import Plan, Streamer
+from ma2mba.model.split_layer import SplitLayer
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
+from tests.parity import test_kernels
+from tests.parity.worlds import mamba_layers
+
+WIDTH = 16
+Parts = Sequence[Sequence[int]]
+"""Tokens of every rank in every chunk."""
+Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
+"""By name: what each rank has a share of, and what every rank has whole."""
+Case = Callable[[dist.ProcessGroup | None], Outcome]
+
+
+class Ends(nn.Module):
+    """An embedding with a row of its own for every token, so that its gradient is that of x; a loss to each token."""
+
+    def __init__(self, tokens: int):
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, WIDTH)
+        self.weight = nn.Parameter(torch.randn(tokens, WIDTH))
+
+    def front(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embedding(ids_BT), ids_BT
+
+    def head(self, x_BTD: Tensor, ids_BT: Tensor) -> tuple[Tensor]:
+        return ((x_BTD.sin() * self.weight[ids_BT]).sum(),)
+
+
+def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGroup | None) -> Outcome:
+    """Loss, states and gradients of streamed layers over this rank's parts, or over everything without a group."""
+    tokens = sum(map(sum, parts))
+    torch.manual_seed(tokens + batch)
+    layers, ends = mamba_layers(2, WIDTH), Ends(batch * tokens).double()
+    zeros = [layer.initial_state(torch.empty(batch, 0)) for layer in layers]
+    states = [tuple(torch.randn_like(t).requires_grad_() for t in state) for state in zeros]
+    seeds = [torch.randn_like(t) for state in zeros for t in state]
+    steps = [SplitLayer(layer, group) for layer in layers] if group else layers
+    streamer = Streamer(ends.front, steps, ends.head, [ends], plan)
+    loss, after = streamer([(ids_BT,) for ids_BT in cut(parts, batch, group)], states)
+    flat_after = [t for state in after for t in state]
+    handed_back = sum((t * seed).sum() for t, seed in zip(flat_after, seeds, strict=True))
+    (loss + handed_back).backward()
+    parameters = [*ends.named_parameters(), *layers.named_parameters()]
+    shares = {"loss": loss.detach()} | {f"gradient of {name}": p.grad for name, p in parameters}
+    whole = {f"state {i}": t.detach() for i, t in enumerate(flat_after)}
+    gradients = [t.grad for state in states for t in state]
+    return shares, whole | {f"gradient of state {i}": gradient for i, gradient in enumerate(gradients)}
+
+
+def cut(parts: Parts, batch: int, group: dist.ProcessGroup | None) -> list[Tensor]:
+    """The ids of this rank's part of every chunk, or of all of it."""
+    ids_BS = torch.arange(batch * sum(map(sum, parts))).view(batch, -1)
+    chunks = ids_BS.split([sum(lengths) for lengths in parts], dim=1)
+    if group is None:
+        return list(chunks)
+    return [ids.split(list(lengths), dim=1)[dist.get_rank(group)] for ids, lengths in zip(chunks, parts, strict=True)]
+
+
+def kernels_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | None) -> Outcome:
+    """One bf16 layer on a GPU, over this rank's part."""
+
+    def run(x_BTD: Tensor, conv: Tensor, ssm: Tensor, weights: LayerWeights, shape: LayerShape) -> tuple[Tensor, ...]:
+        if group is None:
+            return mamba2_layer(x_BTD, conv, ssm, weights, shape)
+        rank = dist.get_rank(group)
+        parts = [part.detach() * 0 if r != rank else part for r, part in enumerate(x_BTD.split(list(lengths), dim=1))]
+        parts[rank], conv, ssm = mamba2_layer(parts[rank], conv, ssm, weights, shape, group)
+        return torch.cat(parts, dim=1), conv, ssm
+
+    given = test_kernels.inputs(sum(lengths), batch, 1, torch.bfloat16)
+    tensors = test_kernels.outcome(run, given, torch.bfloat16, torch.float32, 1)
+    named = {f"{i}": tensor.detach().double().cpu() for i, tensor in enumerate(tensors)}
+    whole = {name: named.pop(name) for name in ("1", "2", "4", "5")}  # the states and their gradients
+    return named, whole
+
+
+def work(rank: int, ranks: int, folder: Path, cases: Sequence[Case]) -> None:
+    """One rank: compute all cases and write the outcomes to `folder`."""
+    store = dist.FileStore(str(folder / "store"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    torch.save([case(dist.group.WORLD) for case in cases], folder / f"{rank}.pt")
+    dist.destroy_process_group()
