@@ -1,28 +1,25 @@
 """The training loop: steps, the report of each, and checkpoints."""
 
 import math
-from pathlib import Path
 
 import torch
 import yaml
 
 from ma2mba.data.loader import LoadedStep, Loader
-from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
-from ma2mba.model.pretrained import save_model
 from ma2mba.shards.integrity import atomic_write
-from ma2mba.training import checkpoint
 from ma2mba.training.build import Job
-from ma2mba.training.deepspeed_engine import Engine, barrier, build_engine
+from ma2mba.training.deepspeed_engine import Engine, build_engine
+from ma2mba.training.interrupt import Interruption, Stopped
 from ma2mba.training.metrics import Metrics, StepResult
+from ma2mba.training.saving import go_on, save
 from ma2mba.training.stages import rate_factor
 
 
 def open_engine(job: Job) -> Engine:
     """The engine, at the checkpoint that the job goes on from. All ranks call it."""
     engine = build_engine(job.model, job.recipe, job.plan, job.world, job.policy)
-    if job.start:
-        engine.load(job.start.folder / checkpoint.DEEPSPEED)
+    go_on(job, engine)
     return engine
 
 
@@ -53,29 +50,45 @@ def open_metrics(job: Job) -> Metrics:
 
 
 def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None) -> None:
-    """Run the steps that are left; rank 0 brings `metrics`. Raises UserError when the loss is no longer a number."""
-    every = job.recipe.checkpoint.every
-    for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
-        result = train_step(engine, loaded, rate_factor(step, job.steps, job.recipe.schedule))
-        if not math.isfinite(result.loss):
-            raise UserError(
-                f"step {step + 1}: the loss is {result.loss}; go on from the latest checkpoint with smaller learning "
-                "rates under trainable, or precision=fp32"
-            )
-        if metrics:
-            metrics.add(step + 1, result, loader.waited)
-        if (step + 1) % every == 0 or step + 1 == job.steps:
-            folder = save(job, engine, step + 1, loaded.plan.after)
+    """Run the steps that are left, or those until a signal asks to stop; rank 0 brings `metrics`.
+
+    Raises UserError when the loss is no longer a number.
+    """
+    every, done, saved, at = job.recipe.checkpoint.every, job.first_step, job.first_step, job.position
+    with Interruption() as interruption:
+        try:
+            for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
+                result = train_step(engine, loaded, rate_factor(step, job.steps, job.recipe.schedule), interruption)
+                if not math.isfinite(result.loss):
+                    raise UserError(
+                        f"step {step + 1}: the loss is {result.loss}; go on from the latest checkpoint with smaller "
+                        "learning rates under trainable, or precision=fp32"
+                    )
+                if metrics:
+                    metrics.add(step + 1, result, loader.waited)
+                done, at = step + 1, loaded.plan.after
+                if done % every == 0 or done == job.steps:
+                    folder, saved = save(job, engine, done, at), done
+                    if metrics:
+                        metrics.message(f"saved {folder}")
+        except Stopped as stopped:
+            if done > saved:
+                save(job, engine, done, at)
             if metrics:
-                metrics.message(f"saved {folder}")
+                metrics.message(f"{stopped}: stopped after step {done} of {job.steps}; the same command goes on there")
 
 
-def train_step(engine: Engine, loaded: LoadedStep, factor: float) -> StepResult:
-    """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them."""
+def train_step(engine: Engine, loaded: LoadedStep, factor: float, interruption: Interruption) -> StepResult:
+    """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them.
+
+    Raises Stopped, before anything has changed, when a signal asks for it.
+    """
     plan = loaded.plan
     rates = engine.set_rates(factor)
-    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.rank]))
-    losses = [engine.micro_step(batch, averaged_over / plan.targets) for batch in loaded.batches]
+    micro_steps = len(plan.micro_batches[engine.world.rank])
+    averaged_over = engine.averaging(micro_steps)
+    batches = interruption.checked(loaded.batches, micro_steps, engine)
+    losses = [engine.micro_step(batch, averaged_over / plan.targets) for batch in batches]
     return StepResult(
         loss=engine.sum_over_ranks(torch.stack(losses).sum()) / averaged_over,
         gradient_norm=engine.gradient_norm(),
@@ -84,27 +97,3 @@ def train_step(engine: Engine, loaded: LoadedStep, factor: float) -> StepResult:
         frames=plan.frames,
         epoch=plan.epoch,
     )
-
-
-def save(job: Job, engine: Engine, step: int, at: Position) -> Path:
-    """Write a checkpoint; all ranks call it. Raises UserError when the disk does not take it."""
-    run, leads = job.recipe.run_folder, engine.world.rank == 0
-    temporary = checkpoint.temporary_folder(run, step)
-    try:
-        if leads:
-            checkpoint.clear_temporary(run)
-            temporary.mkdir(parents=True)
-        barrier()
-        engine.save(temporary / checkpoint.DEEPSPEED)
-        with engine.whole_weights():
-            if leads:
-                save_model(job.model, job.dataset.tokenizer_path, temporary / checkpoint.MODEL)
-        barrier()
-        if leads:
-            checkpoint.publish(run, step, job.recipe.checkpoint.keep_last, at, job.facts)
-        barrier()
-    except OSError as error:
-        raise UserError(
-            f"{temporary}: cannot be written ({error.strerror}); make room and start again (the latest is whole)"
-        ) from error
-    return run / checkpoint.CHECKPOINTS / f"step-{step:06d}"
