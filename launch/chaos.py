@@ -32,7 +32,7 @@ from ma2mba.training.checkpoint import CHECKPOINTS, OPTIMIZER, STATE_HASH, is_wh
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 900
-DEMO = ("steps=60", "global_batch=4", "micro_batch=1", "checkpoint.every=2", "log_every=1")
+DEMO = ("steps=40", "global_batch=4", "micro_batch=1", "checkpoint={every: 2, keep_last: 2}", "log_every=1")
 
 
 @dataclass(frozen=True)
