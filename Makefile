@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
+.PHONY: help setup check test demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
 
 help: ## list the targets
 	@echo "make <target> [VARIABLE=value ...]"
@@ -48,6 +48,9 @@ test: setup ## every test (within 15 minutes on 2 cores); ARGS='-k magc' for som
 demo: setup ## a toy video world through all stages on a CPU, to runs/demo (15 minutes; resumes; ARGS=--fresh starts over)
 	@$(BIN)/python launch/demo.py $(ARGS)
 
+chaos: setup ## kill a training run 10 times at random moments: does it end as an undisturbed one? (ARGS='--kills 20 --seed 1')
+	@$(BIN)/python launch/chaos.py $(ARGS)
+
 shards: need-DATA need-RUN setup ## videos and annotations -> token shards: DATA=recipe.yaml RUN=folder to write
 	$(BIN)/python -m data_prep build $(DATA) --out $(RUN) $(ARGS)
 
@@ -60,7 +63,7 @@ stage1.5: need-DATA need-RUN setup ## train all on long scenes: DATA=shards RUN=
 stage2: need-DATA need-RUN setup ## train all on questions: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1.5 run>
 	$(train)
 
-launcher = $(if $(HOSTFILE),DEEPSPEED=$(abspath $(BIN)/deepspeed) launch/multi_node.sh $(HOSTFILE),$(BIN)/deepspeed --num_gpus $(GPUS) launch/train.py)
+launcher = $(if $(HOSTFILE),DEEPSPEED=$(abspath $(BIN)/deepspeed) launch/multi_node.sh $(HOSTFILE),$(BIN)/python launch/run.py --num_gpus $(GPUS) launch/train.py)
 train = $(launcher) launch/recipes/$(subst .,_,$@).yaml data=$(DATA) run=$(RUN) $(ARGS)
 
 clean: ## remove what building and testing left (runs/ and .venv stay)

@@ -36,6 +36,7 @@ setup(
         "matplotlib>=3.9",
         "numpy>=2",
         "Pillow>=11",
+        "psutil>=6",
         "pyarrow>=19",
         "pydantic>=2.10",
         "pyyaml>=6",

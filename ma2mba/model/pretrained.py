@@ -26,14 +26,20 @@ CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tok
 TIED = "language_model.lm_head.weight"
 
 
-def save_model(model: VideoMa2mba, tokenizer_path: Path | str, folder: Path | str) -> None:
-    """Write a model folder under a temporary name, then rename it. Raises UserError when the folder exists."""
+def save_model(
+    model: VideoMa2mba, tokenizer_path: Path | str, folder: Path | str, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a model folder under a temporary name, then rename it. Raises UserError when the folder exists.
+
+    `weights` stand for the model's own, where it holds but a share of them.
+    """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already; choose another folder or remove it")
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        tensors = {name: t.detach().contiguous().cpu() for name, t in model.state_dict().items() if name != TIED}
+        weights = weights or model.state_dict()
+        tensors = {name: t.detach().contiguous().cpu() for name, t in weights.items() if name != TIED}
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(tokenizer_path, temporary / TOKENIZER)
         sums = {name: sha256_file(temporary / name) for name in (CONFIG, WEIGHTS, TOKENIZER)}

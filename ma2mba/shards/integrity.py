@@ -1,5 +1,6 @@
 """Files that last: written whole or not at all, and checked by hash."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -64,6 +65,17 @@ def atomic_write(path: Path | str, mode: str = "w") -> Iterator:
     """Open a file ("w" text in UTF-8, "wb" bytes) that appears at `path` only when the block ends well."""
     with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
+
+
+def write_checked(path: Path, content: bytes) -> str:
+    """Write bytes, sync them and read them back; returns their XXH3-128. Raises OSError when others come back."""
+    with open(path, "wb") as file:
+        file.write(content)
+    fsync(path)
+    wanted = xxhash.xxh3_128(content).hexdigest()
+    if xxh3_file(path) != wanted:
+        raise OSError(errno.EIO, "other bytes are read than were written", str(path))
+    return wanted
 
 
 def fsync(path: Path | str) -> None:

@@ -1,5 +1,6 @@
 """From a recipe to the objects of a run. Everything here is the same on every rank and needs no process group."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,14 @@ from ma2mba.model.pretrained import (
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import fingerprint, load_clip
 from ma2mba.shards.integrity import sha256_file
-from ma2mba.training.checkpoint import MODEL, Start, find_start, model_folder
+from ma2mba.training.checkpoint import MODEL, Start, model_folder
+from ma2mba.training.code_version import code_version, describe
 from ma2mba.training.fitting import Fitted, fit_run
 from ma2mba.training.recipe import Pretrained, Recipe
+from ma2mba.training.resume import find_start
 from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Job:
             "dtype": str(self.world.dtype(self.recipe.precision)),
             "data_fingerprint": self.dataset.fingerprint,
             "recipe": self.recipe.model_dump(mode="json"),
+            "code": code_version(),
         }
 
     @property
@@ -78,7 +84,8 @@ def build(recipe: Recipe, world: World) -> Job:
     _check_tokenizer(recipe, start, model.config, dataset)
     _check_features(recipe, model, dataset)
     if start:
-        start.check(recipe, world, policy, dataset.fingerprint)
+        start.check(recipe, world, dataset.fingerprint)
+        log.info("going on from %s, written by %s", start.folder, describe(start.state.code))
     sampler, recipe = build_sampler(recipe, world, dataset)
     steps = recipe.steps or sampler.steps
     fitted = fit_run(recipe, world, policy, model.config, dataset)

@@ -1,8 +1,8 @@
-"""The one door to DeepSpeed: processes, ZeRO, the optimizer's step, and DeepSpeed's part of a checkpoint."""
+"""The one door to DeepSpeed: processes, ZeRO, the optimizer's step, and its state in a checkpoint."""
 
 import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,16 +16,17 @@ from torch.distributed import ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 
 from ma2mba.data.batch import Batch
-from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.shards.manifest import FileEntry
 from ma2mba.training.activity import Activity
+from ma2mba.training.optimizer_files import read_fragments, write_fragments
 from ma2mba.training.recipe import Recipe
 from ma2mba.training.stages import parameter_groups, set_trainable
 from ma2mba.training.streaming import build_streamer, streaming_loss
 from ma2mba.training.world import World, ZeroPolicy, announce_alone
+from ma2mba.training.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
 
-STATE_TAG = "state"
 COLLECTIVE_LIMIT = timedelta(days=7)
 
 
@@ -110,21 +111,39 @@ class Engine:
         deepspeed.comm.all_gather(parts, values)
         return [part.tolist() for part in parts]
 
-    def whole_weights(self) -> Any:
-        """A context in which every rank holds every weight (ZeRO-3 keeps a share otherwise). All ranks enter it."""
-        if self.zero_stage < 3:
-            return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
+    @property
+    def reduces_late(self) -> bool:
+        """Whether ranks wait for each other only in a step's last micro-batch."""
+        return self.zero_stage == 1 and self.world.sequence == 1
 
-    def save(self, folder: Path) -> None:
-        """Write optimizer and weights as DeepSpeed keeps them; all ranks call it."""
-        self.inner.save_checkpoint(str(folder), tag=STATE_TAG, save_latest=False)
+    def any_rank(self, asks: bool) -> bool:
+        """Whether any rank asks; all ranks call it."""
+        if self.world.size == 1:
+            return asks
+        votes = torch.tensor(int(asks), device=self.world.device)
+        deepspeed.comm.all_reduce(votes)
+        return votes.item() > 0
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole model's weights, by name; all ranks call it. ZeRO-3 gathers them one by one, for rank 0 alone."""
+        weights = self.model.state_dict()
+        if self.zero_stage == 3:
+            for name, parameter in self.model.named_parameters():
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    if self.world.rank == 0:
+                        weights[name] = parameter.detach().cpu().clone()
+        return weights
+
+    def save(self, folder: Path) -> list[FileEntry]:
+        """Write this rank's share of the optimizer's state; returns its files. Raises OSError."""
+        return write_fragments(self._fragments(), steps_taken(self.inner.optimizer), self.world.rank, folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. Raises UserError when DeepSpeed does not find it."""
-        found, _ = self.inner.load_checkpoint(str(folder), tag=STATE_TAG, load_lr_scheduler_states=False)
-        if found is None:
-            raise UserError(f"{folder}: no DeepSpeed state; resume from another checkpoint")
+        """Read this rank's share of what any number of ranks of any ZeRO stage saved. Raises UserError."""
+        set_steps_taken(self.inner.optimizer, read_fragments(self._fragments(), folder))
+
+    def _fragments(self) -> Iterator[Fragment]:
+        return fragments(self.model.named_parameters(), self.inner.optimizer, self.world.rank)
 
 
 def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, policy: ZeroPolicy) -> Engine:
@@ -139,6 +158,7 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
     if recipe.watchdog:
         _let_collectives_wait()
+    attach_moments(inner.optimizer)
     return Engine(inner, model, world, policy.stage, base_rates, names)
 
 

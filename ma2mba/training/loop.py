@@ -1,7 +1,7 @@
 """The training loop: steps, the report of each, and checkpoints."""
 
 import time
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 import yaml
@@ -9,23 +9,22 @@ import yaml
 from ma2mba.data.loader import PRIMED_FRAMES, LoadedStep, Loader
 from ma2mba.data.sampler import Position, padded_tokens
 from ma2mba.errors import UserError
-from ma2mba.model.pretrained import save_model
 from ma2mba.shards.integrity import atomic_write
-from ma2mba.training import checkpoint
 from ma2mba.training.activity import Activity
 from ma2mba.training.build import Job
-from ma2mba.training.deepspeed_engine import Engine, barrier, build_engine
+from ma2mba.training.deepspeed_engine import Engine, build_engine
 from ma2mba.training.finite import stop_unless_finite
 from ma2mba.training.flops import ModelFlops, device_peak
+from ma2mba.training.interrupt import Interruption, Stopped
 from ma2mba.training.metrics import Metrics, StepResult
+from ma2mba.training.saving import go_on, save
 from ma2mba.training.stages import rate_factor
 
 
 def open_engine(job: Job) -> Engine:
     """The engine, at the checkpoint that the job goes on from. All ranks call it."""
     engine = build_engine(job.model, job.recipe, job.plan, job.world, job.policy)
-    if job.start:
-        engine.load(job.start.folder / checkpoint.DEEPSPEED)
+    go_on(job, engine)
     return engine
 
 
@@ -61,35 +60,65 @@ def open_metrics(job: Job) -> Metrics:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error
 
 
+@dataclass
+class Progress:
+    """Steps done and saved, and where the data go on."""
+
+    done: int
+    saved: int
+    at: Position
+
+
 def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, activity: Activity) -> None:
-    """Run the steps that are left; rank 0 brings `metrics`. UserError when loss or gradient are no longer numbers."""
-    every = job.recipe.checkpoint.every
-    for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
-        ranks = job.world.sequence
-        rank_tokens = [-(-tokens // ranks) for tokens in padded_tokens(loaded.plan, job.dataset.length_N)]
-        activity.begin_step(step + 1, max(rank_tokens))
-        factor = rate_factor(step, job.steps, job.recipe.schedule)
-        result = train_step(engine, loaded, factor, rank_tokens, activity)
-        stop_unless_finite(job, engine, step + 1, loaded.plan, result)
-        if metrics:
-            metrics.add(step + 1, result, loader.waited)
-        if (step + 1) % every == 0 or step + 1 == job.steps:
-            activity.begin_saving()
-            began = time.perf_counter()
-            folder = save(job, engine, step + 1, loaded.plan.after)
+    """Run the steps that are left, or those until a signal asks to stop; rank 0 brings `metrics`.
+
+    Raises UserError when loss or gradient are no longer numbers.
+    """
+    every, progress = job.recipe.checkpoint.every, Progress(job.first_step, job.first_step, job.position)
+    with Interruption() as interruption:
+        try:
+            for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
+                result = train_step(job, engine, loaded, step, activity, interruption)
+                stop_unless_finite(job, engine, step + 1, loaded.plan, result)
+                if metrics:
+                    metrics.add(step + 1, result, loader.waited)
+                progress.done, progress.at = step + 1, loaded.plan.after
+                if progress.done % every == 0 or progress.done == job.steps:
+                    save_progress(job, engine, progress, metrics, activity)
+        except Stopped as stopped:
+            if progress.done > progress.saved:
+                save_progress(job, engine, progress, metrics, activity)
             if metrics:
-                metrics.saved(step + 1, folder, time.perf_counter() - began)
+                where = f"stopped after step {progress.done} of {job.steps}"
+                metrics.message(f"{stopped}: {where}; the same command goes on there")
+
+
+def save_progress(job: Job, engine: Engine, progress: Progress, metrics: Metrics | None, activity: Activity) -> None:
+    """Write a checkpoint and say how long it took."""
+    activity.begin_saving()
+    began = time.perf_counter()
+    folder = save(job, engine, progress.done, progress.at)
+    progress.saved = progress.done
+    if metrics:
+        metrics.saved(progress.done, folder, time.perf_counter() - began)
 
 
 def train_step(
-    engine: Engine, loaded: LoadedStep, factor: float, rank_tokens: list[int], activity: Activity
+    job: Job, engine: Engine, loaded: LoadedStep, step: int, activity: Activity, interruption: Interruption
 ) -> StepResult:
-    """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them."""
-    plan = loaded.plan
-    rates = engine.set_rates(factor)
-    averaged_over = engine.averaging(len(plan.micro_batches[engine.world.group]))
+    """One step of the optimizer: the gradient of the mean loss over the global batch's targets, whoever holds them.
+
+    Raises Stopped, before anything has changed, when a signal asks for it.
+    """
+    plan, ranks = loaded.plan, job.world.sequence
+    rank_tokens = [-(-tokens // ranks) for tokens in padded_tokens(plan, job.dataset.length_N)]
+    activity.begin_step(step + 1, max(rank_tokens))
+    rates = engine.set_rates(rate_factor(step, job.steps, job.recipe.schedule))
+    micro_steps = len(plan.micro_batches[engine.world.group])
+    averaged_over = engine.averaging(micro_steps)
     scale = averaged_over / plan.targets
-    losses = [engine.micro_step(batch, scale, activity) for batch in activity.micro_batches(loaded.batches)]
+    batches = interruption.checked(loaded.batches, micro_steps, engine)
+    losses = [engine.micro_step(batch, scale, activity) for batch in activity.micro_batches(batches)]
     losses_M = torch.stack(losses) / averaged_over
     return StepResult(
         loss=engine.sum_over_ranks(losses_M.sum()),
@@ -102,27 +131,3 @@ def train_step(
         rank_tokens=rank_tokens,
         losses_M=losses_M,
     )
-
-
-def save(job: Job, engine: Engine, step: int, at: Position) -> Path:
-    """Write a checkpoint; all ranks call it. Raises UserError when the disk does not take it."""
-    run, leads = job.recipe.run_folder, engine.world.rank == 0
-    temporary = checkpoint.temporary_folder(run, step)
-    try:
-        if leads:
-            checkpoint.clear_temporary(run)
-            temporary.mkdir(parents=True)
-        barrier()
-        engine.save(temporary / checkpoint.DEEPSPEED)
-        with engine.whole_weights():
-            if leads:
-                save_model(job.model, job.dataset.tokenizer_path, temporary / checkpoint.MODEL)
-        barrier()
-        if leads:
-            checkpoint.publish(run, step, job.recipe.checkpoint.keep_last, at, job.facts)
-        barrier()
-    except OSError as error:
-        raise UserError(
-            f"{temporary}: cannot be written ({error.strerror}); make room and start again (the latest is whole)"
-        ) from error
-    return run / checkpoint.CHECKPOINTS / f"step-{step:06d}"

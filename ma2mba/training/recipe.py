@@ -82,10 +82,11 @@ class Parallel(_Section):
 
 
 class Checkpoint(_Section):
-    """Save every so many steps and at the end; keep the newest `keep_last` (null: all)."""
+    """Save every so many steps and at the end; keep the last `keep_last` (null: all) and multiples of `keep_every`."""
 
     every: PositiveInt = 500
     keep_last: PositiveInt | None = 2
+    keep_every: PositiveInt | None = None
 
 
 class Watchdog(_Section):

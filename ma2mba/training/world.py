@@ -103,7 +103,7 @@ class ZeroPolicy:
 def load_policy(path: str) -> ZeroPolicy:
     """Read a ZeRO policy, relative to the current directory or else to the checkout.
 
-    Raises UserError when it is missing, not JSON, or says what belongs into the recipe.
+    Raises UserError when it is missing, not JSON, offloads to nvme, or says what belongs into the recipe.
     """
     places = [Path(path), ROOT / path]
     found = next((place for place in places if place.is_file()), None)
@@ -123,4 +123,7 @@ def load_policy(path: str) -> ZeroPolicy:
             f"{found}: {', '.join(foreign)} cannot stand in a ZeRO policy; "
             "batch sizes, precision, optimizer and clipping stand in the recipe"
         )
+    for key, value in values["zero_optimization"].items():
+        if isinstance(value, dict) and value.get("device") == "nvme":
+            raise UserError(f"{found}: zero_optimization.{key}.device is nvme, which no checkpoint can hold; take cpu")
     return ZeroPolicy(values, stage)

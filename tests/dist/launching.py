@@ -66,9 +66,14 @@ def train(folder: Path, ranks: int, *overrides: str) -> str:
 
 def curve(run: Path, key: str = "loss") -> list[float]:
     """One number for each step, of which none is missing or doubled."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    return [line[key] for line in lines]
+    steps = lines(run, "step")
+    assert steps == list(range(1, len(steps) + 1))
+    return lines(run, key)
+
+
+def lines(run: Path, key: str) -> list[float]:
+    """The numbers of metrics.jsonl, which begins later in a run that goes on from another's checkpoint."""
+    return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def free_port() -> int:

@@ -4,11 +4,11 @@ import re
 import shutil
 
 import pytest
-from tests.dist.launching import RECIPE, launch
 
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from tests.dist.launching import RECIPE, launch
 
 
 def refused(folder, ranks, *overrides, run="refused") -> str:

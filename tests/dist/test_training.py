@@ -1,16 +1,22 @@
 """Training under the real launcher: ranks do not change the result, and neither does being killed."""
 
-import os
+import random
+import re
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from tests.dist.launching import command, curve, environment, train
+from rich.console import Console
 from safetensors.torch import load_file
 
+from launch import chaos
+from launch.run import ranks_of
 from ma2mba.model.pretrained import load_model
+from ma2mba.training.checkpoint import is_whole, latest
+from tests.dist.launching import ROOT, command, curve, environment, train
 
 
 @pytest.fixture(scope="module")
@@ -55,41 +61,58 @@ def test_one_rank_has_the_same_curve_as_two(alone, undisturbed):
 
 
 @pytest.mark.slow
-def test_killed_in_a_save_and_started_again_the_run_is_as_if_undisturbed(folder, undisturbed):
-    process = subprocess.Popen(
-        command(2, "run=killed"), cwd=folder, env=environment(), start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    save = folder / "killed" / "checkpoints" / ".step-000006.tmp"
-    while not save.exists():
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert (folder / "killed" / "checkpoints" / "latest").read_text() in ("step-000003\n", "step-000006\n")
-    train(folder, 2, "run=killed")
+def test_killed_twice_and_started_again_the_run_is_as_if_undisturbed(folder, undisturbed, monkeypatch):
+    """`make chaos` in short: one kill in a save, one in a step."""
+    monkeypatch.chdir(folder)
+    start = chaos.Starter(Path("recipe.yaml"), [], 2, Path())
+    kills = chaos.disturb(start, chaos.pace_of(undisturbed), 2, random.Random(0), Console(quiet=True))
+    assert [kill.whole for kill in kills] == [True, True]
+    assert kills[0].phase != "in a step"
+    assert chaos.compare(undisturbed, folder / "killed") == []
     assert curve(folder / "killed") == curve(undisturbed)
-    assert not save.exists()
-    weights = "checkpoints/step-000009/model/model.safetensors"
-    ours, theirs = load_file(folder / "killed" / weights), load_file(undisturbed / weights)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed):
+    overrides = ("run=asked", "checkpoint.every=1000")
+    wrapped = command(2, *overrides)
+    wrapped[1] = str(ROOT / "launch" / "run.py")
+    said, first = ask(folder, wrapped, 2, lambda process: process.send_signal(signal.SIGTERM))
+    assert "SIGTERM: asking 2 ranks to save and end" in said
+    said, second = ask(folder, command(2, *overrides), first + 1, lambda process: signal_one_rank(process.pid))
+    assert re.search(r"signal to another rank: stopped after step \d of 9; the same command goes on", said)
+    assert first < second
+    train(folder, 2, *overrides)
+    assert chaos.compare(undisturbed, folder / "asked") == []
+
+
+def signal_one_rank(launcher):
+    (rank,) = (rank for rank in ranks_of(launcher) if "--local_rank=1" in rank.cmdline())
+    rank.send_signal(signal.SIGUSR1)
+
+
+def ask(folder, arguments, after_step, send):
+    """Start training, signal after that step was logged, and wait; returns what was said and the step of the latest."""
+    process = subprocess.Popen(
+        arguments, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    chaos.wait_for(lambda: chaos.last_step(folder / "asked") >= after_step, process)
+    asked = time.monotonic()
+    send(process)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    print(f"\nasked to stop, and gone after {time.monotonic() - asked:.1f} s")
+    newest = latest(folder / "asked")
+    assert is_whole(newest)
+    step = int(newest.name[5:])
+    assert len(curve(folder / "asked")) == step
+    return " ".join(said.split()), step
 
 
 def test_a_finished_run_says_so(folder, alone):
     before = (alone / "metrics.jsonl").read_bytes()
     assert "is finished (9 steps)" in train(folder, 0, "run=alone")
     assert (alone / "metrics.jsonl").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_zero3_has_the_same_curve(folder, undisturbed):
-    policy = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
-    (folder / "zero3.json").write_text(policy)  # with the threshold at 0 even the smallest parameter is partitioned
-    train(folder, 2, "run=zero3", "zero_config=zero3.json", "steps=9", "checkpoint.every=9")
-    assert curve(folder / "zero3") == pytest.approx(curve(undisturbed), rel=1e-5)  # measured: 1e-7
-    weights = "checkpoints/step-000009/model/model.safetensors"
-    ours, theirs = load_file(folder / "zero3" / weights), load_file(undisturbed / weights)
-    worst = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
-    assert worst < 1e-4  # measured: 8e-7
 
 
 def test_the_next_stage_starts_from_the_run_before_with_parts_frozen(folder, undisturbed):

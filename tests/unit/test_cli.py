@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from ma2mba import cli
+from ma2mba.data.sampler import Position
 from ma2mba.model.pretrained import load_model
+from ma2mba.training.checkpoint import publish, temporary_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,17 +53,20 @@ def run_folder(model_folder, tmp_path):
     """A run with two checkpoints; in the first, the model is damaged."""
     run = tmp_path / "run"
     for step in (3, 6):
-        checkpoint = run / "checkpoints" / f"step-{step:06d}"
-        shutil.copytree(model_folder, checkpoint / "model")
-        sizes = {f"model/{path.name}": path.stat().st_size for path in (checkpoint / "model").iterdir()}
-        state = {"step": step, "epoch": 0, "cursor": step, "ranks": 1, "zero_stage": 1, "dtype": "torch.float32"}
-        state |= {"data_fingerprint": "0", "recipe": {}, "files": sizes}
-        (checkpoint / "trainer.json").write_text(json.dumps(state))
+        shutil.copytree(model_folder, temporary_folder(run, step) / "model")
+        facts = {
+            "ranks": 1,
+            "zero_stage": 1,
+            "dtype": "torch.float32",
+            "data_fingerprint": "0",
+            "recipe": {},
+            "code": {},
+        }
+        publish(run, step, Position(0, step), facts)
     weights = run / "checkpoints/step-000003/model/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    (run / "checkpoints/latest").write_text("step-000006\n")
     (run / "recipe.yaml").write_text("stage: stage2\n")
     (run / "metrics.jsonl").write_text('{"step": 6, "loss": 0.25}\n')
     return run

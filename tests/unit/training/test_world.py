@@ -70,6 +70,10 @@ def test_a_policy_beside_the_user_comes_first(tmp_path, monkeypatch):
         ("{}", "it needs zero_optimization.stage"),
         ('{"zero_optimization": {"stage": 0}}', "stage is 0; it must be 1, 2 or 3"),
         (
+            '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}',
+            "offload_optimizer.device is nvme",
+        ),
+        (
             '{"zero_optimization": {"stage": 1}, "train_batch_size": 4}',
             "train_batch_size cannot stand in a ZeRO policy",
         ),

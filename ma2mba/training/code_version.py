@@ -1,0 +1,30 @@
+"""Which code wrote a checkpoint."""
+
+import subprocess
+from functools import cache
+from importlib.metadata import version
+
+from ma2mba.training.world import ROOT
+
+
+@cache
+def code_version() -> dict[str, str | None]:
+    """The package's version, and the commit of its checkout ("-dirty" when it was changed), None without one."""
+    return {"version": version("ma2mba"), "commit": _commit()}
+
+
+def describe(code: dict[str, str | None]) -> str:
+    """As "ma2mba 0.1.0 (commit 0123456789)", saying whether that is this code."""
+    commit = f" (commit {code['commit']})" if code["commit"] else ""
+    return f"ma2mba {code['version']}{commit}" + ("" if code == code_version() else ", which is another than this")
+
+
+def _commit() -> str | None:
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
