@@ -9,10 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 ACCENT, COLOURS = "#d9480f", ("#4263eb", "#0ca678", "#ae3ec9")
+Points = dict[str, list[tuple[int, float]]]
 SPAN_FOR_POWERS = 30
 """Below it a logarithmic axis would show one power of ten or none: then it has round numbers instead."""
 STYLE: dict[Any, Any] = {
@@ -136,6 +137,33 @@ def draw_plan(
         axes.legend(frameon=False)
         _title(axes, title, "GiB, predicted")
         figure.savefig(path, dpi=150, format="png", facecolor="white")
+
+
+def draw_scaling(title: str, unit: str, curves: Points, names: Sequence[str], path: Path, note: str) -> None:
+    """Draw (tokens, value) points by name as a PNG, tokens on a logarithmic axis, and GiB too.
+
+    `names` are those of all pictures that belong together: a name has one colour in all of them.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 5.0), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+        axes = figure.subplots()
+        colours = dict(zip(names, (*COLOURS, ACCENT, "#495057", "#f08c00"), strict=False))
+        for name, points in curves.items():
+            tokens, values = zip(*points, strict=True)
+            axes.plot(tokens, values, color=colours.get(name, INK), linewidth=2, marker="o", markersize=7, label=name)
+        axes.set_xscale("log", base=2)
+        if unit == "GiB":
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        else:
+            axes.set_ylim(0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(axis="y", color=GRID, zorder=0)
+        axes.set_xlabel(f"tokens (2.7B, {note})")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        _title(axes, title, unit)
+        figure.savefig(path, dpi=140, format="png", facecolor="white")
 
 
 def draw_histogram(title: str, counts: Mapping[str, int], path: Path) -> None:
