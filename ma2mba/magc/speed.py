@@ -80,14 +80,22 @@ def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = (1,
     )
 
 
-def clock(layer: nn.Module, like_x: Tensor, cost: Cost, lengths: Sequence[int] = LENGTHS, repeats: int = 3) -> Speed:
+def clock(
+    layer: nn.Module,
+    like_x: Tensor,
+    cost: Cost,
+    lengths: Sequence[int] = LENGTHS,
+    repeats: int = 3,
+    graphs: bool = True,
+) -> Speed:
     """Time `layer` where it lives, on each length: the best of `repeats` runs after those that warm up (and record).
 
+    With `graphs` False, for a run that cannot have them, nothing is recorded on a GPU.
     The ends are estimated from the time of the layer's own arithmetic.
     """
     cell = Cell([Piece.of_layer(layer)])
     plain = _clocked(cell, layer, like_x, lengths, repeats, recorded=False)
-    recorded = _clocked(cell, layer, like_x, lengths, repeats, recorded=True) if like_x.is_cuda else plain
+    recorded = _clocked(cell, layer, like_x, lengths, repeats, recorded=True) if graphs and like_x.is_cuda else plain
     longest, seconds = plain[0].points[-1]
     flops_a_second = cost.layer.flops.at(longest) / seconds
     ends = estimate(cost, Device(matrix_flops=2 * flops_a_second))

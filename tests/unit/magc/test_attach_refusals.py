@@ -27,6 +27,14 @@ def test_models_that_cannot_be_attached_say_why(make, problem):
     assert "_magc_attachment" not in vars(model)
 
 
+def test_groups_that_an_older_gated_norm_does_not_know():
+    model = hf_model(n_groups=2)
+    for block in model.backbone.layers:
+        vars(block.mixer.norm).pop("group_size", None)
+    with pytest.raises(ValueError, match="n_groups=2 beside a gated norm that knows no groups"):
+        attach(model)
+
+
 def test_adapters_put_in_later_are_not_passed_over_in_silence():
     model = attach(hf_model(), Plan())
 

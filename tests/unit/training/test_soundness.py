@@ -4,6 +4,7 @@ There are no kernels here: plain torch stands for them, whole or with one fault.
 """
 
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,12 +93,15 @@ def test_a_schedule_that_is_wrong_is_found(monkeypatch):
 
 
 def test_the_trainer_ends_with_2_before_its_engine_opens(kernels, monkeypatch, capsys):
-    from ma2mba.training import build, deepspeed_engine, loop
+    from ma2mba.training import build, deepspeed_engine, failures, guard, loop
 
+    monkeypatch.setattr(guard, "guard", lambda job, activity: nullcontext())  # it would end this process
     job = SimpleNamespace(first_step=0, steps=1, world=SimpleNamespace(device=CPU))
     job.model = SimpleNamespace(config=SimpleNamespace(language_model=CONFIG))
     monkeypatch.setattr(build, "build", lambda recipe, world: job)
     monkeypatch.setattr(deepspeed_engine, "start_processes", lambda world: None)
+    monkeypatch.setattr(failures, "clear", lambda run: None)
+    monkeypatch.setattr(loop, "open_loader", nullcontext)
     monkeypatch.setattr(loop, "open_engine", lambda job: pytest.fail("the engine was opened"))
     kernels(lambda y, conv, ssm: (y, conv, ssm * 2))
     spec = importlib.util.spec_from_file_location("train", ROOT / "launch" / "train.py")
