@@ -102,7 +102,7 @@ def test_ranks_and_micro_batches_do_not_change_a_run(runs, run):
     print(f"\n{run}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {weight:.1e}")
     assert loss < 1e-6  # measured: 1.5e-7
     assert norm < 1e-6  # measured: 1.5e-7
-    assert weight < 1e-6  # measured: 4.8e-7 in the worst parameter
+    assert weight < 1e-6  # measured: 5.7e-7 in the worst parameter
 
 
 @pytest.mark.parametrize("name", [*ZERO, "bf16"])
@@ -123,15 +123,15 @@ def test_on_the_same_ranks_a_run_goes_on_bit_for_bit(runs, name):
 def test_other_ranks_and_stages_go_on_as_well(runs, run):
     loss, norm, weight = apart(runs / run, runs / "zero1")
     print(f"\n{run}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {weight:.1e}")
-    assert loss < 1e-6  # measured: 7.9e-8
+    assert loss < 1e-6  # measured: 1.5e-7
     assert norm < 1e-6  # measured: 1.2e-7
-    assert weight < 1e-6  # measured: 5.2e-7 (of which stages 2 and 3 differ from 1 by 4.8e-7 before)
+    assert weight < 1e-6  # measured: 5.4e-7; 8.5e-9 where the first 16 steps are those of stage 1
 
 
 def test_bf16_sums_gradients_in_fp32_and_keeps_fp32_weights(runs):
     once, often = (lines(runs / run, "gradient_norm")[0] for run in ("sum-once", "sum-often"))
     print(f"\n64 micro-batches: {abs(often / once - 1):.1e}")
-    assert often == pytest.approx(once, rel=1e-3)  # measured: 1.9e-4
+    assert often == pytest.approx(once, rel=1e-3)  # measured: 2.9e-4
     checkpoint = runs / "bf16" / "checkpoints" / "step-000020"
     (share,) = (checkpoint / "optimizer").glob("rank-00001-*")
     kept = {name: t for name, t in load_file(share).items() if name.startswith("weight/")}
