@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ma2mba.training import deepspeed_engine
+from ma2mba.training import deepspeed_engine  # noqa: E402
 
 KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
 sound = deepspeed_engine.Engine.micro_step

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ma2mba.training import deepspeed_engine as processes
+from ma2mba.training.activity import Activity
 from ma2mba.training.build import build
 from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
 from ma2mba.training.recipe import load_recipe
@@ -26,7 +27,7 @@ def main() -> None:
         job = build(load_recipe(recipe, changes), world)
         engine = open_engine(job)
         with open_loader(job) as loader, open_metrics(job) if world.rank == 0 else nullcontext() as metrics:
-            train(job, engine, loader, metrics)
+            train(job, engine, loader, metrics, Activity())
         engine.inner.destroy()
     processes.stop_processes()
 

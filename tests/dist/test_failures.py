@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from tests.dist.launching import launch
 
 FAULTY = Path(__file__).with_name("faulty_train.py")

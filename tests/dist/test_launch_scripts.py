@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, environment
 
 from ma2mba.training.recipe import load_recipe
+from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, environment
 
 SCRIPTS = [ROOT / "launch" / "multi_node.sh", ROOT / "launch" / "slurm.sbatch"]
 SRUN = r"""#!/bin/bash

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.dist.launching import curve, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

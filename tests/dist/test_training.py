@@ -46,7 +46,9 @@ def test_a_run_leaves_what_it_should(undisturbed):
     assert list((undisturbed / "tensorboard").iterdir())
     losses = curve(undisturbed)
     assert losses[-1] < losses[0]
-    for predicted, measured in zip(*(curve(undisturbed, f"peak_memory_{kind}bytes") for kind in ("predicted_", "")), strict=True):
+    for predicted, measured in zip(
+        *(curve(undisturbed, f"peak_memory_{kind}bytes") for kind in ("predicted_", "")), strict=True
+    ):
         assert 0.5 < predicted / measured < 1.5  # measured: 0.86; nearly all of it is the program itself
     early, late = (load_model(undisturbed / f"checkpoints/step-00000{step}/model")[0] for step in (3, 9))
     moved = [name for name, p in early.named_parameters() if not torch.equal(p, late.get_parameter(name))]

@@ -1,4 +1,4 @@
-"""Two nodes: two network namespaces that see each other through one pair of interfaces, each with a launcher of its own.
+"""Two nodes: two network namespaces that see each other by one pair of interfaces, each with a launcher of its own.
 
 Needs root and Debian's iproute2.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, environment, train
 
 

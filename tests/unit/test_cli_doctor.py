@@ -19,6 +19,7 @@ def doctor(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(selftest, "CASES", ((19, 2, Sizes(32, 4, 16, 2, 8, 8)),))
     monkeypatch.setattr(selftest, "POSITIONS", (20,))
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["ma2mba", "doctor", *arguments])
