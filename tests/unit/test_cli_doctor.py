@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ma2mba import cli
+from ma2mba import cli, cli_doctor
 from ma2mba.errors import UserError
 from ma2mba.ops import selftest
 from ma2mba.ops.backend import _choose
@@ -14,7 +14,7 @@ from ma2mba.ops.selftest import Sizes
 
 @pytest.fixture
 def doctor(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli_doctor.out, "width", 200)
     monkeypatch.setenv("MA2MBA_OPS", "torch")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(selftest, "CASES", ((19, 2, Sizes(32, 4, 16, 2, 8, 8)),))
