@@ -10,8 +10,21 @@ from torch import Tensor, nn
 
 from benchmarks import gpu
 from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.training.deepspeed_engine import start_processes
+from ma2mba.training.deepspeed_engine import ds_config, start_processes
+from ma2mba.training.recipe import parse_recipe
 from ma2mba.training.world import World, load_policy
+
+RECIPE = {
+    "stage": "stage2",
+    "data": "",
+    "run": "",
+    "init_from": "",
+    "trainable": {"language_model": 1e-5},
+    "global_batch": 1,
+    "steps": 1,
+    "precision": "bf16",
+}
+"""What DeepSpeed's configuration is made of; nothing else of it is used."""
 
 
 class _Loss(nn.Module):
@@ -31,20 +44,12 @@ def open_training(size: str, chunk: int) -> Callable[[int], float]:
     """tokens -> the loss of one step of the optimizer, on that many random tokens."""
     import deepspeed
 
-    start_processes(World.from_environment())
+    world = World.from_environment()
+    start_processes(world)
     model = gpu.language_model(size)
     module = _Loss(model, chunk)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    config = {
-        **load_policy("ds_configs/zero1.json").values,
-        "train_batch_size": 1,
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": True},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 1 << 60,
-    }
+    config = ds_config(parse_recipe(RECIPE), world, load_policy("ds_configs/zero1.json"))
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
 
     def step(tokens: int) -> float:

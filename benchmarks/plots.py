@@ -40,10 +40,15 @@ def main() -> None:
 
 
 def curves(cases: list[dict[str, Any]], peers: dict[str, Any]) -> tuple[Points, Points]:
-    """Memory and speed by name, (tokens, value) in the order of tokens; the fastest of repeated steps."""
+    """Memory and speed by name, (tokens, value) in the order of tokens; the fastest of repeated steps.
+
+    What was measured stands for a peer's earlier figures.
+    """
     memory: Points = {}
     speed: Points = {}
     for case in cases:
+        if case["case"] == "exact":
+            continue
         if case["case"] == "stream":
             name = f"ma2mba, chunks of {case['chunk']:,}" + (f", {case['memos']} memos" if case.get("memos") else "")
             memory.setdefault(name, []).append((case["tokens"], case["beyond_gib"]))
@@ -51,14 +56,13 @@ def curves(cases: list[dict[str, Any]], peers: dict[str, Any]) -> tuple[Points, 
             name = f"ma2mba, chunks of {case['chunk']:,}, with the optimizer"
         else:
             name = "official MA-GC" if case["case"] == "official" else "no checkpointing"
-            peers.pop(name, None)
             memory.setdefault(name, []).append((case["tokens"], case["beyond_gib"]))
         if "seconds" in case:
             speed.setdefault(name, []).append((case["tokens"], case["tokens"] / min(case["seconds"])))
     for name, peer in peers.items():
-        label = "official MA-GC" if name == "official" else name
-        memory[label] = [(point["tokens"], point["beyond_gib"]) for point in peer["points"]]
-        speed[label] = [(point["tokens"], point["tokens_per_second"]) for point in peer["points"]]
+        if name not in speed:
+            memory[name] = [(point["tokens"], point["beyond_gib"]) for point in peer["points"]]
+            speed[name] = [(point["tokens"], point["tokens_per_second"]) for point in peer["points"]]
     return ({name: sorted(points) for name, points in curve.items()} for curve in (memory, speed))  # type: ignore[return-value]
 
 

@@ -28,7 +28,6 @@ from ma2mba.training.checkpoint import model_folder
 from ma2mba.training.recipe import PART_NAMES, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
 
-GIB = 2**30
 SIZES = {"370m": (48, 1024), "1.3b": (48, 2048), "2.7b": (64, 2560)}
 USABLE = 0.94
 """Of a device's memory; the rest is CUDA's context and what the allocator cannot use of its blocks."""
