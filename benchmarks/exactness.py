@@ -1,11 +1,15 @@
 """Gradients of every schedule against plain autograd on the same kernels, on one GPU: rows for benchmarks/magc.py.
 
-A small Video-Ma2mba (the layer's own sizes: 128 states, heads of 64, blocks of 256) on ragged batches with frames.
-fp32: the worst relative difference of a parameter's gradient. bf16: the worst ratio, over the parameters, of the
-schedule's distance from the fp32 gradient to that of plain bf16 autograd.
+Four of the 2.7B model's layers and a small vision encoder, on ragged batches with frames. fp32 without tf32: a
+gradient's relative difference, and beside it how far plain autograd in fp32 is from fp64 (on the CPU, plain torch).
+bf16: a schedule's distance from the fp32 gradient over that of plain bf16 autograd, parameter by parameter, both root
+mean squares over DRAWS batches. Rounding decides either way which of two equal computations is nearer: the row without
+a plan is plain autograd again, its matrix products by cuBLASLt.
 """
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,13 +22,15 @@ from ma2mba.magc import Plan
 from ma2mba.magc.plan import StashPlace
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.ops.selftest import relative
 from ma2mba.training.streaming import build_streamer, streaming_loss
 
 LAYERS = 4
 VISION = VisionConfig(
     hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
 )
-BACKBONE = BackboneConfig(d_model=256, n_layer=LAYERS, vocab_size=500)
+BACKBONE = BackboneConfig(d_model=2560, n_layer=LAYERS, vocab_size=500)
+DRAWS = 4
 Gradients = dict[str, Tensor]
 
 
@@ -39,9 +45,9 @@ def plans() -> list[Plan]:
     return [*graphs, *eager, *layer, *groups, Plan("sequence", 256, LAYERS, "host", memo_chunks=3)]
 
 
-def make_batch(rows: int) -> Batch:
+def make_batch(rows: int, draw: int) -> Batch:
     """Ragged rows of text and frames, the longest of 1,300 tokens and more: no multiple of any chunk."""
-    rng = np.random.default_rng(rows)
+    rng = np.random.default_rng((rows, draw))
 
     def sample(i: int) -> Sample:
         text, frames = 900 + 37 * i, 101 - 13 * i
@@ -57,52 +63,91 @@ def make_batch(rows: int) -> Batch:
 
 
 def rows(plans: list[Plan]) -> Iterator[dict[str, Any]]:
-    """One row for each dtype, number of rows, frozen or trained encoder, and plan."""
+    """One row for each dtype, number of rows, frozen or trained encoder, and plan; bf16's first without a plan."""
     torch.manual_seed(0)
     model = VideoMa2mba(ModelConfig(language_model=BACKBONE, vision=VISION)).to(DEVICE)
-    model.bfloat16().float()  # weights that both dtypes can hold
+    model.bfloat16()  # weights that both dtypes can hold
     for batch_rows, vision in ((1, "frozen"), (4, "trained")):
-        batch = make_batch(batch_rows)
+        batches = [make_batch(batch_rows, draw) for draw in range(DRAWS)]
+        case = {"rows": batch_rows, "tokens": batches[0].ids_BS.shape[1], "vision": vision}
         model.float().vision.requires_grad_(vision == "trained")
-        exact = plain(model, batch)
-        case = {"rows": batch_rows, "tokens": batch.ids_BS.shape[1], "vision": vision}
-        for plan in plans:
-            yield {**case, "dtype": "fp32", "plan": vars(plan), "worst": worst(streamed(model, batch, plan), exact)}
+        with without_tf32():
+            exact = [plain(model, batch) for batch in batches]
+            truth = plain(model.cpu().double(), batches[0])
+            model.float().to(DEVICE)
+            floor = distances(exact[:1], [on_device(truth)])
+            for plan in plans:
+                worst = worst_of(distances(streamed(model, batches[:1], plan), exact[:1]))
+                yield {
+                    **case,
+                    "dtype": "fp32",
+                    "plan": vars(plan),
+                    **worst,
+                    "plain_from_fp64": floor[worst["parameter"]],
+                }
         model.bfloat16()
-        own = distances(plain(model, batch), exact)
+        own = distances([plain(model, batch) for batch in batches], exact)
+        torch.backends.cuda.preferred_blas_library("cublaslt")
+        again = distances([plain(model, batch) for batch in batches], exact)
+        torch.backends.cuda.preferred_blas_library("default")
+        either_way = {name: max(ratio, 1 / ratio) for name, ratio in over(again, own).items()}
+        yield {**case, "dtype": "bf16", "plan": None, **worst_of(either_way)}
         for plan in plans:
-            theirs = distances(streamed(model, batch, plan), exact)
-            ratios = {name: theirs[name] / own[name] for name in own}
-            name = max(ratios, key=ratios.__getitem__)
-            yield {**case, "dtype": "bf16", "plan": vars(plan), "worst": ratios[name], "parameter": name}
+            theirs = distances(streamed(model, batches, plan), exact)
+            yield {**case, "dtype": "bf16", "plan": vars(plan), **worst_of(over(theirs, own))}
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """cuDNN's convolutions use it unless told; matrix products do not."""
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
 
 
 def plain(model: VideoMa2mba, batch: Batch) -> Gradients:
-    model.zero_grad(set_to_none=True)
-    x_BTD = model.embed(batch.ids_BS.to(DEVICE), batch.visual_BS.to(DEVICE), batch.frames_NCHW.to(DEVICE))
+    device = model.language_model.lm_head.weight.device
+    x_BTD = model.embed(batch.ids_BS.to(device), batch.visual_BS.to(device), batch.frames_NCHW.to(device))
     x_BTD, _ = model.run(x_BTD, model.initial_states(x_BTD))
-    (model.loss_sum(x_BTD, batch.targets_BS.to(DEVICE)) / batch.supervised).backward()
-    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+    (model.loss_sum(x_BTD, batch.targets_BS.to(device)) / batch.supervised).backward()
+    return gradients(model)
 
 
-def streamed(model: VideoMa2mba, batch: Batch, plan: Plan) -> Gradients:
-    """The second of two steps: graphs are recorded by then."""
-    streamer = build_streamer(model, plan)
-    for _ in range(2):
-        model.zero_grad(set_to_none=True)
+def streamed(model: VideoMa2mba, batches: Sequence[Batch], plan: Plan) -> list[Gradients]:
+    """After a step that is not looked at: graphs are recorded by then."""
+    streamer, found = build_streamer(model, plan), []
+    for batch in (batches[0], *batches):
         streaming_loss(model, batch, plan, 1 / batch.supervised, streamer).backward()
-    return {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
+        found.append(gradients(model))
+    return found[1:]
 
 
-def distances(found: Gradients, exact: Gradients) -> dict[str, float]:
-    """Relative, parameter by parameter, but for those whose gradient is zero but for rounding (biases of keys)."""
-    smallest = 1e-5 * max(gradient.norm().item() for gradient in exact.values())
+def gradients(model: VideoMa2mba) -> Gradients:
+    """The model lets go of them: it would take them along to another dtype or device."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def on_device(found: Gradients) -> Gradients:
+    return {name: gradient.to(DEVICE) for name, gradient in found.items()}
+
+
+def distances(found: Sequence[Gradients], exact: Sequence[Gradients]) -> dict[str, float]:
+    """Relative, parameter by parameter, root mean square over the batches; without those whose gradient is zero but for
+    rounding (biases of keys)."""
+    smallest = 1e-5 * max(gradient.norm().item() for gradient in exact[0].values())
     return {
-        name: ((found[name] - gradient).norm() / gradient.norm()).item()
-        for name, gradient in exact.items()
+        name: sum(relative(f[name], e[name]) ** 2 / len(exact) for f, e in zip(found, exact, strict=True)) ** 0.5
+        for name, gradient in exact[0].items()
         if gradient.norm().item() > smallest
     }
 
 
-def worst(found: Gradients, exact: Gradients) -> float:
-    return max(distances(found, exact).values())
+def over(theirs: dict[str, float], own: dict[str, float]) -> dict[str, float]:
+    return {name: theirs[name] / own[name] for name in own}
+
+
+def worst_of(figures: dict[str, float]) -> dict[str, Any]:
+    name = max(figures, key=figures.__getitem__)
+    return {"worst": figures[name], "parameter": name, "median": statistics.median(figures.values())}

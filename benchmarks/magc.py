@@ -4,7 +4,8 @@
     stream --chunks 2304 16384 --tokens 16384 131072       forward and backward of a streamed model
     peer                           mamba-ssm's own model without checkpointing, same loss, 16,384 tokens
     official --checkout FOLDER     the public code of the paper's authors (github.com/klae01/ma2mba)
-    train --chunk 16384 --tokens 8000000 [--cap-gb 80]     a whole step with DeepSpeed's ZeRO-1 and AdamW
+    train --chunks 16384 --tokens 8000000 [--cap-gb 80]    a whole step with DeepSpeed's ZeRO-1 and AdamW; with torchrun
+                                                           --nproc-per-node N on N GPUs, so many tokens on each
 
 Several may be given in one call ("exact peer stream ..."). Every case is appended to the JSON file; benchmarks/plots.py
 draws it. Mean cross-entropy over every token, random bf16 weights, batch 1, states in pinned host memory.
@@ -13,12 +14,14 @@ draws it. Mean cross-entropy over every token, random bf16 weights, batch 1, sta
 import argparse
 import gc
 import json
+import os
 import resource
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,7 +33,7 @@ from benchmarks import exactness, gpu
 from benchmarks.gpu import DEVICE, GIB, VOCABULARY
 
 WHAT = ("exact", "stream", "peer", "official", "train")
-EXACT, NEARER = 1e-5, 1.0
+EXACT = 1e-5
 
 
 def main() -> int:
@@ -50,8 +53,10 @@ def main() -> int:
     for what in dict.fromkeys(arguments.what):
         for case in globals()[f"run_{what}"](arguments):
             cases.append({"case": what, "size": arguments.size} | case)
-            print(json.dumps(cases[-1]), flush=True)
             failed += case.get("ok") is False
+            if int(os.environ.get("RANK", 0)):
+                continue
+            print(json.dumps(cases[-1]), flush=True)
             if arguments.out:
                 keep(arguments.out, cases)
         gc.collect()
@@ -71,13 +76,14 @@ STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def run_exact(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One case for each dtype, with the worst row."""
+    """One case for each dtype, with the worst row. bf16's bound is how far apart two runs of plain autograd are."""
     every = []
     for row in exactness.rows(exactness.plans()):
         every.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-    for dtype, bound in (("fp32", EXACT), ("bf16", NEARER)):
-        found = [row for row in every if row["dtype"] == dtype]
+    scatter = max(row["worst"] for row in every if row["plan"] is None)
+    for dtype, bound in (("fp32", EXACT), ("bf16", scatter)):
+        found = [row for row in every if row["dtype"] == dtype and row["plan"] is not None]
         worst = max(found, key=lambda row: row["worst"])
         yield {"schedules": len(found), "bound": bound, "ok": worst["worst"] <= bound, **worst}
 
@@ -110,11 +116,22 @@ def run_official(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _official_model(checkout: Path) -> Any:
-    """MambaLMHeadModel of another package that calls itself mamba_ssm too."""
+    """MambaLMHeadModel of another package that calls itself mamba_ssm too, written for earlier versions of transformers
+    and causal-conv1d."""
+    from causal_conv1d import cpp_functions
+    from transformers import generation
+
+    for name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
+        setattr(generation, name, getattr(generation, name, generation.GenerateDecoderOnlyOutput))
     ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mamba_ssm"}
     sys.path.insert(0, str(checkout))
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
+    from mamba_ssm.ops.triton import ssd_combined
 
+    ssd_combined.causal_conv1d_cuda = SimpleNamespace(
+        causal_conv1d_fwd=cpp_functions.causal_conv1d_fwd_function,
+        causal_conv1d_bwd=cpp_functions.causal_conv1d_bwd_function,
+    )
     sys.path.remove(str(checkout))
     for name in [name for name in sys.modules if name.split(".")[0] == "mamba_ssm"]:
         del sys.modules[name]
@@ -146,7 +163,7 @@ def _peer(kind: Any, arguments: argparse.Namespace, tokens: int, every_token: bo
 
 
 def run_train(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One step (forward, backward, optimizer) after one of a few chunks that compiles, records and makes the states."""
+    """Steps (forward, backward, optimizer) after one of a few chunks that compiles, records and makes the states."""
     from benchmarks import gpu_train
 
     if arguments.cap_gb:
@@ -158,9 +175,10 @@ def run_train(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     train_step(4 * chunk)
     ready = time.perf_counter() - began
     for tokens in arguments.tokens:
-        figures = gpu.timed(partial(train_step, tokens), tokens, 1)
+        figures = gpu.timed(partial(train_step, tokens), tokens, arguments.repeats)
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
         yield {
+            "ranks": int(os.environ.get("WORLD_SIZE", 1)),
             "chunk": chunk,
             "cap_gb": arguments.cap_gb,
             "host_gib": round(host, 1),

@@ -41,10 +41,12 @@ SIZES = {
     "2.7b": BackboneConfig(d_model=2560, n_layer=64),
 }
 GIB = 2**30
+EAGER = 8192
+"""Chunks of so many tokens keep a GPU busy without graphs."""
 Gradients = dict[str, Tensor]
 
 
-def main() -> None:
+def main() -> int:
     arguments = read_arguments()
     if "RANK" not in os.environ:
         raise SystemExit("start it with torchrun --nproc-per-node N benchmarks/sequence_parallel.py")
@@ -67,6 +69,7 @@ def main() -> None:
             arguments.out.write_text(text + "\n", encoding="utf-8")
         print(text)
     dist.destroy_process_group()
+    return 0 if report["check"]["ok"] else 1
 
 
 def read_arguments() -> argparse.Namespace:
@@ -110,7 +113,7 @@ def build(model: Mamba2LanguageModel, chunk: int, shared: bool) -> Streamer:
     assert group is not None
     layers = [SplitLayer(layer, group) for layer in backbone.layers] if shared else backbone.layers
     tokens = chunk * dist.get_world_size() if shared else chunk
-    plan = Plan("sequence", tokens, len(layers), "host", graphs=not shared)
+    plan = Plan("sequence", tokens, len(layers), "host", graphs=not shared and chunk < EAGER)
     return Streamer(front, layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
 
 
@@ -138,7 +141,7 @@ def step(run: Streamer, model: Mamba2LanguageModel, tokens: int, shared: bool) -
     return total.item()
 
 
-def check(model: Mamba2LanguageModel, chunk: int, high: torch.dtype) -> dict[str, float]:
+def check(model: Mamba2LanguageModel, chunk: int, high: torch.dtype) -> dict[str, Any]:
     """How far gradients are from higher precision, by all ranks and by rank 0 alone; the worst parameter of each."""
     chunk = min(chunk, 1024)
     tokens = 3 * chunk * dist.get_world_size() + 101
@@ -149,16 +152,14 @@ def check(model: Mamba2LanguageModel, chunk: int, high: torch.dtype) -> dict[str
     model.to(low)
     distances = {name: (relative(together[name], g), relative(alone[name], g)) for name, g in exact.items()}
     name, (far, usual) = max(distances.items(), key=lambda item: item[1][0] / max(item[1][1], 1e-7))
-    result = {"shared": max(d for d, _ in distances.values()), "alone": max(d for _, d in distances.values())}
-    result |= {"worst_ratio": far / max(usual, 1e-7), "parameter": name}
-    if far > 2 * max(usual, 1e-6):
-        raise SystemExit(f"{name}: {far} from {high} where one rank alone is {usual}; nothing is measured")
-    return result
+    result: dict[str, Any] = {"shared": max(d for d, _ in distances.values())}
+    result["alone"] = max(d for _, d in distances.values())
+    return result | {"worst_ratio": far / max(usual, 1e-7), "parameter": name, "ok": far <= 2 * max(usual, 1e-6)}
 
 
 def gradients(model: Mamba2LanguageModel, chunk: int, tokens: int, shared: bool) -> Gradients:
     step(build(model, chunk, shared), model, tokens, shared)
-    found = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     forget(model)
     return found
 
@@ -203,4 +204,4 @@ def timed(run: Streamer, model: Mamba2LanguageModel, arguments: argparse.Namespa
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

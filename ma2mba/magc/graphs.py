@@ -63,7 +63,9 @@ class Graphed:
         self._pool: Any = None
         self._stream = torch.cuda.Stream()
         # Autograd hands a gradient over on the stream that was current when the parameter's node was made; a recording
-        # may not touch the default one. So make the nodes here, and keep them.
+        # may not touch the default one. So make the nodes here, and keep them; torch warns of that where a chunk is not
+        # recorded, and waits as it should.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         with torch.cuda.stream(self._stream):
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
 

@@ -2,15 +2,15 @@
 
 import subprocess
 from functools import cache
-from importlib.metadata import version
 
+from ma2mba import __version__
 from ma2mba.training.world import ROOT
 
 
 @cache
 def code_version() -> dict[str, str | None]:
     """The package's version, and the commit of its checkout ("-dirty" when it was changed), None without one."""
-    return {"version": version("ma2mba"), "commit": _commit()}
+    return {"version": __version__, "commit": _commit()}
 
 
 def describe(code: dict[str, str | None]) -> str:

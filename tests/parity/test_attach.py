@@ -58,8 +58,10 @@ def real_mamba_ssm() -> tuple[nn.Module, nn.Module]:
 
 
 def transformers_on_gpu() -> tuple[nn.Module, nn.Module]:
+    """Where kernels are installed transformers runs them on a CPU too, where they know no fp64: plain torch, which
+    the tests above compare, stands for it."""
     exact = hf_model(hidden_size=256, num_heads=8, head_dim=64, state_size=64, n_groups=1, chunk_size=64).bfloat16()
-    return copy.deepcopy(exact).to("cuda"), exact.double()
+    return copy.deepcopy(exact).to("cuda"), attach(exact.double(), Plan("sequence", TOKENS, LAYERS))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU with mamba-ssm and causal-conv1d")
