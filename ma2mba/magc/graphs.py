@@ -8,6 +8,7 @@ layers with dropout must not be graphed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,6 +50,12 @@ class _Recording:
         self.d_states.load_gradients(d_states)
 
 
+@cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings: those of the same parameters share the parameters' nodes."""
+    return torch.cuda.Stream(device)
+
+
 class Graphed:
     """Runs like `live.Live`; chunks of `tokens` tokens, of the first batch size seen, are recorded, others run plainly.
 
@@ -61,10 +68,10 @@ class Graphed:
         self._live = Live(cell)
         self._recording: _Recording | None = None
         self._pool: Any = None
-        self._stream = torch.cuda.Stream()
+        self._stream = _recording_stream(torch.cuda.current_device())
         # Autograd hands a gradient over on the stream that was current when the parameter's node was made; a recording
-        # may not touch the default one. So make the nodes here, and keep them; torch warns of that where a chunk is not
-        # recorded, and waits as it should.
+        # may touch no other. So make the nodes here, and keep them; torch warns of that where a chunk is not recorded,
+        # and waits as it should.
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         with torch.cuda.stream(self._stream):
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
