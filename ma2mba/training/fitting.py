@@ -17,7 +17,7 @@ from ma2mba.magc.schedule import Sequence
 from ma2mba.model.config import ModelConfig
 from ma2mba.ops import backend
 from ma2mba.training.planning import USABLE, Machine, Priced, Setup, Workload, planner, setup_of_recipe
-from ma2mba.training.recipe import Recipe
+from ma2mba.training.recipe import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
 GIB = 2**30
@@ -53,7 +53,7 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
         whole = replace(fitted.plan, chunk_tokens=ranks * fitted.plan.chunk_tokens)
         fitted = replace(fitted, plan=whole)
     else:
-        plan = Plan(**recipe.magc.model_dump())
+        plan = given_plan(recipe.magc, config.language_model.n_layer)
         own = replace(plan, chunk_tokens=max(1, plan.chunk_tokens // ranks))
         predictions = [check(one, sequence, own, machine) for one, sequence in planners]
         fitted = Fitted(plan, max(predictions, key=lambda p: p.device_bytes))
@@ -65,6 +65,16 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     for reason in fitted.reasons:
         logger.info("  instead, %s", reason)
     return fitted
+
+
+def given_plan(magc: Magc, layers: int) -> Plan:
+    """A recipe's section as the plan of a model of so many layers. Raises UserError for memos in several groups."""
+    if magc.memo_chunks and magc.group_layers < layers:
+        raise UserError(
+            f"magc.memo_chunks: {magc.memo_chunks} needs all {layers} layers in one group, and magc.group_layers is "
+            f"{magc.group_layers}; set it to {layers}, or memo_chunks to 0"
+        )
+    return Plan(**magc.model_dump())
 
 
 def _part(sequence: Sequence, ranks: int) -> Sequence:

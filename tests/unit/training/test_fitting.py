@@ -70,6 +70,15 @@ def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, 
         build(recipe(shards, magc=given, micro_batch=4), world())
 
 
+def test_memos_need_all_layers_in_one_group(shards):
+    layers = TINY_MODEL["language_model"]["n_layer"]
+    given = {"chunk_tokens": 64, "group_layers": layers, "memo_chunks": 2}
+    assert build(recipe(shards, magc=given), world()).plan == Plan(**given)
+    said = rf"memo_chunks: 2 needs all {layers} layers in one group, and magc.group_layers is 1; set it to {layers}"
+    with pytest.raises(UserError, match=said):
+        build(recipe(shards, magc=given | {"group_layers": 1}), world())
+
+
 def test_ranks_of_a_host_share_its_memory(monkeypatch):
     monkeypatch.setattr(fitting, "host_memory", lambda: 1000)
     policy = fitting.ZeroPolicy({}, 1)
