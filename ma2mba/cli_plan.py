@@ -151,8 +151,8 @@ def _show(facts: dict[str, Any]) -> None:
     for key in facts["choice"]["plan"]:
         table.add_row(key, *(_value(p["plan"][key]) for _, p in shown))
     table.add_section()
-    for part in facts["choice"]["device_parts"]:
-        table.add_row(f"{part}, GiB", *(_gib(p["device_parts"][part]) for _, p in shown))
+    for part in dict.fromkeys(part for _, p in shown for part in p["device_parts"]):
+        table.add_row(f"{part}, GiB", *(_gib(p["device_parts"].get(part, 0)) for _, p in shown))
     table.add_row("[bold]device memory, GiB", *(f"[bold]{_gib(p['device_bytes'])}" for _, p in shown))
     table.add_row("host memory, GiB", *(_gib(p["host_bytes"]) for _, p in shown))
     table.add_section()

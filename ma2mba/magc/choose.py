@@ -1,5 +1,6 @@
 """Choose the fastest plan that fits, say why, and what would fit when none does. Pure arithmetic on a measured cost."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ SHORTEST_STRETCH = 8
 """Chunks; `stash_every` is no matter for a shorter sequence."""
 LONGEST_SEGMENT = 64
 AS_FAST = 1.01
-"""Of plans whose times differ by less, those that leave the host alone, and then the smaller: times are estimates."""
+"""Of plans whose times differ by less, those that leave the host alone, then those without memos, then the smaller:
+times are estimates. Memos take what is left, so of plans with them the faster."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,13 @@ class Planner:
 
     def choose(self, sequence: Sequence, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
         """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
+
+        def fits(prediction: Prediction) -> bool:
+            return self.budget.holds(prediction) and also(prediction.plan)
+
         every = self.candidates(sequence)
-        fitting = [p for p in every if self.budget.holds(p) and also(p.plan)]
+        every += [m for p in every if fits(p) for m in self._with_memos(sequence, p.plan, fits)]
+        fitting = [p for p in every if fits(p)]
         if not fitting:
             return None
         best = _best(fitting)
@@ -74,6 +81,19 @@ class Planner:
             if not self.budget.holds(predictions[-1]):
                 predictions += self._coarser(sequence, plan)
         return predictions
+
+    def _with_memos(self, sequence: Sequence, plan: Plan, fits: Callable[[Prediction], bool]) -> Iterable[Prediction]:
+        """The plan with as many memos as fit, or with one where none do; nothing where memos spare nothing."""
+        chunk = sequence.chunk(plan)
+        others = range(1, ceil(sequence.tokens / chunk))  # the last chunk is not recomputed
+        alone = plan.nesting == "sequence" and plan.group_layers >= self.cost.layers and not plan.graphs
+        if alone and others and self.cost.memo > 0 and self.speed.memo.at(chunk) > 0:
+
+            def remembering(memos: int) -> Prediction:
+                return self.predict(sequence, replace(plan, memo_chunks=memos))
+
+            most = bisect_left(others, True, key=lambda memos: not fits(remembering(memos)))
+            yield remembering(max(most, 1))
 
     def _coarser(self, sequence: Sequence, plan: Plan) -> list[Prediction]:
         """The plan with states kept as rarely as it takes to fit; if that is never enough, as rarely as helps."""
@@ -138,10 +158,12 @@ class Planner:
             ("longer chunks", lambda p: p.nesting == plan.nesting and p.chunk_tokens > plan.chunk_tokens),
             ("larger groups", lambda p: _only(p, plan, "group_layers") and p.group_layers > plan.group_layers),
             ("smaller groups", lambda p: _only(p, plan, "group_layers") and p.group_layers < plan.group_layers),
-            ("states on the device", lambda p: _only(p, plan, "stash") and p.stash == "device"),
-            ("states on the host", lambda p: _only(p, plan, "stash") and p.stash == "host"),
+            ("states on the device", lambda p: _only(p, plan, "stash") and plan.stash != p.stash == "device"),
+            ("states on the host", lambda p: _only(p, plan, "stash") and plan.stash != p.stash == "host"),
             ("states at every chunk", lambda p: _only(p, plan, "stash_every") and p.stash_every < plan.stash_every),
-            ("without graphs", lambda p: _only(p, plan, "graphs") and not p.graphs),
+            ("memos", lambda p: _only(p, plan, "memo_chunks") and p.memo_chunks > plan.memo_chunks),
+            ("no memos", lambda p: _only(p, plan, "memo_chunks") and p.memo_chunks < plan.memo_chunks),
+            ("without graphs", lambda p: _only(p, plan, "graphs") and plan.graphs > p.graphs),
         ]
         for what, changed in changes:
             others = [p for p in every if p.plan != plan and changed(p.plan)]
@@ -197,19 +219,23 @@ def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:
 
 def _best(predictions: Many[Prediction]) -> Prediction:
     fastest = min(p.seconds for p in predictions)
-    return min(
-        (p for p in predictions if p.seconds <= AS_FAST * fastest),
-        key=lambda p: (p.plan.stash == "host", p.device_bytes, p.host_bytes),
-    )
+
+    def rank(p: Prediction) -> tuple[float, ...]:
+        memos = p.plan.memo_chunks > 0
+        return p.plan.stash == "host", memos, p.seconds if memos else p.device_bytes, p.host_bytes
+
+    return min((p for p in predictions if p.seconds <= AS_FAST * fastest), key=rank)
 
 
 def _alike(one: Plan, other: Plan) -> bool:
-    """Plans that differ in nothing but the size of their groups."""
+    """Plans that differ in nothing but the size of their groups and their memos."""
     return _only(one, other, "group_layers")
 
 
 def _only(one: Plan, other: Plan, name: str) -> bool:
-    return vars(one) | {name: None} == vars(other) | {name: None}
+    """Whether nothing else differs; memos may, which follow from the rest and the memory that is left."""
+    equal = {name: None, "memo_chunks": None}
+    return vars(one) | equal == vars(other) | equal
 
 
 def _gib(size: float) -> str:

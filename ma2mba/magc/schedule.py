@@ -49,7 +49,8 @@ class Shape:
         self.on_host, self.streams = plan.stash == "host", cost.head is not None
         self.in_order = plan.nesting == "sequence"
         self.recorded = plan.graphs and sequence.whole(plan) == self.T
-        self.memos = self.L * cost.memo * self.T * min(plan.memo_chunks, self.chunks - 1)
+        self.remembered = min(plan.memo_chunks, self.chunks - 1)
+        self.memos = self.L * cost.memo * self.T * self.remembered
         self.cells: dict[tuple[bool, bool, int], list[tuple[str, dict[str, float]]]] = {}
         self.x_whole, self.states = cost.x.at(sequence.tokens), cost.state * cost.layers
 
@@ -102,6 +103,7 @@ class Shape:
             moved = 2 * self.states / speed.link_bytes
             backward += max(0.0, moved - forward - backward - again) + 0.01 * moved
         total = (n - 1) * (forward + backward + again) + sum(last)
+        total -= self.remembered * self.L * speed.memo.at(self.T)
         if self.in_order:  # the last chunk's graph, or its groups' inputs, are kept from forward
             total -= last[2] if self.G > 1 else last[0]
         made_again = n - ceil(n / self.every) - ((n - 1) % self.every > 0)

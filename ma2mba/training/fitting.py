@@ -187,9 +187,10 @@ def needed_gib(prediction: Prediction) -> str:
 def describe(plan: Plan) -> str:
     """A plan in words."""
     every = "" if plan.stash_every == 1 else f" at every {plan.stash_every} chunks' end"
+    memos = f", memos of {plan.memo_chunks} chunk{'s' * (plan.memo_chunks > 1)}" if plan.memo_chunks else ""
     return (
         f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
-        f"states on the {plan.stash}{every}{', recorded as CUDA graphs' if plan.graphs else ''}"
+        f"states on the {plan.stash}{every}{memos}{', recorded as CUDA graphs' if plan.graphs else ''}"
     )
 
 
