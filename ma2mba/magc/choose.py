@@ -129,7 +129,7 @@ class Planner:
         far = replace(sequence, tokens=8 * LONGEST_CHUNK)
         plans = candidates(self.cost, far, self.budget.host is not None, self.graphs)
         tokens, plan = max(((self._reach(far, plan), plan) for plan in plans), key=lambda pair: pair[0])
-        return (tokens, plan) if tokens > 0 else None
+        return (tokens * sequence.ranks, plan) if tokens > 0 else None
 
     def _reach(self, far: Sequence, plan: Plan) -> int:
         """The most tokens that fit with one plan; 0 unless at least 3 chunks do."""
@@ -207,14 +207,15 @@ def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list
 
 def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:
     """Multiples of 256 up to the first that holds the whole sequence, cut down to whole units: powers of two, and with
-    `fine` 1.25, 1.5 and 1.75 of them."""
+    `fine` 1.25, 1.5 and 1.75 of them. Where ranks share the sequence, each has so many."""
     lengths, power = [], SHORTEST_CHUNK
     while power <= LONGEST_CHUNK:
         steps = (4, 5, 6, 7) if fine and 4 * SHORTEST_CHUNK <= power < LONGEST_CHUNK else (4,)
         lengths += [power * step // 4 for step in steps]
         power *= 2
     enough = next((i for i, length in enumerate(lengths) if length >= sequence.tokens), len(lengths) - 1)
-    return sorted({length // sequence.unit * sequence.unit or length for length in lengths[: enough + 1]})
+    own = {length // sequence.unit * sequence.unit or length for length in lengths[: enough + 1]}
+    return sorted(sequence.ranks * length for length in own)
 
 
 def _best(predictions: Many[Prediction]) -> Prediction:
