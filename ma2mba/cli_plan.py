@@ -59,28 +59,28 @@ def plan(
         raise UserError("give one of --tokens and --video-hours: how long is the longest sequence?")
     if device_memory is None:
         raise UserError("--device-memory is missing; give a GPU's memory in GiB, as in --device-memory 80")
-    from ma2mba.training.fitting import remedy
+    from ma2mba.training.fitting import length, remedy
     from ma2mba.training.planning import Workload, planner
 
-    setup = _setup(model, gpus, zero)
+    setup, ranks = _setup(model, gpus, zero)
     workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
-    sequence = workload.sequence(setup.config)
-    target = _machine(device_memory, host_memory, ops, setup.zero)
-    machine = planner(setup, sequence, target)
-    facts = _facts(machine, sequence, target)
+    whole = workload.sequence(setup.config)
+    part = whole.part(ranks)
+    target = _machine(device_memory, host_memory, ops, graphs=setup.zero < 3 and ranks == 1)
+    machine = planner(setup, part, target)
+    facts = _facts(machine, whole, part, target)
     if facts is None:
-        raise UserError(
-            f"{sequence.tokens:,} tokens do not fit into {device_memory:g} GiB; {remedy(machine, sequence)}"
-        )
+        raise UserError(f"{length(part)} do not fit into {device_memory:g} GiB; {remedy(machine, part)}")
     if plot:
-        _plot(machine, sequence, model, plot)
+        _plot(machine, whole, ranks, model, plot)
     if as_json:
         out.print_json(data=facts)
     else:
         _show(facts)
 
 
-def _setup(model: str, gpus: int, zero: int | None) -> "Setup":
+def _setup(model: str, gpus: int, zero: int | None) -> tuple["Setup", int]:
+    """What is trained how, and by how many ranks for each sequence."""
     from dataclasses import replace
 
     import torch
@@ -89,18 +89,24 @@ def _setup(model: str, gpus: int, zero: int | None) -> "Setup":
     from ma2mba.training.recipe import load_recipe
 
     if Path(model).suffix not in (".yaml", ".yml"):
-        return Setup(config_of_size(model), gpus=gpus, zero=1 if zero is None else zero)
+        return Setup(config_of_size(model), gpus=gpus, zero=1 if zero is None else zero), 1
     recipe = load_recipe(model)
+    ranks = recipe.parallel.sequence
+    if gpus % ranks:
+        raise UserError(
+            f"--gpus {gpus} is not a multiple of {model}'s parallel.sequence: {ranks}; "
+            f"give --gpus {-(-gpus // ranks) * ranks}, or another parallel.sequence"
+        )
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
     setup = setup_of_recipe(recipe, gpus, dtype)
-    return setup if zero is None else replace(setup, zero=zero)
+    return (setup if zero is None else replace(setup, zero=zero)), ranks
 
 
-def _machine(device_gib: float, host_gib: float | None, ops: Ops, zero: int) -> "Machine":
+def _machine(device_gib: float, host_gib: float | None, ops: Ops, graphs: bool) -> "Machine":
+    """`graphs` where chunks can be recorded: not under ZeRO 3, which moves the weights, nor with exchanges of ranks."""
     from ma2mba.training.planning import Machine, priced_here
 
     here = priced_here(ops is Ops.KERNELS)
-    graphs = zero < 3  # ZeRO 3 moves the weights from step to step
     return Machine(device_gib * GIB, host_gib and host_gib * GIB, "here" if here else ops.value, graphs)
 
 
@@ -111,17 +117,19 @@ PRICED = {
 }
 
 
-def _facts(machine: "Planner", sequence: "Sequence", target: "Machine") -> dict[str, Any] | None:
-    choice = machine.choose(sequence)
+def _facts(machine: "Planner", whole: "Sequence", part: "Sequence", target: "Machine") -> dict[str, Any] | None:
+    choice = machine.choose(part)
     if choice is None:
         return None
-    longest = machine.longest(sequence)
+    longest = machine.longest(part)
     return {
-        "tokens": sequence.tokens,
+        "tokens": whole.tokens,
+        "ranks": part.ranks,
+        "rank_tokens": part.tokens,
         "priced": target.priced,
         "usable_device_bytes": machine.budget.device,
-        "choice": _prediction(choice.best, sequence),
-        "runner_up": choice.runner_up and _prediction(choice.runner_up, sequence),
+        "choice": _prediction(choice.best, whole),
+        "runner_up": choice.runner_up and _prediction(choice.runner_up, whole),
         "reasons": list(choice.reasons),
         "longest": {"tokens": longest[0], "plan": vars(longest[1])} if longest else None,
     }
@@ -145,14 +153,17 @@ def _show(facts: dict[str, Any]) -> None:
     from ma2mba.training.fitting import describe
 
     shown = [("choice", facts["choice"])] + ([("runner-up", facts["runner_up"])] if facts["runner_up"] else [])
+    ranks = facts["ranks"]
     table = Table("", title=f"{facts['tokens']:,} tokens", title_justify="left")
     for name, _ in shown:
         table.add_column(name, justify="right")
+    if ranks > 1:
+        table.add_row(f"tokens on each of {ranks} ranks", *(f"{facts['rank_tokens']:,}" for _ in shown))
     for key in facts["choice"]["plan"]:
         table.add_row(key, *(_value(p["plan"][key]) for _, p in shown))
     table.add_section()
-    for part in facts["choice"]["device_parts"]:
-        table.add_row(f"{part}, GiB", *(_gib(p["device_parts"][part]) for _, p in shown))
+    for part in dict.fromkeys(part for _, p in shown for part in p["device_parts"]):
+        table.add_row(f"{part}, GiB", *(_gib(p["device_parts"].get(part, 0)) for _, p in shown))
     table.add_row("[bold]device memory, GiB", *(f"[bold]{_gib(p['device_bytes'])}" for _, p in shown))
     table.add_row("host memory, GiB", *(_gib(p["host_bytes"]) for _, p in shown))
     table.add_section()
@@ -161,6 +172,8 @@ def _show(facts: dict[str, Any]) -> None:
     out.print(table)
     out.print(f"Peak: {facts['choice']['peak_at']}. Usable: {_gib(facts['usable_device_bytes'])} GiB.")
     out.print(f"Prices are {PRICED[facts['priced']]}.")
+    if ranks > 1:
+        out.print(f"chunk_tokens counts the tokens of all {ranks} ranks. The time is without their exchanges.")
     out.print("Instead of the choice")
     for reason in facts["reasons"]:
         out.print(f"  {reason}")
@@ -177,14 +190,14 @@ def _value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _plot(machine: "Planner", sequence: "Sequence", title: str, path: Path) -> None:
+def _plot(machine: "Planner", whole: "Sequence", ranks: int, title: str, path: Path) -> None:
     """Memory of the fastest plan and of the smallest, from an eighth of the length to eight times it."""
     from dataclasses import replace
 
     from ma2mba.evaluation.plot import draw_plan
 
-    lengths = [max(round(sequence.tokens * 2.0**k), 1) for k in range(-3, 4)]
-    sequences = [replace(sequence, tokens=tokens) for tokens in lengths]
+    lengths = [max(round(whole.tokens * 2.0**k), 1) for k in range(-3, 4)]
+    sequences = [replace(whole, tokens=tokens).part(ranks) for tokens in lengths]
     chosen = [machine.choose(one) for one in sequences]
     curves: dict[str, list[float | None]] = {
         "fastest plan that fits": [choice.best.device_bytes / GIB if choice else None for choice in chosen],

@@ -1,5 +1,6 @@
 """Choose the fastest plan that fits, say why, and what would fit when none does. Pure arithmetic on a measured cost."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ SHORTEST_STRETCH = 8
 """Chunks; `stash_every` is no matter for a shorter sequence."""
 LONGEST_SEGMENT = 64
 AS_FAST = 1.01
-"""Of plans whose times differ by less, those that leave the host alone, and then the smaller: times are estimates."""
+"""Of plans whose times differ by less, those that leave the host alone, then those without memos, then the smaller:
+times are estimates. Memos take what is left, so of plans with them the faster."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,13 @@ class Planner:
 
     def choose(self, sequence: Sequence, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
         """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
+
+        def fits(prediction: Prediction) -> bool:
+            return self.budget.holds(prediction) and also(prediction.plan)
+
         every = self.candidates(sequence)
-        fitting = [p for p in every if self.budget.holds(p) and also(p.plan)]
+        every += [m for p in every if fits(p) for m in self._with_memos(sequence, p.plan, fits)]
+        fitting = [p for p in every if fits(p)]
         if not fitting:
             return None
         best = _best(fitting)
@@ -74,6 +81,19 @@ class Planner:
             if not self.budget.holds(predictions[-1]):
                 predictions += self._coarser(sequence, plan)
         return predictions
+
+    def _with_memos(self, sequence: Sequence, plan: Plan, fits: Callable[[Prediction], bool]) -> Iterable[Prediction]:
+        """The plan with as many memos as fit, or with one where none do; nothing where memos spare nothing."""
+        chunk = sequence.chunk(plan)
+        others = range(1, ceil(sequence.tokens / chunk))  # the last chunk is not recomputed
+        alone = plan.nesting == "sequence" and plan.group_layers >= self.cost.layers and not plan.graphs
+        if alone and others and self.cost.memo > 0 and self.speed.memo.at(chunk) > 0:
+
+            def remembering(memos: int) -> Prediction:
+                return self.predict(sequence, replace(plan, memo_chunks=memos))
+
+            most = bisect_left(others, True, key=lambda memos: not fits(remembering(memos)))
+            yield remembering(max(most, 1))
 
     def _coarser(self, sequence: Sequence, plan: Plan) -> list[Prediction]:
         """The plan with states kept as rarely as it takes to fit; if that is never enough, as rarely as helps."""
@@ -109,7 +129,7 @@ class Planner:
         far = replace(sequence, tokens=8 * LONGEST_CHUNK)
         plans = candidates(self.cost, far, self.budget.host is not None, self.graphs)
         tokens, plan = max(((self._reach(far, plan), plan) for plan in plans), key=lambda pair: pair[0])
-        return (tokens, plan) if tokens > 0 else None
+        return (tokens * sequence.ranks, plan) if tokens > 0 else None
 
     def _reach(self, far: Sequence, plan: Plan) -> int:
         """The most tokens that fit with one plan; 0 unless at least 3 chunks do."""
@@ -138,10 +158,12 @@ class Planner:
             ("longer chunks", lambda p: p.nesting == plan.nesting and p.chunk_tokens > plan.chunk_tokens),
             ("larger groups", lambda p: _only(p, plan, "group_layers") and p.group_layers > plan.group_layers),
             ("smaller groups", lambda p: _only(p, plan, "group_layers") and p.group_layers < plan.group_layers),
-            ("states on the device", lambda p: _only(p, plan, "stash") and p.stash == "device"),
-            ("states on the host", lambda p: _only(p, plan, "stash") and p.stash == "host"),
+            ("states on the device", lambda p: _only(p, plan, "stash") and plan.stash != p.stash == "device"),
+            ("states on the host", lambda p: _only(p, plan, "stash") and plan.stash != p.stash == "host"),
             ("states at every chunk", lambda p: _only(p, plan, "stash_every") and p.stash_every < plan.stash_every),
-            ("without graphs", lambda p: _only(p, plan, "graphs") and not p.graphs),
+            ("memos", lambda p: _only(p, plan, "memo_chunks") and p.memo_chunks > plan.memo_chunks),
+            ("no memos", lambda p: _only(p, plan, "memo_chunks") and p.memo_chunks < plan.memo_chunks),
+            ("without graphs", lambda p: _only(p, plan, "graphs") and plan.graphs > p.graphs),
         ]
         for what, changed in changes:
             others = [p for p in every if p.plan != plan and changed(p.plan)]
@@ -185,31 +207,36 @@ def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list
 
 def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:
     """Multiples of 256 up to the first that holds the whole sequence, cut down to whole units: powers of two, and with
-    `fine` 1.25, 1.5 and 1.75 of them."""
+    `fine` 1.25, 1.5 and 1.75 of them. Where ranks share the sequence, each has so many."""
     lengths, power = [], SHORTEST_CHUNK
     while power <= LONGEST_CHUNK:
         steps = (4, 5, 6, 7) if fine and 4 * SHORTEST_CHUNK <= power < LONGEST_CHUNK else (4,)
         lengths += [power * step // 4 for step in steps]
         power *= 2
     enough = next((i for i, length in enumerate(lengths) if length >= sequence.tokens), len(lengths) - 1)
-    return sorted({length // sequence.unit * sequence.unit or length for length in lengths[: enough + 1]})
+    own = {length // sequence.unit * sequence.unit or length for length in lengths[: enough + 1]}
+    return sorted(sequence.ranks * length for length in own)
 
 
 def _best(predictions: Many[Prediction]) -> Prediction:
     fastest = min(p.seconds for p in predictions)
-    return min(
-        (p for p in predictions if p.seconds <= AS_FAST * fastest),
-        key=lambda p: (p.plan.stash == "host", p.device_bytes, p.host_bytes),
-    )
+
+    def rank(p: Prediction) -> tuple[float, ...]:
+        memos = p.plan.memo_chunks > 0
+        return p.plan.stash == "host", memos, p.seconds if memos else p.device_bytes, p.host_bytes
+
+    return min((p for p in predictions if p.seconds <= AS_FAST * fastest), key=rank)
 
 
 def _alike(one: Plan, other: Plan) -> bool:
-    """Plans that differ in nothing but the size of their groups."""
+    """Plans that differ in nothing but the size of their groups and their memos."""
     return _only(one, other, "group_layers")
 
 
 def _only(one: Plan, other: Plan, name: str) -> bool:
-    return vars(one) | {name: None} == vars(other) | {name: None}
+    """Whether nothing else differs; memos may, which follow from the rest and the memory that is left."""
+    equal = {name: None, "memo_chunks": None}
+    return vars(one) | equal == vars(other) | equal
 
 
 def _gib(size: float) -> str:

@@ -74,7 +74,8 @@ class Cost:
     state     bytes of one layer's recurrent state; `state_tensors` their sizes one by one.
     front     what makes x of a chunk, and head what makes a loss of x (`ma2mba.magc.stream`);
               both None for `ma2mba.magc.checkpoint`, where x and y are whole tensors.
-    memo      bytes of what a layer leaves to spare work in its recomputation (`Plan.memo_chunks`), a token.
+    memo      bytes of what a layer leaves to spare work in its recomputation (`Plan.memo_chunks`), a token;
+              `memo_flops` are the matrix products that it spares, a token.
     standing  on a GPU all sums of gradients are there from the beginning of backward (`cell.Sink`).
     """
 
@@ -85,6 +86,7 @@ class Cost:
     front: Price | None = None
     head: Price | None = None
     memo: float = 0.0
+    memo_flops: float = 0.0
     standing: bool = False
 
     @property
@@ -123,16 +125,21 @@ def measure(
     price_of_layer = price(Piece.of_layer(layer), inputs, lengths)
     x = Curve(((0, 0.0), (1, float(x_bytes))))
     states = tuple(t.nbytes for t in state)
-    memo = _memo(layer, *inputs(max(lengths))) / max(lengths)
-    return Cost(price_of_layer, layers, x, states, front, head, memo, standing or like_x.is_cuda)
+    nbytes, flops = _memo(Piece.of_layer(layer), *inputs(max(lengths)))
+    memo, memo_flops = nbytes / max(lengths), flops / max(lengths)
+    return Cost(price_of_layer, layers, x, states, front, head, memo, memo_flops, standing or like_x.is_cuda)
 
 
-def _memo(layer: nn.Module, values: Values, states: list[State]) -> int:
-    if not hasattr(layer, "remember"):
-        return 0
-    with torch.no_grad():
-        memo = layer.remember(values[0], states[0])[2]  # type: ignore[operator]
-    return memo.nbytes if isinstance(memo, Tensor) else 0
+@torch.no_grad()
+def _memo(piece: Piece, values: Values, states: list[State]) -> tuple[int, int]:
+    """Bytes of what a layer remembers, and the flops that its forward is spared by them."""
+    with FlopCounterMode(display=False) as whole:
+        memo = piece.remember(values, states)[2]
+    if not isinstance(memo, Tensor):
+        return 0, 0
+    with FlopCounterMode(display=False) as rest:
+        piece.recall(values, states, memo)
+    return memo.nbytes, whole.get_total_flops() - rest.get_total_flops()
 
 
 def price(piece: Piece, inputs: Inputs, lengths: Sequence[int] = LENGTHS) -> Price:

@@ -8,13 +8,14 @@ from math import ceil
 
 from ma2mba.magc.schedule import Shape
 
-SUMS, LAYER_AXIS, SEQUENCE_AXIS, CELL, FRONT, LOSS = (
+SUMS, LAYER_AXIS, SEQUENCE_AXIS, CELL, FRONT, LOSS, MEMOS = (
     "gradient sums",
     "layer checkpoints",
     "state checkpoints",
     "cell",
     "front",
     "loss",
+    "memos",
 )
 Parts = dict[str, float]
 Moment = tuple[str, Parts]
@@ -42,7 +43,8 @@ def _sequence_nesting(s: Shape) -> Iterator[Moment]:
                     | {
                         FRONT: cell[FRONT] + s.chunk_inputs(tokens),
                         SUMS: _sums(s, behind) if newest else s.cost.sums,
-                        LAYER_AXIS: g * s.cost.x.at(tokens) + _ends(s, 1 - (i + 1) / s.chunks) + s.memos,
+                        LAYER_AXIS: g * s.cost.x.at(tokens) + _ends(s, 1 - (i + 1) / s.chunks),
+                        MEMOS: s.memos,
                         SEQUENCE_AXIS: s.states * s.kept(i) + (0 if newest else s.states) + s.cost.state * behind,
                     },
                 )
@@ -51,7 +53,7 @@ def _sequence_nesting(s: Shape) -> Iterator[Moment]:
     yield from _joined(s, graph, s.states * kept)
     if (s.chunks - 1) % s.every > 1:  # the last segment's states are made again beside the last chunk's graph
         states = s.states * (3 if s.on_host else kept + (s.chunks - 1) % s.every + 1)
-        parts = _made_again(s) | {LAYER_AXIS: _ends(s, 0), SEQUENCE_AXIS: states}
+        parts = _made_again(s) | {LAYER_AXIS: _ends(s, 0), SEQUENCE_AXIS: states, MEMOS: s.memos}
         yield "making states again", parts | {CELL: parts[CELL] + graph}
 
 

@@ -1,6 +1,6 @@
 """A plan's numbers on a sequence: groups, chunks, what is kept, how long a step takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from ma2mba.magc.cost import Cost
@@ -17,6 +17,8 @@ class Sequence:
     front_tokens at most so many tokens of a chunk are the front's work (come from frames); None: all may.
     loss_tokens  at most so many tokens of a chunk take part in the loss; None: all may.
     ragged       chunks may end anywhere, or sequences of other lengths come too: the last chunk may have any length.
+    ranks        so many share a sequence: all these numbers are those of one's part, while `Plan.chunk_tokens` counts
+                 the tokens of all.
     """
 
     tokens: int
@@ -24,6 +26,14 @@ class Sequence:
     front_tokens: int | None = None
     loss_tokens: int | None = None
     ragged: bool = False
+    ranks: int = 1
+
+    def part(self, ranks: int) -> "Sequence":
+        """One rank's part of this sequence, which so many share."""
+        tokens = -(-self.tokens // ranks)
+        front = None if self.front_tokens is None else -(-self.front_tokens // ranks)
+        loss = None if self.loss_tokens is None else min(self.loss_tokens, tokens)
+        return replace(self, tokens=tokens, front_tokens=front, loss_tokens=loss, ranks=ranks)
 
     def chunk(self, plan: Plan) -> int:
         """Tokens of the plan's whole chunks."""
@@ -31,7 +41,8 @@ class Sequence:
 
     def whole(self, plan: Plan) -> int:
         """The same for a sequence that is longer than that."""
-        return plan.chunk_tokens // self.unit * self.unit or plan.chunk_tokens
+        own = max(1, plan.chunk_tokens // self.ranks)
+        return own // self.unit * self.unit or own
 
 
 class Shape:
@@ -49,7 +60,8 @@ class Shape:
         self.on_host, self.streams = plan.stash == "host", cost.head is not None
         self.in_order = plan.nesting == "sequence"
         self.recorded = plan.graphs and sequence.whole(plan) == self.T
-        self.memos = self.L * cost.memo * self.T * min(plan.memo_chunks, self.chunks - 1)
+        self.remembered = min(plan.memo_chunks, self.chunks - 1)
+        self.memos = self.L * cost.memo * self.T * self.remembered
         self.cells: dict[tuple[bool, bool, int], list[tuple[str, dict[str, float]]]] = {}
         self.x_whole, self.states = cost.x.at(sequence.tokens), cost.state * cost.layers
 
@@ -102,6 +114,7 @@ class Shape:
             moved = 2 * self.states / speed.link_bytes
             backward += max(0.0, moved - forward - backward - again) + 0.01 * moved
         total = (n - 1) * (forward + backward + again) + sum(last)
+        total -= self.remembered * self.L * speed.memo.at(self.T)
         if self.in_order:  # the last chunk's graph, or its groups' inputs, are kept from forward
             total -= last[2] if self.G > 1 else last[0]
         made_again = n - ceil(n / self.every) - ((n - 1) % self.every > 0)

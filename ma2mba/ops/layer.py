@@ -72,7 +72,7 @@ def mamba2_layer(
     if which == "shadow":
         from ma2mba.ops.shadow import layer_shadow
 
-        return layer_shadow(x_BTD, conv_BVW, ssm_BHPN, weights, shape)
+        return layer_shadow(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
     return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
 
 

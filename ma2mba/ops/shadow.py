@@ -25,10 +25,15 @@ SMALLEST_BLOCK = 32
 
 
 def layer_shadow(
-    x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
+    x_BTD: Tensor,
+    conv_BVW: Tensor,
+    ssm_BHPN: Tensor,
+    weights: LayerWeights,
+    shape: LayerShape,
+    product_BTD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`mamba2_layer` on the meta device, at the price of the kernels."""
-    return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, *weights.tensors())
+    return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, *weights.tensors())
 
 
 def _empty(*sizes: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -38,10 +43,16 @@ def _empty(*sizes: int, like: Tensor, dtype: torch.dtype = torch.float32) -> Ten
 class _Layer(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, shape: LayerShape, *tensors: Tensor
+        ctx: Any,
+        x_BTD: Tensor,
+        conv_BVW: Tensor,
+        ssm_BHPN: Tensor,
+        shape: LayerShape,
+        product_BTD: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         w = LayerWeights(*tensors)
-        zxbcdt_BTX, y_BTI, product_BTD, final_BHPN = _run(x_BTD, ssm_BHPN, w, shape)
+        zxbcdt_BTX, y_BTI, product_BTD, final_BHPN = _run(x_BTD, ssm_BHPN, w, shape, product_BTD)
         small = 2 * w.D_H.numel() + w.conv_V1W.numel() + w.conv_bias_V.numel()
         ctx.shape, ctx.weights, ctx.small = shape, w, _empty(small, like=x_BTD)  # parameters in fp32
         ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTI)
@@ -63,18 +74,22 @@ class _Layer(torch.autograd.Function):
         du_BTD = dzxbcdt_BTX @ w.in_proj_XD
         dx_BTD, partial = torch.empty_like(x_BTD), _empty(2 * PROCESSORS, x_BTD.shape[2], like=x_BTD)
         del du_BTD, partial, dconvolved_BTV
-        return dx_BTD, torch.empty_like(conv_BVW), dssm_BHPN, None, *(None for _ in w.tensors())
+        return dx_BTD, torch.empty_like(conv_BVW), dssm_BHPN, None, None, *(None for _ in w.tensors())
 
 
-def _run(x_BTD: Tensor, ssm_BHPN: Tensor, w: LayerWeights, shape: LayerShape) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first projection, the scan's output, the last projection, the state after the last token."""
+def _run(
+    x_BTD: Tensor, ssm_BHPN: Tensor, w: LayerWeights, shape: LayerShape, product_BTD: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first projection, the scan's output, the last projection (unless given), the state after the last token."""
     (batch, tokens, width), low = x_BTD.shape, w.norm_D.dtype
     u_MD = _empty(batch * tokens, width, like=x_BTD, dtype=low)
     zxbcdt_BTX = (u_MD @ w.in_proj_XD.t()).unflatten(0, (batch, -1))
     convolved_BTV = _empty(batch, tokens, w.conv_bias_V.shape[0], like=x_BTD, dtype=low)
     y_BTI, final_BHPN = _Scan(convolved_BTV, ssm_BHPN, shape).forward(w.gated_norm_I.shape[0])
-    gated_MI = torch.empty_like(y_BTI).flatten(0, 1)
-    return zxbcdt_BTX, y_BTI, (gated_MI @ w.out_proj_DI.t()).view(x_BTD.shape), final_BHPN
+    if product_BTD is None:
+        gated_MI = torch.empty_like(y_BTI).flatten(0, 1)
+        product_BTD = (gated_MI @ w.out_proj_DI.t()).view(x_BTD.shape)
+    return zxbcdt_BTX, y_BTI, product_BTD, final_BHPN
 
 
 def _gated_backward(y_BTI: Tensor, do_BTD: Tensor, w: LayerWeights) -> Tensor:

@@ -17,7 +17,7 @@ from ma2mba.magc.schedule import Sequence
 from ma2mba.model.config import ModelConfig
 from ma2mba.ops import backend
 from ma2mba.training.planning import USABLE, Machine, Priced, Setup, Workload, planner, setup_of_recipe
-from ma2mba.training.recipe import Recipe
+from ma2mba.training.recipe import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
 GIB = 2**30
@@ -39,38 +39,38 @@ class Fitted:
 def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfig, dataset: Dataset) -> Fitted:
     """The recipe's plan, or with `magc: auto` the fastest that fits; said in the log. The same on every rank.
 
-    Where ranks share sequences, what must fit is one rank's part of them, in chunks of its own part.
+    Where ranks share sequences, what must fit is one rank's part of them.
     Raises UserError when the longest samples do not fit, with the parts and a plan with which they would.
     """
     machine = machine_of(world, policy)
     setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), policy, config)
     setup = replace(setup, features=dataset.features is not None)
-    ranks = world.sequence
-    shapes = [(rows, _part(one, ranks)) for rows, one in heaviest(recipe, world, config, dataset)]
+    shapes = [(rows, one.part(world.sequence)) for rows, one in heaviest(recipe, world, config, dataset)]
     planners = [(planner(replace(setup, rows=rows), one, machine), one) for rows, one in shapes]
     if recipe.magc == "auto":
         fitted = _choose(planners, machine)
-        whole = replace(fitted.plan, chunk_tokens=ranks * fitted.plan.chunk_tokens)
-        fitted = replace(fitted, plan=whole)
     else:
-        plan = Plan(**recipe.magc.model_dump())
-        own = replace(plan, chunk_tokens=max(1, plan.chunk_tokens // ranks))
-        predictions = [check(one, sequence, own, machine) for one, sequence in planners]
+        plan = given_plan(recipe.magc, config.language_model.n_layer)
+        predictions = [check(one, sequence, plan, machine) for one, sequence in planners]
         fitted = Fitted(plan, max(predictions, key=lambda p: p.device_bytes))
     if world.device.type == "cpu":
         fitted = replace(fitted, prediction=_with_program(fitted.prediction))
-    tokens = max(sequence.tokens for _, sequence in planners)
+    longest = max((sequence for _, sequence in planners), key=lambda sequence: sequence.tokens)
     logger.info("magc: %s", describe(fitted.plan))
-    logger.info("  predicted for %s tokens at most: %s", f"{tokens:,}", parts(fitted.prediction))
+    logger.info("  predicted for %s at most: %s", length(longest), parts(fitted.prediction))
     for reason in fitted.reasons:
         logger.info("  instead, %s", reason)
     return fitted
 
 
-def _part(sequence: Sequence, ranks: int) -> Sequence:
-    """One rank's part of a sequence that so many share."""
-    front = None if sequence.front_tokens is None else -(-sequence.front_tokens // ranks)
-    return replace(sequence, tokens=-(-sequence.tokens // ranks), front_tokens=front)
+def given_plan(magc: Magc, layers: int) -> Plan:
+    """A recipe's section as the plan of a model of so many layers. Raises UserError for memos in several groups."""
+    if magc.memo_chunks and magc.group_layers < layers:
+        raise UserError(
+            f"magc.memo_chunks: {magc.memo_chunks} needs all {layers} layers in one group, and magc.group_layers is "
+            f"{magc.group_layers}; set it to {layers}, or memo_chunks to 0"
+        )
+    return Plan(**magc.model_dump())
 
 
 def _with_program(prediction: Prediction) -> Prediction:
@@ -86,7 +86,7 @@ def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> Fitte
     choice = first.choose(sequence, lambda plan: all(p.budget.holds(p.predict(s, plan)) for p, s in others))
     if choice is None:
         raise UserError(
-            f"magc: nothing fits {sequence.tokens:,} tokens into {machine.device_bytes / GIB:.1f} GiB; "
+            f"magc: nothing fits {length(sequence)} into {machine.device_bytes / GIB:.1f} GiB; "
             f"{remedy(first, sequence)}; or take a smaller micro_batch, or more ranks with ZeRO 2 or 3"
         )
     plan = choice.best.plan
@@ -143,7 +143,7 @@ def check(one: Planner, sequence: Sequence, plan: Plan, machine: Machine) -> Pre
     if budget.holds(prediction):
         return prediction
     raise UserError(
-        f"magc: {describe(plan)} needs {parts(prediction)} for {sequence.tokens:,} tokens, but "
+        f"magc: {describe(plan)} needs {parts(prediction)} for {length(sequence)}, but "
         f"{one.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB can be used"
         + ("" if machine.host_bytes is None else f" and {machine.host_bytes / GIB:.1f} GiB of host memory")
         + f"; {remedy(one, sequence)}"
@@ -174,12 +174,18 @@ def needed_gib(prediction: Prediction) -> str:
     return f"{prediction.device_bytes / USABLE / GIB + 0.05:.1f}"
 
 
+def length(sequence: Sequence) -> str:
+    """The tokens of a sequence, in words."""
+    return f"{sequence.tokens:,} tokens" + (f" on each of {sequence.ranks} ranks" if sequence.ranks > 1 else "")
+
+
 def describe(plan: Plan) -> str:
     """A plan in words."""
     every = "" if plan.stash_every == 1 else f" at every {plan.stash_every} chunks' end"
+    memos = f", memos of {plan.memo_chunks} chunk{'s' * (plan.memo_chunks > 1)}" if plan.memo_chunks else ""
     return (
         f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
-        f"states on the {plan.stash}{every}{', recorded as CUDA graphs' if plan.graphs else ''}"
+        f"states on the {plan.stash}{every}{memos}{', recorded as CUDA graphs' if plan.graphs else ''}"
     )
 
 

@@ -35,10 +35,7 @@ def guard(job: Job, activity: Activity) -> Iterator[None]:
 
 
 def out_of_memory(job: Job, activity: Activity) -> str:
-    """What was predicted for the micro-batch in work, what there was, and a plan that would fit.
-
-    Where ranks share sequences, one rank's part of them is meant, chunks too.
-    """
+    """What was predicted for the micro-batch in work, what there was, and a plan that would fit."""
     others = held_by_others(job.world.device)
     machine = machine_of(job.world, job.policy)
     sequence = micro_batch_sequence(job, activity)
@@ -46,18 +43,15 @@ def out_of_memory(job: Job, activity: Activity) -> str:
     setup = setup_of_recipe(job.recipe, job.world.size, dtype, job.policy, config)
     setup = replace(setup, rows=max(1, activity.rows), features=job.dataset.features is not None)
     priced = planner(setup, sequence, replace(machine, device_bytes=machine.device_bytes - others))
-    ranks = job.world.sequence
-    plan = replace(job.plan, chunk_tokens=max(1, job.plan.chunk_tokens // ranks))
-    predicted = priced.predict(sequence, plan)
+    predicted = priced.predict(sequence, job.plan)
     measured = peak_memory(job.world.device, job.plan.graphs)
     lines = [
         f"out of memory: {activity.rows} x {activity.row_tokens:,} tokens, {activity.frames:,} frames",
-        f"  predicted peak {predicted.device_bytes / GIB:.2f} GiB ({describe(plan)})",
+        f"  predicted peak {predicted.device_bytes / GIB:.2f} GiB ({describe(job.plan)})",
         f"  measured peak {measured / GIB:.2f} GiB before the request that failed, of "
         f"{machine.device_bytes / GIB:.2f} GiB"
         + (f", of which other processes hold {others / GIB:.2f} GiB" if others else ""),
         f"  {remedy(_cautious(priced, predicted), sequence)}",
-        *([f"  Chunks are those of one rank: magc.chunk_tokens is {ranks} times as many."] if ranks > 1 else []),
         "  Start again with resume=auto: magc, micro_batch and micro_batch_tokens may be changed on the way.",
     ]
     return "\n".join(lines)
@@ -71,10 +65,10 @@ def _cautious(machine: Planner, predicted: Prediction) -> Planner:
 
 def micro_batch_sequence(job: Job, activity: Activity) -> Sequence:
     """The longest row of the micro-batch in work, for the planner: this rank's part of it."""
-    K, ranks = job.model.config.tokens_per_frame, job.world.sequence
-    tokens = max(1, activity.row_tokens // ranks)
-    seen = min(tokens, -(-activity.frames // (max(1, activity.rows) * ranks)) * K)
-    return Sequence(tokens, K, seen, tokens - seen) if activity.frames else Sequence(tokens)
+    K, tokens = job.model.config.tokens_per_frame, max(1, activity.row_tokens)
+    seen = min(tokens, -(-activity.frames // max(1, activity.rows)) * K)
+    whole = Sequence(tokens, K, seen, tokens - seen) if activity.frames else Sequence(tokens)
+    return whole.part(job.world.sequence)
 
 
 def held_by_others(device: torch.device) -> int:

@@ -9,10 +9,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from ma2mba.errors import UserError
 from ma2mba.model.config import ModelConfig
+from ma2mba.training.conflicts import conflicts
 
 PART_NAMES = ("projector", "language_model", "vision")
 
@@ -72,6 +82,7 @@ class Magc(_Section):
     group_layers: PositiveInt = 1
     stash: Literal["device", "host"] = "device"
     stash_every: PositiveInt = 1
+    memo_chunks: NonNegativeInt = 0
     graphs: bool = False
 
 
@@ -166,13 +177,13 @@ def parse_recipe(values: dict[str, Any], name: str = "recipe") -> Recipe:
     """Validate what a YAML file holds. Raises UserError with one line for every problem."""
     try:
         recipe = Recipe.model_validate(values)
-        problems = [text for _, text in _conflicts(recipe)]
+        problems = [text for _, text in conflicts(recipe)]
     except ValidationError as error:
         recipe, problems = None, _describe(error, values)
         wrong = {str(e["loc"][0]) for e in error.errors()}
         sound = {key: value for key, value in values.items() if key in Recipe.model_fields and key not in wrong}
         stand_in = Recipe.model_validate(_STAND_IN | sound)
-        problems += [text for keys, text in _conflicts(stand_in) if not wrong & set(keys)]
+        problems += [text for keys, text in conflicts(stand_in) if not wrong & set(keys)]
     if problems or recipe is None:
         raise UserError("\n  ".join([f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems]))
     return recipe
@@ -201,63 +212,6 @@ def _override(values: dict[str, Any], text: str) -> None:
         values[key] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise UserError(f"{text}: the value is not YAML ({error}); quote it") from error
-
-
-def _conflicts(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
-    """Values that are right alone and wrong together: the keys and what to do."""
-    r = recipe
-    rules = [
-        (
-            r.global_batch % r.micro_batch != 0,
-            ("global_batch", "micro_batch"),
-            f"global_batch: {r.global_batch} is not a multiple of micro_batch {r.micro_batch}; change one",
-        ),
-        (
-            r.epochs is None and r.steps is None,
-            ("epochs", "steps"),
-            "epochs: missing, and so is steps; give one of them",
-        ),
-        (
-            r.epochs is not None and r.steps is not None,
-            ("epochs", "steps"),
-            f"epochs: {r.epochs} stands beside steps: {r.steps}; give only one (the other: null)",
-        ),
-        (
-            not any(getattr(r.trainable, part) for part in PART_NAMES),
-            ("trainable",),
-            f"trainable: nothing is trained; give a learning rate to one of {', '.join(PART_NAMES)}",
-        ),
-        (
-            not all(0 <= beta < 1 for beta in r.optimizer.betas),
-            ("optimizer",),
-            f"optimizer.betas: {list(r.optimizer.betas)} must each be at least 0 and below 1, as [0.9, 0.95]",
-        ),
-        (
-            r.magc != "auto" and r.magc.graphs and r.parallel.sequence > 1,
-            ("magc", "parallel"),
-            f"magc.graphs: true stands beside parallel.sequence: {r.parallel.sequence}, whose exchanges between ranks "
-            "are not recorded; set one to false or 1",
-        ),
-        (r.data == [], ("data",), "data: an empty list; name at least one shard folder"),
-    ]
-    return [(keys, text) for broken, keys, text in rules if broken] + _start_conflicts(recipe)
-
-
-def _start_conflicts(recipe: Recipe) -> list[tuple[tuple[str, ...], str]]:
-    """The same for what a run starts from."""
-    source = recipe.init_from
-    found: list[tuple[tuple[str, ...], str]] = []
-    if source is None and recipe.model is None:
-        text = "init_from: missing, and so is model; name a run or model folder, or describe a new model under model"
-        found.append((("init_from", "model"), text))
-    if isinstance(source, Pretrained):
-        if not source.language_model and not source.vision:
-            text = "init_from: names neither language_model nor vision; name one of them, or a run or model folder"
-            found.append((("init_from",), text))
-        if recipe.model is None and not (source.language_model and source.vision):
-            text = "model: missing, and init_from does not name both language_model and vision; describe the model"
-            found.append((("init_from", "model"), text))
-    return found
 
 
 def _describe(error: ValidationError, values: dict[str, Any]) -> list[str]:

@@ -53,10 +53,12 @@ def test_the_shadows_on_the_meta_device_cost_what_the_kernels_cost(tokens):
     """Not measured yet; the allocator's blocks are 512 bytes."""
     config = BackboneConfig(d_model=1024, n_layer=1)
     layer = Mamba2Layer(config).to("cuda", torch.bfloat16)
-    real = measure(layer, torch.empty(1, 1, 1024, device="cuda"), 1, lengths=(tokens,)).layer
+    real = measure(layer, torch.empty(1, 1, 1024, device="cuda"), 1, lengths=(tokens,))
     with kernels_on_meta():
         like_x = torch.empty(1, 1, 1024, device="meta")
-        shadow = measure(layer.to("meta"), like_x, 1, lengths=(tokens,), standing=True).layer
-    assert shadow.gradients == real.gradients == 0
+        shadow = measure(layer.to("meta"), like_x, 1, lengths=(tokens,), standing=True)
+    assert (shadow.memo, shadow.memo_flops) == (real.memo, real.memo_flops)
+    assert shadow.layer.gradients == real.layer.gradients == 0
     for name, within in (("saved", 0.02), ("forward", 0.05), ("backward", 0.05), ("flops", 0.001)):
-        assert getattr(shadow, name).at(tokens) == pytest.approx(getattr(real, name).at(tokens), rel=within), name
+        found, right = (getattr(price.layer, name).at(tokens) for price in (shadow, real))
+        assert found == pytest.approx(right, rel=within), name

@@ -1,6 +1,7 @@
 """`ma2mba plan` as a user meets it."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -70,6 +71,40 @@ def test_a_recipe(plan, tmp_path):
     assert code == 0
     parts = json.loads(text)["choice"]["device_parts"]
     assert parts["gradients"] < parts["weights"], "only the language model is trained"
+
+
+def test_a_recipe_whose_ranks_share_sequences(plan, tmp_path):
+    """One rank's part is half a sequence in half chunks; weights and optimizer are shared out to all GPUs."""
+    alone, shared = tmp_path / "alone.yaml", tmp_path / "shared.yaml"
+    alone.write_text(RECIPE)
+    shared.write_text(RECIPE + "parallel: {sequence: 2}\n")
+    common = ("--device-memory", 6, "--gpus", 4)
+    facts = json.loads(plan("--model", shared, "--tokens", 16384, *common, "--zero", 3, "--json")[1])
+    half = json.loads(plan("--model", alone, "--tokens", 8192, *common, "--zero", 3, "--json")[1])
+    assert (facts["tokens"], facts["ranks"], facts["rank_tokens"]) == (16384, 2, 8192)
+    assert (half["tokens"], half["ranks"], half["rank_tokens"]) == (8192, 1, 8192)
+    for name in ("choice", "runner_up", "longest"):
+        both, one = facts[name]["plan"], half[name]["plan"]
+        assert both == one | {"chunk_tokens": 2 * one["chunk_tokens"]}
+    assert facts["longest"]["tokens"] == 2 * half["longest"]["tokens"]
+    assert facts["choice"]["device_parts"] == half["choice"]["device_parts"]
+    assert facts["choice"]["tokens_per_second"] == pytest.approx(2 * half["choice"]["tokens_per_second"], abs=1)
+    recorded = json.loads(plan("--model", alone, "--tokens", 8192, *common, "--json")[1])
+    assert recorded["choice"]["plan"]["graphs"]
+    code, text, _ = plan("--model", shared, "--tokens", 16384, *common, "--plot", tmp_path / "plan.png")
+    assert code == 0
+    assert re.search("16,384 tokens.*tokens on each of 2 ranks[ │]* 8,192", text, re.DOTALL)
+    assert "chunk_tokens counts the tokens of all 2 ranks" in text
+    assert re.search("graphs[ │]* no", text)
+
+
+@pytest.mark.parametrize(("gpus", "near"), [(1, 2), (3, 4)])
+def test_gpus_that_are_no_groups_of_ranks(plan, tmp_path, gpus, near):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE + "parallel: {sequence: 2}\n")
+    code, text, error = plan("--model", path, "--tokens", 4096, "--device-memory", 1, "--gpus", gpus)
+    assert (code, text) == (2, "")
+    assert f"--gpus {gpus} is not a multiple of {path}'s parallel.sequence: 2; give --gpus {near}" in error
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_layer_keeps_its_projection_its_scan_and_its_output(layer):
     for tokens in lengths:
         assert cost.layer.saved.at(tokens) == tokens * a_token + cost.state + small
     assert cost.layer.gradients == 0
-    assert cost.memo == 2 * width
+    assert (cost.memo, cost.memo_flops) == (2 * width, 2 * inner * width)
     plain = measure(layer, x, 1, lengths=lengths)
     assert plain.layer.gradients == plain.layer.weights == cost.layer.weights
     assert plain.layer.backward.at(1024) > 2 * cost.layer.backward.at(1024)

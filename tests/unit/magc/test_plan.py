@@ -209,6 +209,25 @@ def test_the_longest_sequence_fits_and_a_longer_one_needs_states_made_again(smal
     assert beyond is None or beyond.best.plan.stash_every > 1
 
 
+def test_a_part_of_a_sequence():
+    whole = Sequence(1001, 10, front_tokens=900, loss_tokens=700)
+    assert whole.part(1) == whole
+    assert whole.part(2) == Sequence(501, 10, front_tokens=450, loss_tokens=501, ranks=2)
+    assert Sequence(1001).part(3) == Sequence(334, ranks=3)
+
+
+def test_chunks_of_a_plan_are_those_of_all_ranks_that_share_a_sequence(small):
+    part, machine = SEQUENCE.part(4), replace(small, budget=Budget(150 << 20, 1 << 40))
+    alone = replace(part, ranks=1)
+    shared, own = machine.predict(part, Plan("sequence", 8192)), machine.predict(alone, Plan("sequence", 2048))
+    assert shared == replace(own, plan=shared.plan)
+    assert [part.whole(Plan(chunk_tokens=tokens)) for tokens in (3, 4, 11, 12)] == [1, 1, 2, 3]
+    for found, one in zip(machine.candidates(part), machine.candidates(alone), strict=True):
+        assert found == replace(one, plan=replace(one.plan, chunk_tokens=4 * one.plan.chunk_tokens))
+    tokens, plan = machine.longest(alone)
+    assert machine.longest(part) == (4 * tokens, replace(plan, chunk_tokens=4 * plan.chunk_tokens))
+
+
 def test_what_cannot_fit_is_refused_with_what_would():
     setup = Setup(config_of_size("370m"))
     workload = Workload(0, 65536)

@@ -1,10 +1,12 @@
 """A run's plan: chosen by the longest samples of its data, or refused before the first step."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
@@ -68,6 +70,32 @@ def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, 
         UserError, match=r"chunks of 256 tokens, .* needs 0.0 GiB \(weights .*; this would fit: magc: {"
     ):
         build(recipe(shards, magc=given, micro_batch=4), world())
+
+
+def test_ranks_that_share_sequences_must_hold_a_part_each(shards, monkeypatch, caplog):
+    given = {"chunk_tokens": 256, "group_layers": 2}
+    whole = build(recipe(shards, magc=given, micro_batch=4), world(2)).fitted.prediction
+    with caplog.at_level(logging.INFO, "ma2mba.plan"):
+        part = build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2)).fitted
+    assert part.plan == part.prediction.plan == Plan(**given)
+    assert part.prediction.device["cell"] < 0.6 * whole.device["cell"]
+    assert re.search(r"predicted for [\d,]+ tokens on each of 2 ranks at most", caplog.text)
+    needed = part.prediction.device_bytes - part.prediction.device["program"]
+    monkeypatch.setattr(fitting, "host_memory", lambda: int(2 * 0.9 * needed / fitting.HOST_SHARE / fitting.USABLE))
+    with pytest.raises(UserError, match=r"chunks of 256 tokens, .*; this would fit: magc: {") as refused:
+        build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2))
+    named = yaml.safe_load(str(refused.value).split("this would fit: magc: ")[1])
+    fits = build(recipe(shards, magc=named, micro_batch=4, parallel={"sequence": 2}), world(2)).fitted
+    assert fits.prediction.device_bytes < part.prediction.device_bytes
+
+
+def test_memos_need_all_layers_in_one_group(shards):
+    layers = TINY_MODEL["language_model"]["n_layer"]
+    given = {"chunk_tokens": 64, "group_layers": layers, "memo_chunks": 2}
+    assert build(recipe(shards, magc=given), world()).plan == Plan(**given)
+    said = rf"memo_chunks: 2 needs all {layers} layers in one group, and magc.group_layers is 1; set it to {layers}"
+    with pytest.raises(UserError, match=said):
+        build(recipe(shards, magc=given | {"group_layers": 1}), world())
 
 
 def test_ranks_of_a_host_share_its_memory(monkeypatch):

@@ -79,6 +79,9 @@ def test_a_plan_that_needs_less_is_named(job, activity, monkeypatch):
     assert predicted > 80
     assert "of 80.00 GiB, of which other processes hold 3.00 GiB" in said
     assert re.search(r"this would fit: magc: \{nesting: sequence, chunk_tokens: \d+, group_layers: \d+", said)
+    said = guard.out_of_memory(replace(large, world=replace(large.world, sequence=2)), activity)
+    part = float(re.search(r"predicted peak ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
+    assert part < 0.7 * predicted
 
 
 def test_other_errors_keep_their_traceback(job, activity, ends, capsys):

@@ -1,12 +1,14 @@
 """Recipes: what is refused, how it is said, and that the shipped ones are right."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from ma2mba.errors import UserError
-from ma2mba.training.recipe import load_recipe, parse_recipe
+from ma2mba.magc import Plan
+from ma2mba.training.recipe import Magc, load_recipe, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
 MODEL = {
@@ -87,6 +89,19 @@ def test_all_problems_at_once_each_with_its_path():
             {"parallel": {"sequence": 2}, "magc": {"graphs": True}},
             "magc.graphs: true stands beside parallel.sequence: 2, whose exchanges between ranks are not recorded",
         ),
+        ({"magc": {"memo_chunks": -1}}, "magc.memo_chunks: -1 is wrong: input should be greater than or equal to 0"),
+        (
+            {"magc": {"memo_chunks": 3, "graphs": True}},
+            "magc.memo_chunks: 3 stands beside magc.graphs: true, and recorded chunks keep no memos; set one to 0",
+        ),
+        (
+            {"magc": {"memo_chunks": 3, "nesting": "layer"}},
+            "magc.memo_chunks: 3 stands beside magc.nesting: layer, which keeps no memos; set one to 0 or sequence",
+        ),
+        (
+            {"magc": {"graphs": True, "nesting": "layer"}},
+            "magc.graphs: true stands beside magc.nesting: layer, which is not recorded; set one to false or sequence",
+        ),
         ({"precision": "fp16"}, "precision: 'fp16' is wrong: input should be 'auto', 'bf16' or 'fp32'"),
     ],
 )
@@ -94,6 +109,11 @@ def test_one_problem(changes, expected):
     text = refusal(**changes)
     assert expected in text
     assert "1 problem\n" in text
+
+
+def test_every_field_of_a_plan_is_a_key():
+    assert list(Magc.model_fields) == [field.name for field in fields(Plan)]
+    assert Plan(**Magc().model_dump()) == Plan()
 
 
 def test_folders_may_have_weights():
