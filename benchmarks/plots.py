@@ -40,14 +40,15 @@ def main() -> None:
 
 
 def curves(cases: list[dict[str, Any]], peers: dict[str, Any]) -> tuple[Points, Points]:
-    """Memory and speed by name, (tokens, value) in the order of tokens; the fastest of repeated steps.
+    """Memory and speed by name, (tokens, value) in the order of tokens; the fastest of repeated steps, without those of
+    which a note says what they did beside the work.
 
     What was measured stands for a peer's earlier figures.
     """
     memory: Points = {}
     speed: Points = {}
     for case in cases:
-        if case["case"] == "exact":
+        if case["case"] == "exact" or case.get("ranks", 1) > 1:
             continue
         if case["case"] == "stream":
             name = f"ma2mba, chunks of {case['chunk']:,}" + (f", {case['memos']} memos" if case.get("memos") else "")
@@ -57,7 +58,7 @@ def curves(cases: list[dict[str, Any]], peers: dict[str, Any]) -> tuple[Points, 
         else:
             name = "official MA-GC" if case["case"] == "official" else "no checkpointing"
             memory.setdefault(name, []).append((case["tokens"], case["beyond_gib"]))
-        if "seconds" in case:
+        if "note" not in case:
             speed.setdefault(name, []).append((case["tokens"], case["tokens"] / min(case["seconds"])))
     for name, peer in peers.items():
         if name not in speed:

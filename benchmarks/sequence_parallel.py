@@ -53,7 +53,8 @@ def main() -> int:
     device = torch.device(arguments.device, int(os.environ["LOCAL_RANK"]) if arguments.device == "cuda" else None)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    backend_of, itself = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend_of, timeout=timedelta(hours=1), device_id=itself)
     low, high = (torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32, torch.float64)
     torch.manual_seed(0)
     model = Mamba2LanguageModel(SIZES[arguments.size]).to(device, low)
@@ -154,6 +155,7 @@ def check(model: Mamba2LanguageModel, chunk: int, high: torch.dtype) -> dict[str
     name, (far, usual) = max(distances.items(), key=lambda item: item[1][0] / max(item[1][1], 1e-7))
     result: dict[str, Any] = {"shared": max(d for d, _ in distances.values())}
     result["alone"] = max(d for _, d in distances.values())
+    result["median_ratio"] = statistics.median(d / max(own, 1e-7) for d, own in distances.values())
     return result | {"worst_ratio": far / max(usual, 1e-7), "parameter": name, "ok": far <= 2 * max(usual, 1e-6)}
 
 

@@ -32,6 +32,7 @@ def main() -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("ma2mba").setLevel(logging.INFO if RANK == 0 else logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
+    warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
     try:
         run(load_recipe(arguments.recipe, arguments.overrides))
     except UserError as error:

@@ -133,11 +133,11 @@ def measure(
 @torch.no_grad()
 def _memo(piece: Piece, values: Values, states: list[State]) -> tuple[int, int]:
     """Bytes of what a layer remembers, and the flops that its forward is spared by them."""
-    with FlopCounterMode(display=False) as whole:
+    with _counting_products() as whole:
         memo = piece.remember(values, states)[2]
     if not isinstance(memo, Tensor):
         return 0, 0
-    with FlopCounterMode(display=False) as rest:
+    with _counting_products() as rest:
         piece.recall(values, states, memo)
     return memo.nbytes, whole.get_total_flops() - rest.get_total_flops()
 

@@ -3,8 +3,10 @@
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +157,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     module = StreamingLoss(model, plan, sequence_group(world))
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
-    inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
+    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints lines of memory for every group
+        inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)

@@ -48,6 +48,21 @@ def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
     assert max(relative(b, a) for a, b in zip(*found, strict=True)) < 5e-3
 
 
+def test_two_recordings_of_the_same_layers_may_live_side_by_side():
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([Mamba2Layer(BackboneConfig(d_model=WIDTH, n_layer=1))]).to("cuda", torch.bfloat16)
+    x = torch.randn(1, 2048, WIDTH, device="cuda")
+    runs, found = [], []
+    for tokens in (512, 256, 512):
+        plan = Plan("sequence", tokens, 1, graphs=True)
+        runs.append(Streamer(lambda a: (a,), layers, lambda a: (a.sin().sum(),), [], plan))
+        layers.zero_grad(set_to_none=True)
+        runs[-1]([(part,) for part in x.split(tokens, dim=1)], [layers[0].initial_state(x)])[0].backward()
+        found.append([p.grad.clone() for p in layers.parameters()])
+    for others in found[1:]:
+        assert max(relative(b, a) for a, b in zip(found[0], others, strict=True)) < 5e-3
+
+
 @pytest.mark.parametrize("tokens", [512, 4096])
 def test_the_shadows_on_the_meta_device_cost_what_the_kernels_cost(tokens):
     """Not measured yet; the allocator's blocks are 512 bytes."""
