@@ -70,9 +70,9 @@ class Graphed:
         self._pool: Any = None
         self._stream = _recording_stream(torch.cuda.current_device())
         # Autograd hands a gradient over on the stream that was current when the parameter's node was made; a recording
-        # may touch no other. So make the nodes here, and keep them; torch warns of that where a chunk is not recorded,
-        # and waits as it should.
-        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+        # may touch no other. So make the nodes here, and keep them; a torch that warns of that where a chunk is not
+        # recorded waits as it should.
+        getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", bool)(False)
         with torch.cuda.stream(self._stream):
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
 

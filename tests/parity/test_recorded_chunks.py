@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ma2mba.magc import graphs
 from ma2mba.magc.api import _run
 from ma2mba.magc.cell import Cell, Piece, StandingSink
 from ma2mba.magc.ends import Summed
@@ -23,7 +24,8 @@ WIDTH = 16
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(graphs, "_recording_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(Graphed, "_do", lambda self, recording, name, run: run())
 
