@@ -85,17 +85,20 @@ class Streamer:
             groups[-1].append(ends[1])
             self._root, self._parameters = _root(groups, plan)
 
-    def __call__(self, chunks: Sequence[Values], states: Sequence[State]) -> tuple[Tensor, list[State]]:
+    def __call__(
+        self, chunks: Sequence[Values], states: Sequence[State], when_done: Callable[[], None] | None = None
+    ) -> tuple[Tensor, list[State]]:
         """The sum, and the states after the last chunk; gradients reach parameters and initial states.
 
         chunks   one tuple of tensors per chunk, a list or made on demand (once in forward, once in backward); cut by
                  the caller, all but the last of `plan.chunk_tokens` tokens where graphs are used.
         states   one tuple of tensors per layer.
+        when_done  called in backward when all is computed, before any gradient is handed over; it may raise.
         """
         if not len(chunks):
             raise ValueError("there are no chunks; give at least one")
         _check_states(states, self._root)
-        return _run(self._root, self._parameters, Summed(chunks), None, states, self._sink)
+        return _run(self._root, self._parameters, Summed(chunks, when_done), None, states, self._sink)
 
 
 def _groups(layers: Layers, plan: Plan) -> list[list[Piece]]:
@@ -183,6 +186,7 @@ class _MultiAxis(torch.autograd.Function):
             d_chunks, d_states = ctx.root.backward(residual, ctx.ends.spread(d_y), d_after_states, sink)
             d_x = ctx.ends.collect(d_chunks) if ctx.needs_input_grad[5] else None
             flat = [t for state in d_states for t in state]
+            ctx.ends.done()
             return None, None, None, None, None, d_x, *flat, *[sink.take(p) for p in ctx.parameters]
 
 

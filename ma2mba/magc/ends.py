@@ -1,6 +1,6 @@
 """The two ends of a run: how a sequence becomes chunks, and how the chunks' outputs become one tensor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -21,6 +21,9 @@ class Ends(Protocol):
 
     def collect(self, d_chunks: Sequence[Gradients]) -> Tensor | None:
         """The gradient of x."""
+
+    def done(self) -> None:
+        """Backward is computed; nothing of it has been handed over."""
 
 
 class Tokens:
@@ -52,12 +55,15 @@ class Tokens:
         ]
         return torch.cat(parts, dim=1)
 
+    def done(self) -> None:
+        """Nobody is told."""
+
 
 class Summed:
     """The caller cuts the sequence; the scalar of each chunk is summed."""
 
-    def __init__(self, chunks: Sequence[Values]):
-        self.chunks = chunks
+    def __init__(self, chunks: Sequence[Values], when_done: Callable[[], None] | None = None):
+        self.chunks, self._when_done = chunks, when_done
 
     def cut(self, x: Tensor | None) -> Sequence[Values]:
         return self.chunks
@@ -70,3 +76,7 @@ class Summed:
 
     def collect(self, d_chunks: Sequence[Gradients]) -> Tensor | None:
         return None
+
+    def done(self) -> None:
+        if self._when_done:
+            self._when_done()

@@ -4,10 +4,11 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ma2mba.data.batch import Batch
 
+T = TypeVar("T")
 Phase = Literal["starting", "loading", "forward", "backward", "optimizer", "saving"]
 REMEMBERED = 50
 """Steps that the usual pace is taken from."""
@@ -57,19 +58,20 @@ class Activity:
     def enter(self, phase: Phase) -> None:
         self._phase_since, self.phase = time.monotonic(), phase
 
-    def micro_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each said to be loading until it is there."""
+    def micro_batches(self, batches: Iterable[tuple[Batch, T]]) -> Iterator[tuple[Batch, T]]:
+        """The batches and what comes with them, each said to be loading until it is there."""
         coming = iter(batches)
         while True:
             self.enter("loading")
-            batch = next(coming, None)
-            if batch is None:
+            pair = next(coming, None)
+            if pair is None:
                 self.enter("optimizer")
                 return
+            batch = pair[0]
             self.sample_ids = batch.sample_ids
             self.rows, self.row_tokens = batch.ids_BS.shape
             self.frames = len(batch.frames)
-            yield batch
+            yield pair
 
     def facts(self) -> dict[str, Any]:
         """For a report in JSON."""

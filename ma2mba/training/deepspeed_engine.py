@@ -22,6 +22,8 @@ from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FileEntry
 from ma2mba.training.activity import Activity
+from ma2mba.training.agreement import Agreement
+from ma2mba.training.interrupt import Breaks
 from ma2mba.training.optimizer_files import read_fragments, write_fragments
 from ma2mba.training.recipe import Recipe
 from ma2mba.training.stages import parameter_groups, set_trainable
@@ -60,9 +62,9 @@ class StreamingLoss(nn.Module):
         self.model, self.plan, self.group = model, plan, group
         self.streamer = build_streamer(model, plan, group)
 
-    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float) -> Tensor:
+    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float, breaks: Breaks | None) -> Tensor:
         """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
-        return streaming_loss(self.model, batch, self.plan, loss_scale, self.streamer, self.group) + anchor
+        return streaming_loss(self.model, batch, self.plan, loss_scale, self.streamer, self.group, breaks) + anchor
 
 
 @dataclass
@@ -75,12 +77,14 @@ class Engine:
     zero_stage: int
     base_rates: list[float]
     names: list[str]
+    agreement: Agreement | None
+    """Where ranks wait for each other at a step's end alone."""
 
-    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity) -> Tensor:
+    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity, breaks: Breaks | None) -> Tensor:
         """Forward, backward and, after a step's last micro-batch, the optimizer. Returns the scaled loss, fp32 ()."""
         anchor = torch.zeros((), device=self.world.device, requires_grad=True)
         activity.enter("forward")
-        loss = self.inner(anchor, batch, loss_scale)
+        loss = self.inner(anchor, batch, loss_scale, breaks)
         activity.enter("backward")
         self.inner.backward(loss)
         activity.enter("optimizer")
@@ -112,11 +116,6 @@ class Engine:
         parts = [torch.empty_like(values) for _ in range(self.world.size)]
         deepspeed.comm.all_gather(parts, values)
         return [part.tolist() for part in parts]
-
-    @property
-    def reduces_late(self) -> bool:
-        """Whether ranks wait for each other only in a step's last micro-batch."""
-        return self.zero_stage == 1 and self.world.sequence == 1
 
     def any_rank(self, asks: bool) -> bool:
         """Whether any rank asks; all ranks call it."""
@@ -162,7 +161,9 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
-    return Engine(inner, model, world, policy.stage, base_rates, names)
+    alone = policy.stage == 1 and world.sequence == 1
+    agreement = Agreement(c10d._get_default_store() if world.size > 1 else None, world.size) if alone else None
+    return Engine(inner, model, world, policy.stage, base_rates, names, agreement)
 
 
 def sequence_group(world: World) -> ProcessGroup | None:

@@ -1,12 +1,15 @@
-"""SIGTERM and SIGUSR1, by which a cluster says that it takes the machine back: acted on between micro-batches.
+"""SIGTERM and SIGUSR1, by which a cluster says that it takes the machine back: acted on between two chunks.
 
-A step that is under way is given up: nothing of it has reached the weights before its last micro-batch.
+A step that is under way is given up: nothing of it has reached the weights before all ranks have their gradients.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Protocol, TypeVar
+
+from ma2mba.training.agreement import Agreement
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -17,12 +20,21 @@ class Stopped(Exception):
 
 
 class Ranks(Protocol):
-    """What agreement needs of the engine."""
+    """What is needed of the engine: an agreement if ranks wait for each other at a step's end alone."""
 
     @property
-    def reduces_late(self) -> bool: ...
+    def agreement(self) -> Agreement | None: ...
 
     def any_rank(self, asks: bool) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Breaks:
+    """Where a micro-batch may be given up: before every chunk, and in a step's last one when its gradients are there,
+    before ranks wait for each other. What is called there raises Stopped."""
+
+    chunk: Callable[[], None]
+    end: Callable[[], None] | None
 
 
 class Interruption:
@@ -42,17 +54,37 @@ class Interruption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def checked(self, batches: Iterator[T], count: int, ranks: Ranks) -> Iterator[T]:
+    def checked(self, batches: Iterator[T], count: int, ranks: Ranks) -> Iterator[tuple[T, Breaks | None]]:
         """The `count` micro-batches of a step; raises Stopped on all ranks, before one waits for another.
 
-        The ranks ask each other where they would meet in the micro-batch to come anyway; elsewhere a rank that was
-        signalled goes to that meeting at once.
+        With an agreement also within a micro-batch, at its `Breaks`. Without one ranks meet in every micro-batch: they
+        ask each other before it.
         """
+        agreement = ranks.agreement
         for number in range(1, count + 1):
-            meets = number == count or not ranks.reduces_late
-            if (meets or self.name) and ranks.any_rank(self.name is not None):
-                raise Stopped(self.name or "signal to another rank")
-            yield next(batches)
+            breaks = self._breaks(agreement, last=number == count) if agreement else None
+            if breaks:
+                breaks.chunk()
+            elif ranks.any_rank(self._asks()):
+                raise self._stopped()
+            yield next(batches), breaks
+
+    def _breaks(self, agreement: Agreement, last: bool) -> Breaks:
+        def chunk() -> None:
+            if agreement.given_up(self._asks()):
+                raise self._stopped()
+
+        def end() -> None:
+            if not agreement.arrive(self._asks):
+                raise self._stopped()
+
+        return Breaks(chunk, end if last else None)
+
+    def _asks(self) -> bool:
+        return self.name is not None
+
+    def _stopped(self) -> Stopped:
+        return Stopped(self.name or "signal to another rank")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name

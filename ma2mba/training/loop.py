@@ -118,7 +118,7 @@ def train_step(
     averaged_over = engine.averaging(micro_steps)
     scale = averaged_over / plan.targets
     batches = interruption.checked(loaded.batches, micro_steps, engine)
-    losses = [engine.micro_step(batch, scale, activity) for batch in activity.micro_batches(batches)]
+    losses = [engine.micro_step(batch, scale, activity, breaks) for batch, breaks in activity.micro_batches(batches)]
     losses_M = torch.stack(losses) / averaged_over
     return StepResult(
         loss=engine.sum_over_ranks(losses_M.sum()),

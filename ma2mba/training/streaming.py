@@ -17,6 +17,7 @@ from ma2mba.data.cuts import cuts, parts
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.split_layer import SplitLayer
 from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
+from ma2mba.training.interrupt import Breaks
 
 FEATURE_BITS = torch.int16
 """Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
@@ -29,19 +30,21 @@ def streaming_loss(
     loss_scale: float,
     streamer: Streamer | None = None,
     group: dist.ProcessGroup | None = None,
+    breaks: Breaks | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of the batch's supervised tokens times `loss_scale`; a scalar in fp32 or wider.
 
     Every trainable parameter gets a gradient, zero if the batch does not use it (text alone, no supervised token).
     `streamer` is that of the model and the plan, kept from step to step where the plan asks for graphs. With a group,
     its ranks see the same batch and share out the tokens of every chunk: loss and gradients are this rank's share.
+    `breaks` are called before every chunk, in forward and backward, and at the end of backward; they may raise.
     """
     streamer = streamer or build_streamer(model, plan, group)
     device = next(model.parameters()).device
     place, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
-    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device, place, ranks)
+    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device, place, ranks, breaks)
     like_x_BTD = torch.empty(len(batch.ids_BS), 0, model.config.language_model.d_model, device=device)
-    total, _ = streamer(chunks, model.initial_states(like_x_BTD))
+    total, _ = streamer(chunks, model.initial_states(like_x_BTD), breaks.end if breaks else None)
     return total * loss_scale
 
 
@@ -80,12 +83,19 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
     """
 
     def __init__(
-        self, batch: Batch, plan: Plan, tokens_per_frame: int, device: torch.device, place: int = 0, ranks: int = 1
+        self,
+        batch: Batch,
+        plan: Plan,
+        tokens_per_frame: int,
+        device: torch.device,
+        place: int = 0,
+        ranks: int = 1,
+        breaks: Breaks | None = None,
     ):
         self.batch, self.tokens_per_frame, self.device = batch, tokens_per_frame, device
         self.cuts = cuts(batch.visual_BS, plan.chunk_tokens, tokens_per_frame, even=plan.graphs)
         self.spans = [self._span(start, stop, place, ranks) for start, stop in pairwise(self.cuts)]
-        self._last = -1
+        self.breaks, self._last = breaks, -1
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -97,6 +107,8 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         return slice(start + places[place], start + places[place + 1])
 
     def __getitem__(self, i):
+        if self.breaks:
+            self.breaks.chunk()
         at = self.spans[i]
         visual_BT = self.batch.visual_BS[:, at]
         seen = visual_BT >= 0

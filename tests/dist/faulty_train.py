@@ -1,4 +1,7 @@
-"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan:RANK:STEP, in that rank's forward of that step."""
+"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow:RANK:STEP, in that rank's forward of that step.
+
+A slow rank takes CHUNK_SECONDS for every chunk from there on.
+"""
 
 import os
 import runpy
@@ -9,21 +12,27 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ma2mba.training import deepspeed_engine  # noqa: E402
+from ma2mba.training import deepspeed_engine, streaming  # noqa: E402
 
+CHUNK_SECONDS = 4.0
 KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
 sound = deepspeed_engine.Engine.micro_step
 
 
-def faulty(engine, batch, loss_scale, activity):
+def faulty(engine, batch, loss_scale, activity, breaks):
     if activity.step != int(STEP) or engine.world.rank != int(RANK):
-        return sound(engine, batch, loss_scale, activity)
+        return sound(engine, batch, loss_scale, activity, breaks)
     activity.enter("forward")
     if KIND == "raise":
         raise ArithmeticError("the fault of this test")
     if KIND == "hang":
         time.sleep(600)
-    return sound(engine, batch, loss_scale * float("nan"), activity)
+    if KIND == "slow":
+        get = streaming.Chunks.__getitem__
+        streaming.Chunks.__getitem__ = lambda chunks, i: (time.sleep(CHUNK_SECONDS), get(chunks, i))[1]
+        print("slow from here on", flush=True)
+        return sound(engine, batch, loss_scale, activity, breaks)
+    return sound(engine, batch, loss_scale * float("nan"), activity, breaks)
 
 
 deepspeed_engine.Engine.micro_step = faulty

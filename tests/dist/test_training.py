@@ -18,6 +18,8 @@ from ma2mba.model.pretrained import load_model
 from ma2mba.training.checkpoint import is_whole, latest
 from tests.dist.launching import ROOT, command, curve, environment, train
 
+FAULTY = Path(__file__).with_name("faulty_train.py")
+
 
 @pytest.fixture(scope="module")
 def undisturbed(folder):
@@ -86,6 +88,23 @@ def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed):
     assert first < second
     train(folder, 2, *overrides)
     assert chaos.compare(undisturbed, folder / "asked") == []
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_run_within_a_micro_batch(folder, undisturbed, monkeypatch):
+    """Rank 1 takes 4 s for each of its chunks, minutes for its micro-batch of step 5, at whose end rank 0 waits."""
+    monkeypatch.setenv("MA2MBA_TEST_FAULT", "slow:1:5")
+    overrides = ("run=within", "checkpoint.every=1000", "magc.chunk_tokens=1")
+    with (folder / "within.log").open("w+") as log:
+        arguments = command(2, *overrides, script=FAULTY)
+        process = subprocess.Popen(arguments, cwd=folder, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        chaos.wait_for(lambda: "slow from here on" in (folder / "within.log").read_text(), process)
+        signal_one_rank(process.pid)
+        assert process.wait(timeout=60) == 0, (folder / "within.log").read_text()
+    assert latest(folder / "within").name == "step-000004"
+    monkeypatch.delenv("MA2MBA_TEST_FAULT")
+    train(folder, 2, "run=within", "magc.chunk_tokens=1")
+    assert curve(folder / "within") == pytest.approx(curve(undisturbed), rel=1e-5)  # measured: 1.5e-7, in other chunks
 
 
 def signal_one_rank(launcher):

@@ -36,7 +36,7 @@ def activity(job) -> Activity:
     """In the forward of a micro-batch."""
     made = Activity()
     made.begin_step(2, 80)
-    next(made.micro_batches([collate([job.dataset[0], job.dataset[2]], job.model.config.tokens_per_frame)]))
+    next(made.micro_batches([(collate([job.dataset[0], job.dataset[2]], job.model.config.tokens_per_frame), None)]))
     made.enter("forward")
     return made
 
