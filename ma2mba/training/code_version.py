@@ -2,15 +2,21 @@
 
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
-from ma2mba import __version__
 from ma2mba.training.world import ROOT
 
 
 @cache
 def code_version() -> dict[str, str | None]:
-    """The package's version, and the commit of its checkout ("-dirty" when it was changed), None without one."""
-    return {"version": __version__, "commit": _commit()}
+    """The package's version if it is installed, and the commit of its checkout ("-dirty" when it was changed).
+
+    None without a checkout.
+    """
+    try:
+        return {"version": version("ma2mba"), "commit": _commit()}
+    except PackageNotFoundError:
+        return {"version": "not installed", "commit": _commit()}
 
 
 def describe(code: dict[str, str | None]) -> str:

@@ -1,6 +1,6 @@
 """launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow:RANK:STEP, in that rank's forward of that step.
 
-A slow rank takes CHUNK_SECONDS for every chunk from there on.
+A slow rank takes CHUNK_SECONDS for every chunk from there on, and leaves a file "slow".
 """
 
 import os
@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 from ma2mba.training import deepspeed_engine, streaming  # noqa: E402
 
-CHUNK_SECONDS = 4.0
+CHUNK_SECONDS = 5.0
 KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
 sound = deepspeed_engine.Engine.micro_step
 
@@ -30,7 +30,7 @@ def faulty(engine, batch, loss_scale, activity, breaks):
     if KIND == "slow":
         get = streaming.Chunks.__getitem__
         streaming.Chunks.__getitem__ = lambda chunks, i: (time.sleep(CHUNK_SECONDS), get(chunks, i))[1]
-        print("slow from here on", flush=True)
+        Path("slow").touch()
         return sound(engine, batch, loss_scale, activity, breaks)
     return sound(engine, batch, loss_scale * float("nan"), activity, breaks)
 
