@@ -23,8 +23,15 @@ FAILURES, STUCK, BEFORE, FIRST = "failures", "stuck", ".before", "first.json"
 EXIT_FAILED, EXIT_USER, EXIT_STUCK = 1, 2, 3
 PATIENCE_SECONDS = 3.0
 """How long a rank whose collective broke waits for the one that broke it to be heard."""
-BROKEN_COLLECTIVE = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl", "socket timeout")
-"""What gloo and NCCL say on a rank of which another has ended, in lower case."""
+BROKEN_COLLECTIVE = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "broken pipe",
+    "nccl",
+    "socket timeout",
+    "distnetworkerror",
+)
+"""What gloo, NCCL and the ranks' store (rank 0 keeps it) say on a rank of which another has ended, in lower case."""
 
 
 def clear(run: Path) -> None:

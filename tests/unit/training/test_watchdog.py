@@ -89,13 +89,20 @@ def test_one_story_and_one_exit_code_for_all(tmp_path, capsys):
     assert "pair.cc" in (tmp_path / "failures" / "rank-0.txt").read_text()
 
 
-def test_a_rank_that_loses_another_without_a_word_says_so(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Connection reset by peer"),
+        torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."),
+    ],
+)
+def test_a_rank_that_loses_another_without_a_word_says_so(tmp_path, capsys, monkeypatch, error):
     monkeypatch.setattr(failures, "PATIENCE_SECONDS", 0.0)
-    code = failures.report(RuntimeError("Connection reset by peer"), tmp_path, 1, Activity(), lambda: None)
+    code = failures.report(error, tmp_path, 1, Activity(), lambda: None)
     said = capsys.readouterr().err
     assert code == failures.EXIT_FAILED
     assert "rank 1 lost another rank, which ended without a word" in said
-    assert "RuntimeError: Connection reset by peer" in said
+    assert f"{type(error).__name__}: {error}" in said
 
 
 def test_the_end_of_memory_is_explained_and_its_traceback_kept(tmp_path, capsys):
