@@ -11,7 +11,11 @@ from torch.distributed import Store
 
 SHORTEST_WAIT, LONGEST_WAIT, SHARE = 0.001, 0.05, 0.05
 """Seconds between two looks at the others, and the share of what it has waited that a rank waits on."""
-ARRIVED, ASKED, GIVEN_UP = "ma2mba arrived", "ma2mba asked", "ma2mba given up"
+ARRIVED, ASKED, GIVEN_UP, FAILED = "ma2mba arrived", "ma2mba asked", "ma2mba given up", "ma2mba failed"
+
+
+class LostRank(Exception):
+    """Another rank has failed: it will not arrive."""
 
 
 class Agreement:
@@ -32,15 +36,25 @@ class Agreement:
         return True
 
     def arrive(self, asks: Callable[[], bool]) -> bool:
-        """Wait until all ranks have arrived (True) or one has given the step up; `asks` may come true meanwhile."""
+        """Wait until all ranks have arrived (True) or one has given the step up; `asks` may come true meanwhile.
+
+        Raises LostRank when one has failed.
+        """
         if self._store is None:
             return True
         self._arrivals += 1
         all_of_them, began, asked = self._ranks * self._arrivals, time.monotonic(), False
         arrived = self._store.add(ARRIVED, 1)
         while arrived < all_of_them and not self._store.add(GIVEN_UP, 0):
+            if self._store.add(FAILED, 0):
+                raise LostRank("another rank has failed")
             if asks() and not asked:
                 asked = self._store.add(ASKED, 1) > 0
             time.sleep(min(max(SHORTEST_WAIT, SHARE * (time.monotonic() - began)), LONGEST_WAIT))
             arrived = self._store.add(ARRIVED, 0)
         return arrived >= all_of_them
+
+    def fail(self) -> None:
+        """Nobody need wait for this rank any more."""
+        if self._store is not None:
+            self._store.add(FAILED, 1)

@@ -30,8 +30,10 @@ BROKEN_COLLECTIVE = (
     "nccl",
     "socket timeout",
     "distnetworkerror",
+    "lostrank",
 )
-"""What gloo, NCCL and the ranks' store (rank 0 keeps it) say on a rank of which another has ended, in lower case."""
+"""What gloo, NCCL, the ranks' store (rank 0 keeps it) and `agreement.py` say on a rank of which another has ended, in
+lower case."""
 
 
 def clear(run: Path) -> None:

@@ -1,10 +1,12 @@
 """The training loop: steps, the report of each, and checkpoints."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 import yaml
+from torch.distributed import DistError
 
 from ma2mba.data.loader import PRIMED_FRAMES, LoadedStep, Loader
 from ma2mba.data.sampler import Position, padded_tokens
@@ -91,6 +93,11 @@ def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, act
             if metrics:
                 where = f"stopped after step {progress.done} of {job.steps}"
                 metrics.message(f"{stopped}: {where}; the same command goes on there")
+        except Exception:
+            if engine.agreement:
+                with suppress(DistError):  # the store may be gone with rank 0
+                    engine.agreement.fail()
+            raise
 
 
 def save_progress(job: Job, engine: Engine, progress: Progress, metrics: Metrics | None, activity: Activity) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from ma2mba.training.agreement import ARRIVED, ASKED, Agreement
+from ma2mba.training.agreement import ARRIVED, ASKED, Agreement, LostRank
 from ma2mba.training.interrupt import Interruption, Stopped
 
 MICRO_BATCHES, CHUNKS = 3, 2
@@ -140,6 +140,24 @@ def test_a_rank_that_is_signalled_while_it_waits_takes_the_others_along():
     store, there = HashStore(), threading.Event()
     results = run([Signalled(store, 2), Agreement(store, 2)], goes_on, waits((0, LAST, 0), there, store))
     assert results == [((0, LAST, CHUNKS), "signal to another rank"), ((0, LAST, 0), "signal to another rank")]
+
+
+def test_a_rank_that_waits_learns_that_another_has_failed():
+    store, arriving = HashStore(), threading.Event()
+    agreements = [Agreement(store, 2), Agreement(store, 2)]
+
+    def first(rank, reached):
+        if reached == (0, LAST, CHUNKS):
+            arriving.set()
+
+    def second(rank, reached):
+        if reached == (0, 0, 1):
+            assert arriving.wait(10)
+            agreements[1].fail()
+            raise ArithmeticError("its own fault")
+
+    with pytest.raises(LostRank):
+        run(agreements, first, second)
 
 
 def test_a_signal_after_the_last_look_lets_the_step_end():
