@@ -25,6 +25,8 @@ from ma2mba.ops import backend, cross_entropy_sum
 
 DEVICE = torch.device("cuda")
 GIB = 2**30
+EAGER_TOKENS = 8192
+"""Chunks of so many tokens keep a GPU busy without graphs."""
 VOCABULARY = 50277
 SIZES = {"370m": (48, 1024), "1.3b": (48, 2048), "2.7b": (64, 2560)}
 
@@ -73,8 +75,9 @@ def streamer(model: Mamba2LanguageModel, plan: Plan) -> Streamer:
 
 
 def fast_plan(model: Mamba2LanguageModel, chunk: int, memos: int = 0) -> Plan:
-    """Chunks of 8,192 tokens keep a GPU busy without graphs."""
-    return Plan("sequence", chunk, len(model.backbone.layers), "host", memo_chunks=memos, graphs=chunk < 8192)
+    """States in pinned host memory; short chunks are recorded."""
+    graphs = chunk < EAGER_TOKENS
+    return Plan("sequence", chunk, len(model.backbone.layers), "host", memo_chunks=memos, graphs=graphs)
 
 
 class RandomTokens(Sequence[tuple[Tensor, Tensor]]):

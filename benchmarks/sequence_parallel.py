@@ -28,6 +28,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.gpu import EAGER_TOKENS, GIB
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.backbone import Mamba2LanguageModel
 from ma2mba.model.config import BackboneConfig
@@ -40,9 +41,6 @@ SIZES = {
     "1.3b": BackboneConfig(d_model=2048, n_layer=48),
     "2.7b": BackboneConfig(d_model=2560, n_layer=64),
 }
-GIB = 2**30
-EAGER = 8192
-"""Chunks of so many tokens keep a GPU busy without graphs."""
 Gradients = dict[str, Tensor]
 
 
@@ -114,7 +112,7 @@ def build(model: Mamba2LanguageModel, chunk: int, shared: bool) -> Streamer:
     assert group is not None
     layers = [SplitLayer(layer, group) for layer in backbone.layers] if shared else backbone.layers
     tokens = chunk * dist.get_world_size() if shared else chunk
-    plan = Plan("sequence", tokens, len(layers), "host", graphs=not shared and chunk < EAGER)
+    plan = Plan("sequence", tokens, len(layers), "host", graphs=not shared and chunk < EAGER_TOKENS)
     return Streamer(front, layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
 
 
