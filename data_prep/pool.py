@@ -1,10 +1,12 @@
 """Processes that build parts, watched: a decoder that hangs or crashes costs its clip, not the build.
 
 A hang in native code cannot be interrupted from within its process, so a worker that reports nothing for STALL seconds
-is killed, the clip it was at is given up by name, and its part starts again. Memory is limited in each worker, and a
-worker makes room for a fresh one now and then, so that what decoders leak does not add up.
+is killed, the clip it was at is given up by name, and its part starts again. One that dies between two parts costs no
+clip. Memory is limited in each worker, and a worker makes room for a fresh one now and then, so that what decoders leak
+does not add up.
 """
 
+import contextlib
 import multiprocessing
 import signal
 import time
@@ -21,7 +23,7 @@ from ma2mba.errors import UserError
 
 STALL = 300.0
 STARTING = 120.0
-"""Seconds that a worker may take to start, on a machine that does much else."""
+"""Seconds that a worker may take to begin its first clip, on a machine that does much else."""
 RECYCLE = 500
 """Clips after which a worker is replaced, once its part is done."""
 BEAT_EVERY = 1.0
@@ -42,12 +44,15 @@ class _Worker:
         theirs.close()
         self.task: Task | None = None
         self.clip, self.heard = 0, time.monotonic()
-        self.started, self.clips = False, 0
+        self.begun, self.clips = False, 0
 
     def give(self, task: Task) -> None:
+        """Send a task; that a worker died before it is heard from its pipe afterwards."""
         self.task, self.clip, self.heard = task, 0, time.monotonic()
+        self.begun = False
         self.clips += len(task[1])
-        self.pipe.send(task)
+        with contextlib.suppress(ConnectionError):
+            self.pipe.send(task)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -72,7 +77,7 @@ def build_parts(
             for worker in [worker for worker in pool if worker.task]:
                 if worker.pipe in ready:
                     retry = _hear(worker, advance)
-                elif not worker.started:
+                elif not worker.begun:
                     _wait_for_start(worker)
                     continue
                 elif time.monotonic() - worker.heard > stall:
@@ -95,20 +100,22 @@ def build_parts(
 def _wait_for_start(worker: _Worker) -> None:
     if time.monotonic() - worker.heard > STARTING:
         raise UserError(
-            f"a worker did not start within {STARTING:.0f} s; run the same command again with fewer --workers"
+            f"a worker did not begin within {STARTING:.0f} s; run the same command again with fewer --workers"
         )
 
 
 def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
     """Take one message; returns the task to start again when the worker died of its clip."""
     assert worker.task is not None
-    worker.heard, worker.started = time.monotonic(), True
+    worker.heard = time.monotonic()
     try:
         what, value = worker.pipe.recv()
     except (EOFError, ConnectionError):
         worker.process.join()
         code = worker.process.exitcode or 0
         if -code in CRASHES:
+            if not worker.begun and worker.clips == len(worker.task[1]):
+                raise RuntimeError(f"a worker crashed ({signal.Signals(-code).name}) before its first clip") from None
             return _give_up(worker, f"the decoder crashed ({signal.Signals(-code).name})")
         if -code in (signal.SIGKILL, signal.SIGTERM):
             advice = "perhaps for memory; run the same command again with fewer --workers or less --memory"
@@ -116,7 +123,7 @@ def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
         raise RuntimeError(f"a worker ended with exit code {code}") from None
     if what == "clip":
         advance(value - worker.clip, 0)
-        worker.clip = value
+        worker.clip, worker.begun = value, True
     elif what == "done":
         advance(len(worker.task[1]) - worker.clip, value)
         worker.task = None
@@ -130,10 +137,11 @@ def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
 
 
 def _give_up(worker: _Worker, reason: str) -> Task:
+    """The worker's task without the clip it was at, if it had begun one."""
     assert worker.task is not None
     part, clips, given_up = worker.task
     worker.stop()
-    return part, clips, given_up | {worker.clip: reason}
+    return part, clips, given_up | ({worker.clip: reason} if worker.begun else {})
 
 
 def _work(pipe: Connection, job: Job) -> None:

@@ -18,6 +18,7 @@ import yaml
 from numbered_video import expected, write
 from PIL import Image
 
+from data_prep import pool
 from data_prep.build import build
 from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
@@ -234,6 +235,21 @@ def test_another_recipe_in_the_same_folder_is_refused(built, material):
         build(recipe(material, "other.yaml", image_size=48), built[0], workers=1)
 
 
+def stop_within_a_clip(done: Path) -> int:
+    """Stop the one worker while it has a video open, once the file `done` is there; returns its process id."""
+    while not done.exists():
+        time.sleep(0.005)
+    pid = multiprocessing.active_children()[0].pid
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+        if any(os.readlink(link).endswith(".mp4") for link in Path(f"/proc/{pid}/fd").iterdir()):
+            return pid
+        os.kill(pid, signal.SIGCONT)
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize(
     ("number", "reason"), [(signal.SIGSTOP, "no progress for 1 s"), (signal.SIGSEGV, "crashed (SIGSEGV)")]
 )
@@ -241,9 +257,10 @@ def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, reason, bui
     """A worker is stopped, or crashed, in mid-build, as native code does it."""
 
     def strike():
-        while not (tmp_path / "s/.build/part-00000.json").exists():
-            time.sleep(0.005)
-        os.kill(multiprocessing.active_children()[0].pid, number)
+        pid = stop_within_a_clip(tmp_path / "s/.build/part-00000.json")
+        if number != signal.SIGSTOP:
+            os.kill(pid, number)
+            os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=strike)
     thread.start()
@@ -253,6 +270,28 @@ def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, reason, bui
     assert len(lost) == 1
     assert report["samples"] + report["rejected"] == built[1]["samples"] + built[1]["rejected"]
     assert verify(tmp_path / "s") == []
+
+
+@pytest.mark.parametrize("parts", [1, 0])
+def test_a_worker_that_crashes_between_parts_costs_no_clip(parts, built, material, tmp_path, monkeypatch):
+    """A worker that crashes with none of its parts done is a fault of ours, which another one would have too."""
+    give, struck = pool._Worker.give, []
+
+    def strike(worker, task):
+        if len(struck) == parts:
+            os.kill(worker.process.pid, signal.SIGSEGV)
+            worker.process.join()
+        struck.append(worker)
+        give(worker, task)
+
+    monkeypatch.setattr(pool._Worker, "give", strike)
+    if not parts:
+        with pytest.raises(RuntimeError, match=r"crashed \(SIGSEGV\) before its first clip"):
+            build(recipe(material), tmp_path / "s", workers=1)
+        return
+    build(recipe(material), tmp_path / "s", workers=1)
+    assert struck[0] is struck[1] is not struck[2]
+    assert contents(tmp_path / "s") == contents(built[0])
 
 
 def test_damaged_media_are_kept_in_part_only_by_recipe(material, tmp_path):
