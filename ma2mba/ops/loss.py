@@ -18,11 +18,11 @@ def cross_entropy_sum(x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Ten
     if backend(x_MD.device) == "triton" and len(x_MD):
         from ma2mba.ops.loss_kernels import CrossEntropy
 
-        return CrossEntropy.apply(x_MD, weight_VD, targets_M)
+        return CrossEntropy.apply(x_MD, weight_VD, targets_M, torch.is_grad_enabled())
     if backend(x_MD.device) == "shadow":
         from ma2mba.ops.shadow import CrossEntropyShadow
 
-        return CrossEntropyShadow.apply(x_MD, weight_VD, targets_M)
+        return CrossEntropyShadow.apply(x_MD, weight_VD, targets_M, torch.is_grad_enabled())
     logits_MV = F.linear(x_MD, weight_VD)
     logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
     return F.cross_entropy(logits_MV, targets_M, reduction="sum")

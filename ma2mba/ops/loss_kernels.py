@@ -44,13 +44,14 @@ class CrossEntropy(torch.autograd.Function):
     """`ma2mba.ops.cross_entropy_sum`; the weight's gradient goes into `weight.main_grad` if there is one.
 
     Up to PART positions keep their logits' gradient for backward. More are worked off part by part, each at once to the
-    gradients of x and of the weight (fp32), which backward only scales.
+    gradients of x and of the weight (fp32), which backward only scales. `differentiable`: whether a backward may
+    follow, which `needs_input_grad` does not say.
     """
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+    def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, differentiable: bool) -> Tensor:
         ctx.weight_VD, ctx.whole = weight_VD, len(x_MD) <= PART
-        if not any(ctx.needs_input_grad):
+        if not (differentiable and any(ctx.needs_input_grad)):
             parts = zip(x_MD.split(PART), targets_M.split(PART), strict=True)
             return torch.stack([_losses(x @ weight_VD.t(), targets, False).sum() for x, targets in parts]).sum()
         if ctx.whole:
@@ -66,10 +67,10 @@ class CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> Any:
         if not ctx.whole:
             dx_MD, dweight_VD = ctx.saved_tensors
-            return (dx_MD * dloss).to(dx_MD.dtype), _scaled_gradient(ctx.weight_VD, dweight_VD, dloss), None
+            return (dx_MD * dloss).to(dx_MD.dtype), _scaled_gradient(ctx.weight_VD, dweight_VD, dloss), None, None
         x_MD, dlogits_MV = ctx.saved_tensors
         dx_MD = ((dlogits_MV @ ctx.weight_VD) * dloss).to(x_MD.dtype)
-        return dx_MD, weight_gradient(ctx.weight_VD, dlogits_MV, (x_MD * dloss).to(x_MD.dtype)), None
+        return dx_MD, weight_gradient(ctx.weight_VD, dlogits_MV, (x_MD * dloss).to(x_MD.dtype)), None, None
 
 
 def _losses(logits_MV: Tensor, targets_M: Tensor, gradient: bool) -> Tensor:

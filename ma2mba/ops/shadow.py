@@ -165,8 +165,8 @@ class CrossEntropyShadow(torch.autograd.Function):
     """`cross_entropy_sum` on the meta device, at the price of the kernel."""
 
     @staticmethod
-    def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
-        wanted, ctx.whole = any(ctx.needs_input_grad), len(x_MD) <= PART
+    def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, differentiable: bool) -> Tensor:
+        wanted, ctx.whole = differentiable and any(ctx.needs_input_grad), len(x_MD) <= PART
         if wanted and not ctx.whole:
             dx_MD = torch.empty_like(x_MD)
             dweight_VD = torch.empty_like(weight_VD, dtype=torch.float32)
@@ -180,9 +180,9 @@ class CrossEntropyShadow(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
         if not ctx.whole:
-            return ctx.saved_tensors[0] * dloss, None, None
+            return ctx.saved_tensors[0] * dloss, None, None, None
         x_MD, weight_VD, dlogits_MV = ctx.saved_tensors
         dx_MD = (dlogits_MV @ weight_VD) * dloss
         scaled_MD = x_MD * dloss
         del scaled_MD
-        return dx_MD.to(x_MD.dtype), None, None
+        return dx_MD.to(x_MD.dtype), None, None, None

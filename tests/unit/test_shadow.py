@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ma2mba.magc.cost import measure
+from ma2mba.magc.meter import measuring
 from ma2mba.model.backbone import Mamba2LanguageModel
 from ma2mba.model.config import BackboneConfig
 from ma2mba.ops import backend, kernels_on_meta, mamba2_layer, mamba2_layer_product
@@ -68,3 +69,17 @@ def test_logits_exist_for_a_part_at_a_time(positions):
     kept = [t.shape[-1] for t in loss.grad_fn.saved_tensors]
     assert (1000 in kept) == (positions <= PART)
     assert torch.autograd.grad(loss, x)[0].shape == x.shape
+
+
+def test_without_a_graph_the_loss_computes_no_gradients():
+    """A custom function is told that its inputs want gradients there too."""
+    x = torch.empty(2 * PART, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.empty(1000, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.empty(2 * PART, device="meta", dtype=torch.int64)
+    peaks = []
+    for graph in (True, False):
+        with kernels_on_meta(), torch.set_grad_enabled(graph), measuring(META) as meter:
+            cross_entropy_sum(x, weight, targets)
+        peaks.append(meter.peak)
+    gradients = 2 * x.numel() + 4 * weight.numel()
+    assert peaks[0] - peaks[1] == gradients
