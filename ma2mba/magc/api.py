@@ -61,6 +61,7 @@ class Streamer:
     front    chunk -> (x, ...): what the layers carry (batch, tokens, width), and what the head needs besides.
     head     (x, ...) -> (a scalar,): this chunk's part of the loss.
     modules  those that own the parameters which front and head use. What is frozen must be so already.
+    With graphs the layers must be on their device, in their dtype, already.
     Raises ValueError for no layers, and for a plan with graphs that has several groups of layers.
     """
 
@@ -77,7 +78,9 @@ class Streamer:
         ends = Piece.of_function(front, modules), Piece.of_function(head, modules)
         self.plan = plan
         self._sink: Sink | None = None
-        if plan.graphs and next(layers[0].parameters()).is_cuda:
+        self._first = layers[0]
+        self._made_for = _kind(self._first)
+        if plan.graphs and next(self._first.parameters()).is_cuda:
             self._root, self._parameters = _graphed_root(ends, groups, plan)
             self._sink = StandingSink(self._parameters)
         else:
@@ -94,11 +97,20 @@ class Streamer:
                  the caller, all but the last of `plan.chunk_tokens` tokens where graphs are used.
         states   one tuple of tensors per layer.
         when_done  called in backward when all is computed, before any gradient is handed over; it may raise.
+        Raises ValueError for no chunks, for states that do not match, and where graphs lack what they were made for.
         """
         if not len(chunks):
             raise ValueError("there are no chunks; give at least one")
+        if self.plan.graphs and _kind(self._first) != self._made_for:
+            before, now = self._made_for, _kind(self._first)
+            raise ValueError(f"the layers were {before} when the Streamer was made and are {now}; move them before it")
         _check_states(states, self._root)
         return _run(self._root, self._parameters, Summed(chunks, when_done), None, states, self._sink)
+
+
+def _kind(layer: nn.Module) -> str:
+    weight = next(layer.parameters(), None)
+    return "" if weight is None else f"{weight.device} {weight.dtype}"
 
 
 def _groups(layers: Layers, plan: Plan) -> list[list[Piece]]:

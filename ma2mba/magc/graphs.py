@@ -121,7 +121,10 @@ class Graphed:
         def run() -> None:
             recording.tape = Tape(self.cell, (recording.x,), recording.states)
 
-        self._do(recording, "tape", run)
+        if recording.runs.get("tape") and not recording.runs.get("backward"):
+            run()  # no backward followed the first one; it cannot run plainly from a recorded tape
+        else:
+            self._do(recording, "tape", run)
 
     def _load(self, x: Tensor, states: Sequence[State]) -> _Recording | None:
         """The recording with these inputs in its fixed memory, or None for a chunk that is not recorded."""

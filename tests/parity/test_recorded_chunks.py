@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ma2mba.magc import graphs
+from ma2mba.magc import Plan, Streamer, graphs
 from ma2mba.magc.api import _run
 from ma2mba.magc.cell import Cell, Piece, StandingSink
 from ma2mba.magc.ends import Summed
@@ -27,6 +27,10 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(graphs, "_recording_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+
+
+@pytest.fixture
+def run_again(monkeypatch):
     monkeypatch.setattr(Graphed, "_do", lambda self, recording, name, run: run())
 
 
@@ -41,7 +45,7 @@ def head(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor]:
 @pytest.mark.parametrize("tokens", [16, 17])
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("world", [gru_layers, mamba_layers])
-def test_gradients_are_those_of_a_plain_run(world, every, tokens):
+def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
     """A whole and a ragged last chunk, other numbers of places in every chunk, a gradient that passes the layers by."""
     torch.manual_seed(0)
     layers = world(2)
@@ -68,3 +72,49 @@ def test_gradients_are_those_of_a_plain_run(world, every, tokens):
     expected = torch.autograd.grad(sum(head(*part)[0] for part in parts), parameters)
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+class Recorded:
+    """In place of a CUDA graph: what a replay would compute is computed once, when it is recorded."""
+
+    def replay(self):
+        pass
+
+    def pool(self):
+        return None
+
+
+def test_a_forward_without_its_backward_spoils_nothing(monkeypatch):
+    """The first tape is left unused; then the same inputs again, until all three graphs are there."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    torch.manual_seed(0)
+    layers = gru_layers(2)
+    x = torch.randn(2, 4, WIDTH, dtype=torch.double)
+    states = [layer.initial_state(x) for layer in layers]
+    root = Graphed(Cell([Piece.of_layer(layer) for layer in layers]), 4)
+    parameters = tuple(layers.parameters())
+    expected = torch.autograd.grad(run_plainly(layers, x, states)[0].sum(), parameters)
+    sink = StandingSink(parameters)
+    root.forward((x,), states, keep=True)
+    for turn in range(3):
+        _, _, residual = root.forward((x,), states, keep=True)
+        with sink:
+            root.backward(residual, (torch.ones_like(x),), [(None,) * len(state) for state in states], sink)
+            found = [sink.take(parameter) for parameter in parameters]
+        if turn < 2:  # a replay adds nothing here
+            for a, b in zip(found, expected, strict=True):
+                assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert root._recording.graphs.keys() == {"tape", "backward"}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, "meta"])
+def test_a_model_that_is_moved_after_it_was_streamed_is_refused(kind):
+    layers = gru_layers(1)
+    x = torch.randn(1, 4, WIDTH, dtype=torch.double)
+    states = [layer.initial_state(x) for layer in layers]
+    run = Streamer(lambda x: (x,), layers, lambda x: (x.sum(),), [], Plan("sequence", 4, 1, graphs=True))
+    run([(x,)], states)
+    layers.to(kind)
+    with pytest.raises(ValueError, match=r"were cpu torch.float64 when .* are (cpu torch.float32|meta torch.float64)"):
+        run([(x,)], states)
