@@ -62,7 +62,7 @@ class StreamingLoss(nn.Module):
         self.model, self.plan, self.group = model, plan, group
         self.streamer = build_streamer(model, plan, group)
 
-    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float, breaks: Breaks | None) -> Tensor:
+    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float, breaks: Breaks) -> Tensor:
         """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
         return streaming_loss(self.model, batch, self.plan, loss_scale, self.streamer, self.group, breaks) + anchor
 
@@ -77,19 +77,25 @@ class Engine:
     zero_stage: int
     base_rates: list[float]
     names: list[str]
-    agreement: Agreement | None
-    """Where ranks wait for each other at a step's end alone."""
+    agreement: Agreement
 
-    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity, breaks: Breaks | None) -> Tensor:
+    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity, breaks: Breaks) -> Tensor:
         """Forward, backward and, after a step's last micro-batch, the optimizer. Returns the scaled loss, fp32 ()."""
         anchor = torch.zeros((), device=self.world.device, requires_grad=True)
         activity.enter("forward")
         loss = self.inner(anchor, batch, loss_scale, breaks)
+        breaks.turn()
         activity.enter("backward")
         self.inner.backward(loss)
         activity.enter("optimizer")
         self.inner.step()
         return loss.detach()
+
+    def give_up_step(self) -> None:
+        """After a micro-batch that was left within: weights that ZeRO 3 has gathered for it can be freed."""
+        if self.zero_stage == 3:
+            for parameter in self.model.parameters():
+                parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
 
     def averaging(self, micro_steps: int) -> int:
         """By how much DeepSpeed divides the sum of the gradients of a step's micro-batches."""
@@ -116,14 +122,6 @@ class Engine:
         parts = [torch.empty_like(values) for _ in range(self.world.size)]
         deepspeed.comm.all_gather(parts, values)
         return [part.tolist() for part in parts]
-
-    def any_rank(self, asks: bool) -> bool:
-        """Whether any rank asks; all ranks call it."""
-        if self.world.size == 1:
-            return asks
-        votes = torch.tensor(int(asks), device=self.world.device)
-        deepspeed.comm.all_reduce(votes)
-        return votes.item() > 0
 
     def weights(self) -> dict[str, Tensor]:
         """The whole model's weights, by name; all ranks call it. ZeRO-3 gathers them one by one, for rank 0 alone."""
@@ -161,8 +159,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
-    alone = policy.stage == 1 and world.sequence == 1
-    agreement = Agreement(c10d._get_default_store() if world.size > 1 else None, world.size) if alone else None
+    store = c10d._get_default_store() if world.size > 1 else None
+    agreement = Agreement(store, world.size, world.group if world.sequence > 1 else None, world.place)
     return Engine(inner, model, world, policy.stage, base_rates, names, agreement)
 
 

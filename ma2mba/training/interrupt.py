@@ -3,11 +3,13 @@
 A step that is under way is given up: nothing of it has reached the weights before all ranks have their gradients.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ma2mba.training.agreement import Agreement
 
@@ -19,32 +21,36 @@ class Stopped(Exception):
     """All ranks have agreed to stop; says which signal asked for it, here or on another rank."""
 
 
-class Ranks(Protocol):
-    """What is needed of the engine: an agreement if ranks wait for each other at a step's end alone."""
-
-    @property
-    def agreement(self) -> Agreement | None: ...
-
-    def any_rank(self, asks: bool) -> bool: ...
-
-
 @dataclass(frozen=True)
 class Breaks:
-    """Where a micro-batch may be given up: before every chunk, and in a step's last one when its gradients are there,
-    before ranks wait for each other. What is called there raises Stopped."""
+    """Where a micro-batch may be given up; what is called there raises Stopped.
+
+    chunk  before every chunk.
+    turn   between forward and backward, before ranks wait for each other.
+    end    when its gradients are there, before ranks wait for each other.
+    """
 
     chunk: Callable[[], None]
-    end: Callable[[], None] | None
+    turn: Callable[[], None]
+    end: Callable[[], None]
 
 
 class Interruption:
-    """While it is entered, either signal only sets `name`, as "SIGTERM". In the main thread only."""
+    """While it is entered, by the main thread, either signal only sets `name`, as "SIGTERM".
+
+    On a GPU backward runs in another thread, while the main one waits for it and calls no handler: a pipe tells it.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
         self._before: dict[signal.Signals, Any] = {}
+        self._pipe: tuple[int, int] | None = None
 
     def __enter__(self) -> "Interruption":
+        self._pipe = os.pipe()
+        for end in self._pipe:
+            os.set_blocking(end, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -53,34 +59,41 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        for end in self._pipe or ():
+            os.close(end)
+        self._pipe = None
 
-    def checked(self, batches: Iterator[T], count: int, ranks: Ranks) -> Iterator[tuple[T, Breaks | None]]:
+    def checked(
+        self, batches: Iterator[T], count: int, agreement: Agreement, zero_stage: int
+    ) -> Iterator[tuple[T, Breaks]]:
         """The `count` micro-batches of a step; raises Stopped on all ranks, before one waits for another.
 
-        With an agreement also within a micro-batch, at its `Breaks`. Without one ranks meet in every micro-batch: they
-        ask each other before it.
+        They wait for each other where the last one's gradients are summed, from ZeRO 2 on every one's, and with ZeRO 3
+        before forward and before backward too, where the weights are gathered.
         """
-        agreement = ranks.agreement
-        for number in range(1, count + 1):
-            breaks = self._breaks(agreement, last=number == count) if agreement else None
-            if breaks:
-                breaks.chunk()
-            elif ranks.any_rank(self._asks()):
-                raise self._stopped()
-            yield next(batches), breaks
 
-    def _breaks(self, agreement: Agreement, last: bool) -> Breaks:
         def chunk() -> None:
             if agreement.given_up(self._asks()):
                 raise self._stopped()
 
-        def end() -> None:
+        def meet() -> None:
             if not agreement.arrive(self._asks):
                 raise self._stopped()
 
-        return Breaks(chunk, end if last else None)
+        gathered = meet if zero_stage == 3 else _go_on
+        for number in range(1, count + 1):
+            chunk()
+            batch = next(batches)
+            gathered()
+            yield batch, Breaks(chunk, gathered, meet if zero_stage > 1 or number == count else _go_on)
 
     def _asks(self) -> bool:
+        if self.name is None and self._pipe:
+            with suppress(BlockingIOError):
+                for number in os.read(self._pipe[0], 64):
+                    if number in SIGNALS:
+                        self._note(number, None)
         return self.name is not None
 
     def _stopped(self) -> Stopped:
@@ -88,3 +101,7 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
+
+
+def _go_on() -> None:
+    """Ranks do not wait for each other here."""

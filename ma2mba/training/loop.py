@@ -88,15 +88,15 @@ def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, act
                 if progress.done % every == 0 or progress.done == job.steps:
                     save_progress(job, engine, progress, metrics, activity)
         except Stopped as stopped:
+            engine.give_up_step()
             if progress.done > progress.saved:
                 save_progress(job, engine, progress, metrics, activity)
             if metrics:
                 where = f"stopped after step {progress.done} of {job.steps}"
                 metrics.message(f"{stopped}: {where}; the same command goes on there")
         except Exception:
-            if engine.agreement:
-                with suppress(DistError):  # the store may be gone with rank 0
-                    engine.agreement.fail()
+            with suppress(DistError):  # the store may be gone with rank 0
+                engine.agreement.fail()
             raise
 
 
@@ -124,7 +124,7 @@ def train_step(
     micro_steps = len(plan.micro_batches[engine.world.group])
     averaged_over = engine.averaging(micro_steps)
     scale = averaged_over / plan.targets
-    batches = interruption.checked(loaded.batches, micro_steps, engine)
+    batches = interruption.checked(loaded.batches, micro_steps, engine.agreement, engine.zero_stage)
     losses = [engine.micro_step(batch, scale, activity, breaks) for batch, breaks in activity.micro_batches(batches)]
     losses_M = torch.stack(losses) / averaged_over
     return StepResult(

@@ -1,0 +1,60 @@
+"""many_runs.py with a signal in every run: MA2MBA_TEST_SIGNAL=RANK:STEP:PHASE,... one for each run, or - for none.
+
+That rank gets SIGUSR1 where it first asks for a chunk in the middle of that phase, in that step or later, and writes
+the step to a file "signalled-RUN".
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ma2mba.training import deepspeed_engine, streaming
+from tests.dist import many_runs
+
+PLACES = iter(os.environ["MA2MBA_TEST_SIGNAL"].split(","))
+MIDDLE = {"forward": 2, "backward": 1}
+"""The chunk of a phase at which a rank is signalled: backward does not ask for the last one again."""
+build = many_runs.build
+get = streaming.Chunks.__getitem__
+sound = deepspeed_engine.Engine.micro_step
+
+
+class Place:
+    """Where the run under way is signalled, and what the engine is doing."""
+
+    run, rank, step, phase = "", -1, -1, ""
+    activity, chunks = None, 0
+
+
+def build_next(recipe, world):
+    place = next(PLACES)
+    Place.run, Place.rank = recipe.run, -1
+    if place != "-":
+        rank, step, Place.phase = place.split(":")
+        Place.rank, Place.step = int(rank), int(step)
+    return build(recipe, world)
+
+
+def micro_step(engine, batch, loss_scale, activity, breaks):
+    Place.activity, Place.chunks = activity if engine.world.rank == Place.rank else None, 0
+    return sound(engine, batch, loss_scale, activity, breaks)
+
+
+def chunk(chunks, i):
+    activity = Place.activity
+    if activity and activity.step >= Place.step and activity.phase == Place.phase:
+        Place.chunks += 1
+        if Place.chunks == MIDDLE[Place.phase]:
+            Place.rank, Place.activity = -1, None
+            Path(f"signalled-{Place.run}").write_text(str(activity.step))
+            os.kill(os.getpid(), signal.SIGUSR1)
+    return get(chunks, i)
+
+
+many_runs.build = build_next
+deepspeed_engine.Engine.micro_step = micro_step
+streaming.Chunks.__getitem__ = chunk
+many_runs.main()
