@@ -151,6 +151,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     groups = parameter_groups(model, recipe)
     base_rates, names = [group["lr"] for group in groups], [group["name"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
+    if policy.stage < 3:  # DeepSpeed would do so, but chunks are recorded only of weights that are there already
+        model.to(world.device, world.dtype(recipe.precision))
     module = StreamingLoss(model, plan, sequence_group(world))
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])

@@ -1,0 +1,31 @@
+"""What the engine is handed, before DeepSpeed has it."""
+
+import pytest
+import torch
+
+from ma2mba.magc import Plan
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training import deepspeed_engine
+from ma2mba.training.recipe import parse_recipe
+from ma2mba.training.world import World, load_policy
+from tests.dist.launching import RECIPE
+from tests.tiny import TINY_MODEL
+
+
+class Reached(Exception):
+    """As far as this test goes."""
+
+
+def test_chunks_are_recorded_of_the_weights_that_are_trained(monkeypatch):
+    """DeepSpeed converts and moves a model when it is handed over: too late for the streamer."""
+
+    def build_streamer(model, plan, group):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        raise Reached
+
+    monkeypatch.setattr(deepspeed_engine, "build_streamer", build_streamer)
+    recipe, model = parse_recipe(RECIPE | {"precision": "bf16"}), VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
+    world, policy = World(0, 1, torch.device("cpu")), load_policy("ds_configs/zero1.json")
+    with pytest.raises(Reached):
+        deepspeed_engine.build_engine(model, recipe, Plan(graphs=True), world, policy)
