@@ -1,6 +1,7 @@
 """The training loop: steps, the report of each, and checkpoints."""
 
 import time
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,10 +25,25 @@ from ma2mba.training.stages import rate_factor
 
 
 def open_engine(job: Job) -> Engine:
-    """The engine, at the checkpoint that the job goes on from. All ranks call it."""
+    """The engine, at the checkpoint that the job goes on from. All ranks call it.
+
+    Raises UserError when ranks that share sequences have chosen different plans: they would wait for each other.
+    """
     engine = build_engine(job.model, job.recipe, job.plan, job.world, job.policy)
+    if job.world.sequence > 1:
+        _require_one_plan(job, engine)
     go_on(job, engine)
     return engine
+
+
+def _require_one_plan(job: Job, engine: Engine) -> None:
+    digest = zlib.crc32(repr(job.plan).encode())
+    digests = engine.gather(torch.tensor([digest], dtype=torch.float64, device=job.world.device))
+    if len({found for (found,) in digests}) > 1:
+        raise UserError(
+            f"magc: ranks that share sequences need one plan, and this one's is {job.plan}; their memory differs: "
+            "write the plan that fits all of them into the recipe"
+        )
 
 
 def open_loader(job: Job) -> Loader:
