@@ -1,5 +1,8 @@
 """What can be wrong with a video or an image."""
 
+import stat
+from pathlib import Path
+
 from ma2mba.errors import UserError
 
 
@@ -12,3 +15,16 @@ class MediaError(UserError):
 
     def __reduce__(self):
         return MediaError, (self.path, self.reason)
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a medium. Raises MediaError when there is no regular file that can be looked at."""
+    try:
+        facts = path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise MediaError(path, "no such file") from error
+    except OSError as error:
+        raise MediaError(path, f"cannot be opened ({error.strerror})") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise MediaError(path, "not a regular file")
+    return facts.st_size

@@ -6,7 +6,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from data_prep.errors import MediaError
+from data_prep.errors import MediaError, file_size
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -24,13 +24,14 @@ def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
 
 def read_image(path: Path) -> np.ndarray:
     """RGB uint8 (H, W, 3), turned as its EXIF says. Raises MediaError when it is missing, broken or cut short."""
-    if not path.is_file():
-        raise MediaError(path, "no such file")
+    file_size(path)
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged EXIF alone brings struct.error, TypeError and others
         raise MediaError(path, f"not a readable image ({error})".replace(str(path), path.name)) from error
 
 

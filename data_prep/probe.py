@@ -13,7 +13,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from data_prep.errors import MediaError
+from data_prep.errors import MediaError, file_size
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that a healthy file may end before the duration in its header (audio padding, rounded headers)."""
@@ -40,9 +40,7 @@ class Probe:
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file's video stream for single-threaded decoding, and close it. Raises MediaError when there is none."""
-    if not path.is_file():
-        raise MediaError(path, "not a regular file" if path.exists() else "no such file")
-    if path.stat().st_size == 0:
+    if not file_size(path):
         raise MediaError(path, "the file is empty")
     try:
         container = av.open(str(path), metadata_errors="ignore")
@@ -123,7 +121,10 @@ def _read_packets(
 
 
 def _tail(path: Path, container: InputContainer) -> str:
-    return missing_tail(path) if container.format.name.startswith(("mov,", "avi")) else ""
+    try:
+        return missing_tail(path) if container.format.name.startswith(("mov,", "avi")) else ""
+    except OSError as error:
+        raise MediaError(path, f"cannot be read to its end ({error.strerror})") from error
 
 
 def _truncation(container: InputContainer, ends: list[float]) -> str:

@@ -17,7 +17,7 @@ from data_prep.sources import (
     scenewalk_segments,
     webvid,
 )
-from data_prep.sources.records import Files, csv_rows, each, json_lines, json_list
+from data_prep.sources.records import Files, csv_rows, each, json_lines, json_list, writable
 
 READERS: dict[str, Callable[[Files, Path], Iterator[Clip | Reject]]] = {
     "llava": each(json_list, llava.read_record),
@@ -54,7 +54,7 @@ def read_sources(recipe: Recipe, base: Path) -> Reading:
     records, before = Counter[str](), Counter[str]()
     torn = set[str]()
     for source in recipe.sources:
-        for item in READERS[source.format](source.files(base), base / source.media):
+        for item in map(writable, READERS[source.format](source.files(base), base / source.media)):
             records[source.name] += 1
             if isinstance(item, Reject):
                 reading.rejects.append(item)

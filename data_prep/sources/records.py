@@ -52,6 +52,20 @@ def malformed(record: Any, where: str, reason: str) -> Reject:
     return Reject(first(_ID_KEYS), first(_MEDIA_KEYS), where, f"malformed record: {reason}")
 
 
+def writable(item: Clip | Reject) -> Clip | Reject:
+    r"""The item if UTF-8 can hold its texts; a clip with half a character ("\ud83d" alone) is rejected by its name."""
+    if isinstance(item, Clip):
+        texts = [item.sample_id, item.name, *(t.text for t in item.turns), *(s.caption for s in item.scenes)]
+        if all(text.isascii() or text == _written_out(text) for text in texts):
+            return item
+        item = Reject(item.sample_id, item.name, item.where, "malformed record: a text of it holds half a character")
+    return Reject(*(_written_out(text) for text in (item.sample_id, item.media, item.where, item.reason)))
+
+
+def _written_out(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def json_list(path: Path) -> Records:
     """("line 7, record 1", value), ... of a file that holds one JSON list. Raises UserError when it does not."""
     for i, (line, _, value) in enumerate(_members(path, "[]", "list of records"), 1):
@@ -82,7 +96,7 @@ def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, A
     def value_at(at: int) -> tuple[Any, int]:
         try:
             value, end = decoder.raw_decode(text, at)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error}); this format is one JSON {kind}") from error
         return value, _BLANK.match(text, end).end()  # type: ignore[union-attr]
 
@@ -110,7 +124,7 @@ def json_lines(path: Path) -> Records:
                 continue
             try:
                 yield f"line {i}", json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield f"line {i}", RecordError(f"not JSON ({error})")
 
 
@@ -168,7 +182,7 @@ def need_text(record: Any, key: str) -> str:
 def need_number(record: Any, key: str, below: int) -> int:
     """record[key] as a whole number in 0..below-1, which CSV holds as text. Raises RecordError."""
     text = record[key] if isinstance(record, dict) and isinstance(record.get(key), int) else need(record, key, str)
-    if isinstance(text, bool) or not re.fullmatch("[0-9]+", str(text)) or int(text) >= below:
+    if isinstance(text, bool) or not re.fullmatch("[0-9]{1,18}", str(text)) or int(text) >= below:
         raise RecordError(f"{key} is {text}, not a number from 0 to {below - 1}")
     return int(text)
 
@@ -204,8 +218,12 @@ class VideoFinder:
 
     def _listed(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self._folders:
-            listed = self._folders[folder] = {}
-            for path in folder.iterdir() if folder.is_dir() else ():
-                if VIDEO_SUFFIX.fullmatch(path.suffix):
-                    listed.setdefault(path.stem, []).append(path.name)
+            listed: dict[str, list[str]] = {}
+            try:
+                for path in folder.iterdir() if folder.is_dir() else ():
+                    if VIDEO_SUFFIX.fullmatch(path.suffix):
+                        listed.setdefault(path.stem, []).append(path.name)
+            except OSError as error:
+                raise RecordError(f"its folder {folder} cannot be listed ({error.strerror})") from error
+            self._folders[folder] = listed
         return self._folders[folder]
