@@ -53,7 +53,7 @@ def build_part(
 ) -> int:
     """Build a part; clips in `given_up` (index -> reason) are rejected unseen. Returns the number of rejects.
 
-    `begin(i)` is called before clip i, `beat()` at each frame.
+    `begin(i)` is called before clip i and, with their number, after the last; `beat()` now and then between two.
     """
     tokenizer = load_tokenizer(job.tokenizer)
     rows: list[IndexRow] = []
@@ -73,9 +73,10 @@ def build_part(
                 reason = f"needs more than {job.memory >> 20} MB of memory"
                 rejects.append(Reject(clip.sample_id, clip.name, clip.where, reason))
                 continue
-            first = writer.add(clip.sample_id, built.frames)
+            first = writer.add(clip.sample_id, built.frames, beat)
             rows.append(replace(built.row, file=writer.name if built.frames else "", first_row_group=first))
             silent += built.silent_scenes
+        begin(len(clips))
     payload = file_entry(job.out, writer.name) if any(row.frames for row in rows) else None
     save_fragment(job.out, part, rows, Fragment(payload, rejects, silent))
     return len(rejects)

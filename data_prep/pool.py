@@ -1,9 +1,11 @@
 """Processes that build parts, watched: a decoder that hangs or crashes costs its clip, not the build.
 
 A hang in native code cannot be interrupted from within its process, so a worker that reports nothing for STALL seconds
-is killed, the clip it was at is given up by name, and its part starts again. One that dies between two parts costs no
-clip. Memory is limited in each worker, and a worker makes room for a fresh one now and then, so that what decoders leak
-does not add up.
+is killed, the clip it was at is given up by name, and its part starts again. Where no clip can be to blame (before the
+first of a part, after the last) there is more patience, and a crash costs no clip: the part starts again if its worker
+had finished another, else it is an error. So each new start gives up one clip more or follows a finished part.
+Memory is limited in each worker, and a worker makes room for a fresh one now and then, so that what decoders leak does
+not add up.
 """
 
 import contextlib
@@ -24,6 +26,8 @@ from ma2mba.errors import UserError
 STALL = 300.0
 STARTING = 120.0
 """Seconds that a worker may take to begin its first clip, on a machine that does much else."""
+FINISHING = 1800.0
+"""Seconds that a worker may take after its last clip to write out the part: it syncs and re-reads gigabytes."""
 RECYCLE = 500
 """Clips after which a worker is replaced, once its part is done."""
 BEAT_EVERY = 1.0
@@ -54,6 +58,13 @@ class _Worker:
         with contextlib.suppress(ConnectionError):
             self.pipe.send(task)
 
+    def suspect(self) -> int | None:
+        """The clip that a stall or a crash is put down to now."""
+        assert self.task is not None
+        _, clips, given_up = self.task
+        at_a_clip = self.begun and self.clip < len(clips) and self.clip not in given_up
+        return self.clip if at_a_clip else None
+
     def stop(self) -> None:
         self.pipe.close()
         self.process.kill()
@@ -77,11 +88,8 @@ def build_parts(
             for worker in [worker for worker in pool if worker.task]:
                 if worker.pipe in ready:
                     retry = _hear(worker, advance)
-                elif not worker.begun:
-                    _wait_for_start(worker)
-                    continue
-                elif time.monotonic() - worker.heard > stall:
-                    retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s")
+                elif _stalled(worker, stall):
+                    retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s", advance)
                 else:
                     continue
                 if retry:
@@ -97,11 +105,17 @@ def build_parts(
             worker.stop()
 
 
-def _wait_for_start(worker: _Worker) -> None:
-    if time.monotonic() - worker.heard > STARTING:
+def _stalled(worker: _Worker, stall: float) -> bool:
+    """Whether its clip takes too long. Raises UserError when something else does."""
+    silent = time.monotonic() - worker.heard
+    if worker.suspect() is not None:
+        return silent > stall
+    limit, what = (FINISHING, "write out its part") if worker.begun else (STARTING, "begin")
+    if silent > limit:
         raise UserError(
-            f"a worker did not begin within {STARTING:.0f} s; run the same command again with fewer --workers"
+            f"a worker did not {what} within {limit:.0f} s; run the same command again with fewer --workers"
         )
+    return False
 
 
 def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
@@ -114,9 +128,11 @@ def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
         worker.process.join()
         code = worker.process.exitcode or 0
         if -code in CRASHES:
-            if not worker.begun and worker.clips == len(worker.task[1]):
-                raise RuntimeError(f"a worker crashed ({signal.Signals(-code).name}) before its first clip") from None
-            return _give_up(worker, f"the decoder crashed ({signal.Signals(-code).name})")
+            name = signal.Signals(-code).name
+            if worker.suspect() is None and worker.clips == len(worker.task[1]):
+                when = "after its last clip" if worker.begun else "before its first clip"
+                raise RuntimeError(f"a worker crashed ({name}) {when}") from None
+            return _give_up(worker, f"the decoder crashed ({name})", advance)
         if -code in (signal.SIGKILL, signal.SIGTERM):
             advice = "perhaps for memory; run the same command again with fewer --workers or less --memory"
             raise UserError(f"a worker was killed from outside, {advice}") from None
@@ -136,12 +152,14 @@ def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
     return None
 
 
-def _give_up(worker: _Worker, reason: str) -> Task:
-    """The worker's task without the clip it was at, if it had begun one."""
+def _give_up(worker: _Worker, reason: str, advance: Callable[[int, int], None]) -> Task:
+    """The worker's task, to be done from its beginning without the clip it was at."""
     assert worker.task is not None
     part, clips, given_up = worker.task
+    suspect = worker.suspect()
     worker.stop()
-    return part, clips, given_up | ({worker.clip: reason} if worker.begun else {})
+    advance(-worker.clip, 0)
+    return part, clips, given_up | ({} if suspect is None else {suspect: reason})
 
 
 def _work(pipe: Connection, job: Job) -> None:

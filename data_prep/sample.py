@@ -1,7 +1,7 @@
 """One clip to one sample: watch, resize, write down the conversation as tokens."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def build_sample(
     spool.clear()
     watched = watch(clip, recipe, spool, beat)
     encoded, silent = _encode(clip, watched, tokenizer)
-    size, digest = _identity(clip.media)
+    size, digest = _identity(clip.media, beat)
     row = IndexRow(
         sample_id=clip.sample_id,
         token_ids=np.array(encoded.token_ids, np.int32),
@@ -83,7 +83,7 @@ def build_sample(
         source=clip.name,
         source_bytes=size,
         source_sha256=digest,
-        payload_xxh3=payload_hash(frame.data for frame in watched.frames),
+        payload_xxh3=payload_hash(_each(watched.frames, beat)),
         decoder="pillow" if clip.is_image else recipe.decoder if clip.media else "",
         decoder_version="" if clip.is_image or not clip.media else decoder_version(recipe.decoder),
         recipe_hash=recipe_hash,
@@ -93,12 +93,18 @@ def build_sample(
     return Built(row, watched.frames, silent)
 
 
-def _identity(media: Path | None) -> tuple[int, str]:
+def _each(frames: Sequence[PayloadFrame], beat: Callable[[], None]) -> Iterator[bytes]:
+    for frame in frames:
+        beat()
+        yield frame.data
+
+
+def _identity(media: Path | None, beat: Callable[[], None]) -> tuple[int, str]:
     """A medium's size in bytes and SHA-256. Raises MediaError when it cannot be read to its end."""
     if media is None:
         return 0, ""
     try:
-        return media.stat().st_size, sha256_file(media)
+        return media.stat().st_size, sha256_file(media, beat)
     except OSError as error:
         raise MediaError(media, f"cannot be read to its end ({error.strerror})") from error
 

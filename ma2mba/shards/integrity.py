@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,10 +20,14 @@ class ShardDamaged(UserError):
     """Bytes of a shard folder are not those that were written."""
 
 
-def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+def sha256_file(path: Path | str, beat: Callable[[], None] = lambda: None) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits; `beat` is called at each MiB."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(BLOCK):
+            digest.update(block)
+            beat()
+    return digest.hexdigest()
 
 
 def xxh3_file(path: Path | str) -> str:

@@ -1,7 +1,7 @@
 """Write payload parts and index tables; bytes depend only on the samples."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,8 +74,8 @@ class PartWriter:
     def __enter__(self) -> "PartWriter":
         return self
 
-    def add(self, sample_id: str, frames: Sequence[PayloadFrame]) -> int:
-        """Append a sample's frames in row groups of their own; returns the number of the first.
+    def add(self, sample_id: str, frames: Sequence[PayloadFrame], beat: Callable[[], None] = lambda: None) -> int:
+        """Append a sample's frames in row groups of their own, `beat` called at each; returns the first one's number.
 
         A sample may come in several calls if each but the last brings whole row groups.
         """
@@ -86,6 +86,7 @@ class PartWriter:
             arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
             self._open().write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=self._group)
             self._groups += 1
+            beat()
         self._frames += len(frames)
         return first
 

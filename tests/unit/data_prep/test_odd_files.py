@@ -151,7 +151,7 @@ def test_want_of_memory_is_not_taken_for_damage(place, code, error, files, monke
 def test_a_medium_that_cannot_be_read_to_its_end_is_rejected(tmp_path):
     """/proc/self/mem is a file whose reading fails, as on a bad disk."""
     with pytest.raises(MediaError, match="cannot be read to its end"):
-        sample._identity(Path("/proc/self/mem"))
+        sample._identity(Path("/proc/self/mem"), lambda: None)
 
 
 needs_decord = pytest.mark.skipif(
