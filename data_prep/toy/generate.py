@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import random
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,11 +116,19 @@ def _cycle(values: Iterable, count: int) -> list:
 
 
 def write_media(jobs: list[tuple[Movie, Path]], workers: int) -> None:
-    """Write every movie (series `stills`: one PNG) below its folder with a pool of `workers` processes."""
-    context = multiprocessing.get_context("spawn")
-    with Reporter("writing toy media", len(jobs)) as reporter, context.Pool(min(workers, len(jobs) or 1)) as pool:
-        for _ in pool.imap_unordered(_write_one, jobs, chunksize=2):
-            reporter.advance()
+    """Write every movie (series `stills`: one PNG) below its folder with a pool of `workers` processes.
+
+    Raises UserError when one of them is killed.
+    """
+    pool = ProcessPoolExecutor(min(workers, len(jobs) or 1), multiprocessing.get_context("spawn"))
+    try:
+        with Reporter("writing toy media", len(jobs)) as reporter, pool:
+            for _ in pool.map(_write_one, jobs, chunksize=2):
+                reporter.advance()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that writes toy media was killed, perhaps for memory; remove --out and use fewer --workers"
+        ) from error
 
 
 def _write_one(job: tuple[Movie, Path]) -> None:

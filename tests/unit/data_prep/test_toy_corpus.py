@@ -1,6 +1,8 @@
 """The toy corpus: reproducible, balanced, and every needle is on one or two sampled frames."""
 
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from data_prep.cli import app, parse_seconds
 from data_prep.frames import read_frames
+from data_prep.toy import generate
 from data_prep.toy.generate import plan_series
 from data_prep.toy.movie import FPS, needle_video
 from data_prep.toy.scenes import BACKGROUNDS, COLOURS, NEEDLES
@@ -154,3 +157,14 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
     with pytest.raises(UserError, match="not empty"):
         CliRunner().invoke(app, [*SMALL, "--out", str(tmp_path)], catch_exceptions=False)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def be_killed(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "_write_one", be_killed)
+    movies = plan_series("stills", [(2, 2)] * 3, 0, lambda i: True)
+    with pytest.raises(UserError, match="was killed"):
+        generate.write_media([(movie, tmp_path) for movie in movies], 2)
