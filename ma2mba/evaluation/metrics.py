@@ -7,16 +7,21 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = str.maketrans(string.punctuation, " " * len(string.punctuation))
+PUNCTUATION = re.compile(rf"(?!(?<!\w)-\.?\d)[{re.escape(string.punctuation)}]")
+"""All but the minus before a number."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and double spaces: what counts when answers are compared."""
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+    """Lower case, without punctuation, articles and double spaces: what counts when answers are compared.
+
+    Articles stay where nothing else is left: "(A)" names an option.
+    """
+    words = PUNCTUATION.sub(" ", text.lower().replace("\N{MINUS SIGN}", "-"))
+    return " ".join(ARTICLES.sub(" ", words).split() or words.split())
 
 
 def is_correct(prediction: str, answer: str) -> bool:
-    """Exact match after `normalise`. An answer of articles or punctuation alone is compared as it stands."""
+    """Exact match after `normalise`. An answer of punctuation alone is compared as it stands."""
     if not normalise(answer):
         return prediction.strip().lower() == answer.strip().lower()
     return normalise(prediction) == normalise(answer)
