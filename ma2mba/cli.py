@@ -1,6 +1,7 @@
 """The command line: ask, eval, export, inspect, plan, replay, doctor. What is slow to import waits for its command."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -94,16 +95,27 @@ def evaluate_command(
     from ma2mba.inference.chat import parse_frames
 
     parse_frames(frames)
+    if out_file:
+        _require_writable(out_file)
     with _progress("questions") as tell:
         result = evaluate(model, task, frames, limit=limit, task=only, device=device_name(device), progress=tell)
-    if out_file:
-        with atomic_write(out_file) as file:
-            json.dump(result, file, indent=1)
     if as_json:
         out.print_json(data=result)
     else:
         out.print(f"{model} on {task}, frames: {frames}", markup=False, soft_wrap=True)
         out.print(_accuracy_table(result))
+    if out_file:
+        with atomic_write(out_file) as file:
+            json.dump(result, file, indent=1)
+
+
+def _require_writable(path: Path) -> None:
+    """Raises UserError when a file cannot be written there, now rather than after hours of answers."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file in it")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: nothing can be written in {there}; name another file")
 
 
 @app.command()

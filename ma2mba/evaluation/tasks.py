@@ -3,17 +3,29 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ma2mba.errors import UserError
 
 
+def _said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is blank")
+    if text.encode("utf-8", "ignore").decode() != text:
+        raise ValueError("holds half a character")
+    return text
+
+
+_Text = Annotated[str, AfterValidator(_said)]
+
+
 class _Line(BaseModel):
     id: str
-    video: str = Field(min_length=1)
-    question: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    video: _Text
+    question: _Text
+    answer: _Text
     options: list[str] = []
     task: str = "all"
 
@@ -38,13 +50,19 @@ class Question:
 def read_tasks(path: Path | str, *, task: str | None = None, limit: int | None = None) -> list[Question]:
     """The questions of a task file, of one `task` if given, the first `limit` of them.
 
-    Raises UserError for a missing file, a malformed line or a missing video (with its line), and when nothing is left.
+    Raises UserError for a file that cannot be read, a malformed line or a missing video (with its line), and when
+    nothing is left.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such task file; give a JSONL file of questions")
-    with path.open(encoding="utf-8") as lines:
-        found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable task file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     chosen = [q for q in found if task in (None, q.task)][:limit]
     if not chosen:
         tasks = ", ".join(sorted({q.task for q in found})) or "none"

@@ -174,6 +174,8 @@ def test_inspect_a_run(ma2mba, run_folder):
         (["eval", "--model", "{model}", "--task", "{task}x"], "no such task file"),
         (["eval", "--model", "{model}", "--task", "{task}", "--frames", "two"], "--frames two: give 1fps"),
         (["eval", "--model", "{model}", "--task", "{task}", "--only", "order"], "its tasks are: count"),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{folder}"], "is a folder; name a file in it"),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}/a/b.json"], "name another file"),
         (["inspect", "{picture}"], "no such folder"),
         (["inspect", "{folder}"], "neither a shard folder (manifest.json), nor a run folder"),
         (["export", "{folder}", "--out", "{folder}/new"], "not a run folder"),

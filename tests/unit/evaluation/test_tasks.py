@@ -31,6 +31,9 @@ def test_a_task_that_does_not_exist_is_refused_with_those_that_do(task_file):
         ("[1, 2]", "line 2: line: "),
         ({"question": None}, "line 2: question: Field required"),
         ({"answer": 3}, "line 2: answer: "),
+        ({"question": " "}, "line 2: question: .*is blank"),
+        ({"answer": "\t"}, "line 2: answer: .*is blank"),
+        ({"question": "\ud83d"}, "line 2: question: "),
         ({"options": "one"}, "line 2: options: "),
         ({"answer": "three"}, "line 2: answer 'three' is not among its options"),
         ({"video": "gone.mp4"}, "line 2: video .*gone.mp4 does not exist"),
@@ -50,3 +53,9 @@ def test_a_malformed_line_is_refused_with_its_file_and_number(task_file, change,
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such task file"):
         read_tasks(tmp_path / "none.jsonl")
+
+
+def test_a_file_that_is_not_utf_8_is_refused(task_file):
+    task_file.write_bytes(task_file.read_bytes().replace(b"What count", b"What c\xffunt"))
+    with pytest.raises(UserError, match=r"eval\.jsonl: not UTF-8 text"):
+        read_tasks(task_file)
