@@ -17,6 +17,9 @@ from ma2mba.data.sampler import Position, Sampler, StepPlan
 PRIMED_FRAMES = 32
 """Of a batch that is read late: these are there when it comes, the others are read while it is used."""
 
+STEP_BACK = 10
+"""Niceness of the threads that read ahead; more where the process itself has more, for only root may lower it."""
+
 
 @dataclass(frozen=True)
 class LoadedStep:
@@ -103,4 +106,5 @@ class Loader:
 def _step_back() -> None:
     """What is wanted later yields the processor to training and to the frames that it asks for now."""
     if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(STEP_BACK, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -1,15 +1,18 @@
 """From shards to batches, in the background."""
 
 import itertools
+import os
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
-from ma2mba.data.loader import Loader
+from ma2mba.data.loader import STEP_BACK, Loader, _step_back
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
 from tests.unit.data.toy_shards import write_shards
@@ -132,3 +135,19 @@ def _silent(words, frames):
     from ma2mba.model.conversation import encode_prompt
 
     return encode_prompt(words, "w1", frames)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority of its own")
+@pytest.mark.parametrize("lowest", [0, 15])
+def test_threads_step_back_and_never_forward(lowest):
+    """To lower one's niceness is forbidden to all but root; the first error would break the pool."""
+
+    def step():
+        me = threading.get_native_id()
+        before = max(lowest, os.getpriority(os.PRIO_PROCESS, me))
+        os.setpriority(os.PRIO_PROCESS, me, before)
+        _step_back()
+        return os.getpriority(os.PRIO_PROCESS, me) - max(before, STEP_BACK)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(step).result() == 0
