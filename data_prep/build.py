@@ -60,6 +60,8 @@ def build(
     resolved = resolve(recipe, base, decoder_version(recipe.decoder))
     if check_folder(out, resolved):
         return _finished(out)
+    if merge and not (out / WORK_FOLDER).is_dir() and not check_folder(out, resolved):
+        raise UserError(f"{out}: no part was built here; name the folder that was built with --part")
     reading = read_sources(recipe, base)
     _require_something(reading, recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
@@ -74,6 +76,8 @@ def build(
     if done:
         return done
     missing = sum(load_fragment(out, part) is None for part in range(len(parts)))
+    if check_folder(out, resolved):  # another one finished it meanwhile
+        return _finished(out)
     if merge:
         raise UserError(f"{out}: {missing} of {len(parts)} parts are not built yet; build them with --part, then merge")
     return {"already_built": False, "parts": len(parts), "parts_missing": missing}, []
@@ -91,7 +95,7 @@ def _finish_if_whole(
             if len(fragments) < parts:
                 return None
             report, rejects = finish(job, resolved, reading, fragments, recipe_path)
-            shutil.rmtree(job.out / WORK_FOLDER)
+            shutil.rmtree(job.out / WORK_FOLDER, ignore_errors=True)
             return report | {"already_built": False}, rejects
     except Busy:
         if alone:

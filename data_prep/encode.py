@@ -58,7 +58,7 @@ def encode(
         missing = {part for part in parts if load_fragment(out, part) is None}
         encode_parts(reader, encoder, info, out, missing, batch=batch, threads=threads or os.cpu_count() or 1)
         report = _finish(reader, out, resolved, info, sorted(parts), shards, encoder_source)
-    shutil.rmtree(out / WORK_FOLDER)
+    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return report | {"already_built": False}
 
 

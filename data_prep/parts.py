@@ -101,9 +101,12 @@ def save_fragment(out: Path, part: int, rows: list[IndexRow], fragment: Fragment
 def load_fragment(out: Path, part: int) -> Fragment | None:
     """The fragment of a finished part whose payload has the size that was written; None when it must be built."""
     index, notes = _paths(out, part)
-    if not notes.is_file() or not index.is_file():
+    try:
+        content = json.loads(notes.read_bytes())
+    except FileNotFoundError:
         return None
-    content = json.loads(notes.read_bytes())
+    if not index.is_file():
+        return None
     payload = FileEntry.model_validate(content["payload"]) if content["payload"] else None
     if payload and not ((out / payload.name).is_file() and (out / payload.name).stat().st_size == payload.bytes):
         return None
