@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from data_prep.errors import writing
 from data_prep.limits import MEMORY
 from ma2mba.errors import UserError
 
@@ -50,9 +51,10 @@ def build(
     from data_prep.summary import print_summary
 
     share = Share.parse(part) if part else None
-    report, rejects = run_build(
-        recipe, out, workers, memory=memory << 20, executor=executor.value, share=share, merge=merge
-    )
+    with writing(out):
+        report, rejects = run_build(
+            recipe, out, workers, memory=memory << 20, executor=executor.value, share=share, merge=merge
+        )
     if as_json:
         print(json.dumps(report))
     elif "parts_missing" in report:
@@ -92,7 +94,8 @@ def encode(
     from data_prep.encode import encode as run_encode
     from data_prep.summary import print_summary
 
-    report = run_encode(shards, encoder, out, batch=batch, device=device, threads=workers)
+    with writing(out):
+        report = run_encode(shards, encoder, out, batch=batch, device=device, threads=workers)
     print(json.dumps(report)) if as_json else print_summary(out, report, [])
 
 
@@ -112,7 +115,9 @@ def toy(
     from data_prep.toy.generate import Amounts, generate
 
     amounts = Amounts.derived(videos, short, stills, clips, held_out)
-    written = generate(out, amounts, parse_seconds(seconds), seed, workers)
+    length = parse_seconds(seconds)
+    with writing(out):
+        written = generate(out, amounts, length, seed, workers)
     Console().print(f"{out}: " + ", ".join(f"{count} {name}" for name, count in written.items()))
 
 
@@ -127,7 +132,9 @@ def toy_eval(
     """Render needle videos of any length and their eval.jsonl."""
     from data_prep.toy.generate import generate_eval
 
-    count = generate_eval(out, videos, parse_seconds(seconds), seed, workers)
+    length = parse_seconds(seconds)
+    with writing(out):
+        count = generate_eval(out, videos, length, seed, workers)
     Console().print(f"{out}: {count} needle videos, questions in {out / 'eval.jsonl'}")
 
 

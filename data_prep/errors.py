@@ -1,6 +1,8 @@
-"""What can be wrong with a video or an image."""
+"""What can be wrong with a video, an image, an annotation file or the folder that is written."""
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ma2mba.errors import UserError
@@ -28,3 +30,23 @@ def file_size(path: Path) -> int:
     if not stat.S_ISREG(facts.st_mode):
         raise MediaError(path, "not a regular file")
     return facts.st_size
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to read a file into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or name another") from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn the system's refusal to write, a full disk for one, into a UserError that names folder and cause."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error}); make room or name another --out, then run the command again"
+        ) from error

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from data_prep.errors import reading
 from ma2mba.errors import UserError
 from ma2mba.shards.format import FORMAT_VERSION
 from ma2mba.shards.integrity import sha256_file
@@ -122,9 +123,14 @@ def resolve(recipe: Recipe, base: Path, decoder_version: str) -> dict[str, Any]:
     content: dict[str, Any] = recipe.model_dump(mode="json")
     for source, named in zip(recipe.sources, content["sources"], strict=True):
         files = source.files(base)
-        named |= {"annotations": [name for name, _ in files], "annotations_sha256": [sha256_file(p) for _, p in files]}
-    content["tokenizer_sha256"] = sha256_file(base / recipe.tokenizer)
+        named |= {"annotations": [name for name, _ in files], "annotations_sha256": [_hash(path) for _, path in files]}
+    content["tokenizer_sha256"] = _hash(base / recipe.tokenizer)
     return content | {"format_version": FORMAT_VERSION, "decoder_version": decoder_version}
+
+
+def _hash(path: Path) -> str:
+    with reading(path):
+        return sha256_file(path)
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

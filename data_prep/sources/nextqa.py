@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, RecordError, Reject
+from data_prep.errors import reading
 from data_prep.sources.records import Files, VideoFinder, attempt, csv_rows, need_number, need_text
 from data_prep.sources.wording import multiple_choice, open_question
 from ma2mba.errors import UserError
@@ -51,7 +52,9 @@ def _video_paths(files: list[Path]) -> dict[str, str]:
     paths: dict[str, str] = {}
     for file in files:
         try:
-            paths |= {str(key): str(value) for key, value in json.loads(file.read_bytes()).items()}
+            with reading(file):
+                content = file.read_bytes()
+            paths |= {str(key): str(value) for key, value in json.loads(content).items()}
         except (ValueError, AttributeError) as error:
             raise UserError(f"{file}: not a JSON object of video: path ({error}); name map_vid_vidorID.json") from error
     return paths

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, RecordError, Reject
+from data_prep.errors import reading
 from ma2mba.errors import UserError
 
 Files = list[tuple[str, Path]]
@@ -81,7 +82,8 @@ def json_object(path: Path) -> Iterator[tuple[str, str, Any]]:
 def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, Any]]:
     """(line, key or "", value) of each member, one at a time."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with reading(path):
+            text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error}); this format is one JSON {kind}") from error
     decoder, keyed = json.JSONDecoder(), brackets == "{}"
@@ -118,7 +120,7 @@ def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, A
 
 def json_lines(path: Path) -> Records:
     """("line 1", value), ... of a file with a JSON value a line; a RecordError stands for a line that is no JSON."""
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         for i, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -132,9 +134,12 @@ def csv_rows(*columns: str) -> Callable[[Path], Records]:
     """A reader of CSV files with these columns: ("line 2", {column: text}), ...; more columns are allowed."""
 
     def read(path: Path) -> Records:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with reading(path), open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file, strict=True)
-            header = next(rows, [])
+            try:
+                header = next(rows, [])
+            except csv.Error as error:
+                raise UserError(f"{path}: its first line is not CSV ({error}); it names the columns") from error
             if missing := [name for name in columns if name not in header]:
                 raise UserError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
             while True:

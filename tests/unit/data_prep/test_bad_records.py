@@ -30,14 +30,19 @@ def record(name: str, **changes) -> dict:
     return {"id": name, "image": name, "conversations": talk} | changes
 
 
-def picture_build(folder: Path, records: list[dict]):
-    """A build of these records: (report, rejects)."""
+def write_recipe(folder: Path, records: list[dict]) -> Path:
+    """A recipe of these records, their pictures beside it."""
     save_tokenizer(folder / "tokenizer.json")
     (folder / "r.json").write_text(json.dumps(records))
     source = {"format": "llava", "annotations": "r.json", "media": "."}
     content = {"stage": "stage1", "tokenizer": "tokenizer.json", "image_size": 32, "sources": [source]}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
-    return build(folder / "recipe.yaml", folder / "shards", workers=1)
+    return folder / "recipe.yaml"
+
+
+def picture_build(folder: Path, records: list[dict]):
+    """A build of these records: (report, rejects)."""
+    return build(write_recipe(folder, records), folder / "shards", workers=1)
 
 
 def test_each_bad_record_is_rejected_and_the_good_ones_are_built(tmp_path):
