@@ -25,7 +25,7 @@ from ma2mba.shards.format import (
     TOKENIZER_FILE,
 )
 from ma2mba.shards.integrity import atomic_path, atomic_write
-from ma2mba.shards.manifest import FeatureInfo, Manifest, file_entry, hash_json, write_manifest
+from ma2mba.shards.manifest import FeatureInfo, Manifest, checksum, file_entry, hash_json, write_manifest
 from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import part_name, write_index
 
@@ -50,6 +50,7 @@ def encode(
     encoder = load_vision(encoder_source)
     info = check_encoder(reader, encoder, encoder_source)
     resolved = reader.manifest.recipe | {"features": info.model_dump(), "batch": batch, "device": device}
+    resolved["shards"] = checksum(reader.manifest)
     if check_folder(out, resolved):
         return json.loads((out / REPORT_FILE).read_bytes()) | {"already_built": True}
     encoder = encoder.to(device=device, dtype=torch.bfloat16).eval().requires_grad_(False)
@@ -75,7 +76,8 @@ def encode_again(
     recipe = manifest.recipe
     if info != manifest.features:
         raise UserError(f"{encoder_source}: no longer the encoder that the features were made by")
-    if any(recipe.get(key) != value for key, value in reader.manifest.recipe.items()):
+    was = reader.manifest.recipe | {"shards": checksum(reader.manifest)}
+    if any(recipe.get(key, value if key == "shards" else None) != value for key, value in was.items()):
         raise UserError(f"{shards}: no longer the pictures that the features were made of")
     encoder = encoder.to(device=recipe["device"], dtype=torch.bfloat16).eval().requires_grad_(False)
     parts = split_parts(reader.rows)

@@ -83,11 +83,15 @@ def file_entry(folder: Path, name: str) -> FileEntry:
     return FileEntry(name=name, bytes=path.stat().st_size, xxh3=xxh3_file(path))
 
 
+def checksum(manifest: Manifest) -> str:
+    """XXH3-128 of a manifest's content: equal for folders with the same bytes in all their files."""
+    return hash_json(manifest.model_dump(mode="json"))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json with a checksum of its own content, whole or not at all."""
-    content = manifest.model_dump(mode="json")
+    """Write manifest.json with its checksum, whole or not at all."""
     with atomic_write(folder / MANIFEST_FILE) as file:
-        json.dump(content | {"checksum": hash_json(content)}, file, indent=1)
+        json.dump(manifest.model_dump(mode="json") | {"checksum": checksum(manifest)}, file, indent=1)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -98,14 +102,14 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         version = content["format_version"]
-        checksum = content.pop("checksum")
+        said = content.pop("checksum")
     except (ValueError, KeyError, TypeError) as error:
         raise ShardDamaged(f"{path}: damaged ({type(error).__name__}: {error}); build the shards again") from error
     if version != FORMAT_VERSION:
         raise UserError(
             f"{path}: format version {version}, this program reads {FORMAT_VERSION}; build the shards again"
         )
-    if checksum != hash_json(content):
+    if said != hash_json(content):
         raise ShardDamaged(f"{path}: its content does not match its checksum; build the shards again")
     try:
         return Manifest.model_validate(content)

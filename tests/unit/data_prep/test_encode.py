@@ -1,17 +1,22 @@
 """Features of a frozen encoder: those that the model itself would compute, in a folder that training takes."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from test_build_shards import contents
 
 from data_prep import features
-from data_prep.encode import encode
+from data_prep.audit import audit
+from data_prep.encode import encode, encode_again
 from data_prep.features import plan_batches, split_parts
 from ma2mba.data.dataset import Dataset
 from ma2mba.errors import UserError
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.vision import fingerprint
+from ma2mba.shards.manifest import hash_json, read_manifest, write_manifest
 from ma2mba.shards.reader import ShardReader, verify
 from tests.unit.data.toy_shards import join_parts, write_shards
 
@@ -103,3 +108,30 @@ def test_what_cannot_be_encoded_is_refused(pictures, encoded, model_folder, tmp_
     with pytest.raises(UserError, match="was built by another recipe"):
         encode(pictures, str(model_folder), encoded, batch=4)
     assert not (tmp_path / "x").exists()
+
+
+def test_pictures_built_again_with_other_bytes_are_other_pictures(model_folder, tmp_path):
+    """The recipe is the same, and so is the encoder."""
+    out = tmp_path / "features"
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "s", ignore_errors=True)
+        write_shards(tmp_path / "s", [(1, 2)], image_size=56, seed=seed)
+        if seed:
+            with pytest.raises(UserError, match="shards: "):
+                encode(tmp_path / "s", str(model_folder), out, batch=8)
+            manifest = read_manifest(out)
+            with pytest.raises(UserError, match="no longer the pictures"):
+                encode_again(tmp_path / "s", str(model_folder), tmp_path / "again", manifest, None, 1)
+        else:
+            encode(tmp_path / "s", str(model_folder), out, batch=8)
+
+
+def test_features_of_earlier_versions_are_read_and_repaired(pictures, encoded, model_folder, tmp_path):
+    """They do not say which pictures they were made of."""
+    old = Path(shutil.copytree(encoded, tmp_path / "old"))
+    manifest = read_manifest(old)
+    recipe = {key: value for key, value in manifest.recipe.items() if key != "shards"}
+    write_manifest(old, manifest.model_copy(update={"recipe": recipe, "recipe_hash": hash_json(recipe)}))
+    assert len(Dataset([old], 56, 4)[0].frames) == 3
+    (old / "payload/part-00003.parquet").unlink()
+    assert audit(old, repair=True).sound
