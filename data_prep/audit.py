@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from data_prep.build import finish, split
 from data_prep.decode import decoder_version
 from data_prep.findings import Findings
+from data_prep.limits import MEMORY
 from data_prep.parts import Job, load_fragment
 from data_prep.pool import STALL
 from data_prep.recipe import differences, load_recipe, resolve
@@ -64,17 +66,17 @@ def _repair(folder: Path, manifest: Manifest, found: Findings, source: Path | No
                 found.repaired.append(name)
             else:
                 found.unrepaired[name] = "its sources give other bytes now: media, libraries or the device have changed"
-    except UserError as error:
+    except (UserError, OSError) as error:
         found.unrepaired |= {name: str(error) for name in files if name not in found.repaired}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _origin(folder: Path, manifest: Manifest, source: Path | None) -> dict[str, str]:
+def _origin(folder: Path, manifest: Manifest, source: Path | None) -> dict[str, Any]:
     key = "recipe" if manifest.kind == "jpeg" else "shards"
     try:
-        origin: dict[str, str] = json.loads((folder / ORIGIN_FILE).read_bytes())
-    except (OSError, ValueError):
+        origin: dict[str, Any] = dict(json.loads((folder / ORIGIN_FILE).read_bytes()))
+    except (OSError, ValueError, TypeError):
         origin = {}
     if source:
         origin[key] = str(source)
@@ -85,14 +87,15 @@ def _origin(folder: Path, manifest: Manifest, source: Path | None) -> dict[str, 
     return origin
 
 
-def _pictures_again(work: Path, manifest: Manifest, origin: dict[str, str], files: set[str], workers: int) -> None:
+def _pictures_again(work: Path, manifest: Manifest, origin: dict[str, Any], files: set[str], workers: int) -> None:
     recipe_path = Path(origin["recipe"])
     recipe, base = load_recipe(recipe_path), recipe_path.parent
     resolved = resolve(recipe, base, decoder_version(recipe.decoder))
     if changes := differences(manifest.recipe, resolved):
         raise UserError(f"{recipe_path}: no longer what the shards were built by ({'; '.join(changes)})")
     reading = read_sources(recipe, base)
-    job = Job(work, recipe, hash_json(resolved), (base / recipe.tokenizer).resolve())
+    tokenizer, memory = (base / recipe.tokenizer).resolve(), int(origin.get("memory", MEMORY))
+    job = Job(work, recipe, hash_json(resolved), tokenizer, memory)
     parts = split(reading.clips, recipe.clips_per_part)
     wanted = [part for part in range(len(parts)) if files & NEED_ALL or part_name(part) in files]
     with claim(work, resolved):
@@ -103,7 +106,7 @@ def _pictures_again(work: Path, manifest: Manifest, origin: dict[str, str], file
     _copy_tokenizer(job.tokenizer, work, manifest)
 
 
-def _features_again(work: Path, manifest: Manifest, origin: dict[str, str], files: set[str], workers: int) -> None:
+def _features_again(work: Path, manifest: Manifest, origin: dict[str, Any], files: set[str], workers: int) -> None:
     import torch
 
     from data_prep.encode import encode_again

@@ -137,7 +137,7 @@ def finish(
     with atomic_path(out / LENGTHS_PICTURE) as temporary:
         draw_histogram("Length of samples", report["tokens_per_sample"], temporary)
     with atomic_write(out / ORIGIN_FILE) as file:
-        json.dump({"recipe": str(recipe_path.resolve())}, file)
+        json.dump({"recipe": str(recipe_path.resolve()), "memory": job.memory}, file)
     with atomic_path(out / TOKENIZER_FILE) as temporary:
         shutil.copyfile(job.tokenizer, temporary)
     write_manifest(out, _manifest(job, resolved, rows, fragments))

@@ -97,10 +97,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path | str) -> Manifest:
     """Read and check manifest.json. Raises UserError when missing or of another version, ShardDamaged when altered."""
     path = Path(folder) / MANIFEST_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: not found; name a folder written by `python -m data_prep build` that ran to its end")
     try:
-        content = json.loads(path.read_bytes())
+        text = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        remedy = "name a folder written by `python -m data_prep build` that ran to its end"
+        raise UserError(f"{path}: not found; {remedy}") from error
+    except OSError as error:
+        raise ShardDamaged(f"{path}: cannot be read ({error.strerror}); make it readable") from error
+    try:
+        content = json.loads(text)
         version = content["format_version"]
         said = content.pop("checksum")
     except (ValueError, KeyError, TypeError) as error:

@@ -103,12 +103,15 @@ class ShardReader:
 def check_file(folder: Path, entry: FileEntry, *, content: bool) -> None:
     """Raises ShardDamaged unless the file has the manifest's size and, if `content`, its hash."""
     path = folder / entry.name
-    if not path.is_file():
-        raise ShardDamaged(f"{path}: named by the manifest but missing; {_REMEDY}")
-    if path.stat().st_size != entry.bytes:
-        raise ShardDamaged(f"{path}: {path.stat().st_size} bytes, the manifest says {entry.bytes}; {_REMEDY}")
-    if content and xxh3_file(path) != entry.xxh3:
-        raise ShardDamaged(f"{path}: its content does not match the manifest's checksum; {_REMEDY}")
+    try:
+        if not path.is_file():
+            raise ShardDamaged(f"{path}: named by the manifest but missing; {_REMEDY}")
+        if (size := path.stat().st_size) != entry.bytes:
+            raise ShardDamaged(f"{path}: {size} bytes, the manifest says {entry.bytes}; {_REMEDY}")
+        if content and xxh3_file(path) != entry.xxh3:
+            raise ShardDamaged(f"{path}: its content does not match the manifest's checksum; {_REMEDY}")
+    except OSError as error:
+        raise ShardDamaged(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,11 @@ from test_build_shards import ROOT, contents, material, recipe  # noqa: F401 (ma
 from data_prep.audit import audit
 from data_prep.build import build
 from data_prep.encode import encode
+from data_prep.limits import MEMORY
 from ma2mba.errors import UserError
-from ma2mba.shards.reader import ShardReader
+from ma2mba.shards.integrity import ShardDamaged
+from ma2mba.shards.manifest import FileEntry
+from ma2mba.shards.reader import ShardReader, check_file
 from tests.unit.data.toy_shards import join_parts, write_shards
 
 
@@ -141,3 +144,30 @@ def test_the_command(folder):
     assert (said.returncode, "everything is as it was written" in said.stdout) == (0, True)
     (folder / "manifest.json").unlink()
     assert command().returncode == 2
+
+
+@pytest.mark.parametrize(("kept", "used"), [({"memory": 3 << 30}, 3 << 30), ({}, MEMORY)])
+def test_a_repair_has_the_memory_of_the_build(kept, used, folder, monkeypatch):
+    """An origin.json of earlier versions does not say how much that was."""
+    file, given = flip_in_frame(folder, "5.mp4", 3), []
+    origin = json.loads((folder / "origin.json").read_text())
+    assert origin.pop("memory") == MEMORY
+    (folder / "origin.json").write_text(json.dumps(origin | kept))
+
+    def stop(job, *_):
+        given.append(job.memory)
+        raise OSError("stopped here")
+
+    monkeypatch.setattr("data_prep.audit.build_missing", stop)
+    assert audit(folder, repair=True).unrepaired == {file: "stopped here"}
+    assert given == [used]
+
+
+def test_a_file_that_cannot_be_read_is_damage(folder):
+    """/proc/self/mem is a file whose reading fails, as on a bad disk."""
+    with pytest.raises(ShardDamaged, match=r"mem: cannot be read \(Input/output error\)"):
+        check_file(Path("/proc/self"), FileEntry(name="mem", bytes=0, xxh3=""), content=True)
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").symlink_to("/proc/self/mem")
+    (damage,) = audit(folder).damage
+    assert "cannot be read" in damage.what
