@@ -23,11 +23,16 @@ def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3), turned as its EXIF says. Raises MediaError when it is missing, broken or cut short."""
+    """RGB uint8 (H, W, 3), turned as its EXIF says; of 16 bits the upper 8.
+
+    Raises MediaError when it is missing, broken or cut short.
+    """
     file_size(path)
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
+            if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would cut off what is over 255
+                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
             return np.asarray(upright.convert("RGB"))
     except MemoryError:
         raise

@@ -50,9 +50,12 @@ class Source(BaseModel):
         return {"name": given.get("format"), **given} if isinstance(given, dict) else given
 
     def files(self, base: Path) -> list[tuple[str, Path]]:
-        """(name, path) of every annotation file; a pattern that fits none gives nothing."""
-        names = [found for name in self.annotations for found in _expand(name, base)]
-        return [(name, base / name) for name in names]
+        """(name, path) of every annotation file, once; a pattern that fits none gives nothing."""
+        paths: dict[Path, str] = {}
+        for given in self.annotations:
+            for name in _expand(given, base):
+                paths.setdefault(base / name, name)
+        return [(name, path) for path, name in paths.items()]
 
 
 def _expand(name: str, base: Path) -> list[str]:

@@ -46,3 +46,12 @@ def test_broken_images_are_named(data, tmp_path):
     path.write_bytes(data)
     with pytest.raises(MediaError, match=r"a\.png: not a readable image"):
         read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_grey_of_16_bits_keeps_its_upper_8(suffix, tmp_path):
+    """Pillow's own conversion makes all that is brighter than 1/257 of white white."""
+    grey = (np.arange(64).reshape(8, 8) * 1040).astype(np.uint16)
+    for dtype in (np.uint16, np.int32) if suffix == "tiff" else (np.uint16,):
+        Image.fromarray(grey.astype(dtype)).save(tmp_path / f"a.{suffix}")
+        assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), (grey >> 8)[..., None].repeat(3, -1))

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import data_prep
-from data_prep.recipe import Format, Recipe, load_recipe, resolve
+from data_prep.recipe import Format, Recipe, Source, load_recipe, resolve
 from data_prep.sources import READERS
 from ma2mba.errors import UserError
 
@@ -86,3 +86,10 @@ def test_a_pattern_is_all_files_that_fit(tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe(source(annotations="x*.json")).model_dump()))
     with pytest.raises(UserError, match=r"x\*\.json fits no file"):
         load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_file_that_two_patterns_fit_is_read_once(tmp_path):
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).touch()
+    source = Source(format="llava", name="x", annotations=["b.json", "*.json", "./a.json"], media=".")
+    assert source.files(tmp_path) == [("b.json", tmp_path / "b.json"), ("a.json", tmp_path / "a.json")]
