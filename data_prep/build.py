@@ -73,14 +73,17 @@ def build(
             mine = (share or Share(0, 1)).of_parts(len(parts))
             build_missing(job, parts, mine, workers, stall, executor)
     done = _finish_if_whole(job, resolved, reading, len(parts), recipe_path, alone=share is None)
-    if done:
-        return done
-    missing = sum(load_fragment(out, part) is None for part in range(len(parts)))
-    if check_folder(out, resolved):  # another one finished it meanwhile
+    return done or _unfinished(out, resolved, len(parts), merge)
+
+
+def _unfinished(out: Path, resolved: dict[str, Any], parts: int, merge: bool) -> tuple[dict[str, Any], list[Reject]]:
+    """What is missing, unless another process has finished it meanwhile. Raises UserError when all was to be there."""
+    missing = sum(load_fragment(out, part) is None for part in range(parts))
+    if check_folder(out, resolved):
         return _finished(out)
     if merge:
-        raise UserError(f"{out}: {missing} of {len(parts)} parts are not built yet; build them with --part, then merge")
-    return {"already_built": False, "parts": len(parts), "parts_missing": missing}, []
+        raise UserError(f"{out}: {missing} of {parts} parts are not built yet; build them with --part, then merge")
+    return {"already_built": False, "parts": parts, "parts_missing": missing}, []
 
 
 def _finish_if_whole(
