@@ -26,7 +26,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launch.demo import RECIPES, TINY, Journal, free_port, training_steps
+from launch.demo import RECIPES, TINY, Journal, training_steps
+from launch.ports import free_port
 from launch.run import ranks_of
 from ma2mba.training.checkpoint import CHECKPOINTS, OPTIMIZER, STATE_HASH, is_whole, latest
 

@@ -10,7 +10,6 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from launch.ports import free_port
 from ma2mba.evaluation.report import build_report, write_report
 from ma2mba.shards.integrity import atomic_write
 
@@ -183,12 +183,6 @@ def execute(step: Step) -> int:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
     return subprocess.run([*tools[command[0]], *command[1:]], env=environment, cwd=ROOT, check=False).returncode
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def remove(path: Path) -> None:
