@@ -2,11 +2,16 @@
 
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
+from launch.ports import free_port
 from tests.tiny import TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,17 +49,49 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
-def launch(folder: Path, ranks: int, *overrides: str, script: Path = TRAINER) -> subprocess.CompletedProcess[str]:
-    """Run to the end in `folder`; stdout holds both streams."""
-    return subprocess.run(
-        command(ranks, *overrides, script=script),
+@contextmanager
+def running(arguments: list[str], folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in `folder`, both streams in one pipe; at the end nothing is left of it and what it started."""
+    process = subprocess.Popen(
+        arguments,
         cwd=folder,
-        env=environment(),
+        env=environment() | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=TIMEOUT_SECONDS,
+        start_new_session=True,
     )
+    try:
+        yield process
+    finally:
+        kill_all(process)
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """The session that it leads, and what it has started in other sessions."""
+    below = []
+    with suppress(psutil.NoSuchProcess):
+        below = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for other in below:
+        with suppress(psutil.NoSuchProcess):
+            other.kill()
+    process.wait()
+
+
+def finished(
+    arguments: list[str], folder: Path, timeout: float = TIMEOUT_SECONDS, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end in `folder`; stdout holds both streams."""
+    with running(arguments, folder, **variables) as process:
+        said, _ = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(arguments, process.returncode, said)
+
+
+def launch(folder: Path, ranks: int, *overrides: str, script: Path = TRAINER) -> subprocess.CompletedProcess[str]:
+    """Train to the end in `folder`; stdout holds both streams."""
+    return finished(command(ranks, *overrides, script=script), folder)
 
 
 def train(folder: Path, ranks: int, *overrides: str) -> str:
@@ -74,9 +111,3 @@ def curve(run: Path, key: str = "loss") -> list[float]:
 def lines(run: Path, key: str) -> list[float]:
     """The numbers of metrics.jsonl, which begins later in a run that goes on from another's checkpoint."""
     return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -6,16 +6,18 @@ Needs root and Debian's iproute2.
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 
-from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, environment, train
+from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, running, train
+
+pytestmark = pytest.mark.timeout(1800)
 
 
 @dataclass(frozen=True)
@@ -66,28 +68,20 @@ def join(first: Node, second: Node) -> None:
 def launch(nodes: list[Node], folder: Path, *overrides: str) -> list[tuple[int, str]]:
     """Start the launcher on every node, as a user without ssh does; exit code and words of each."""
     (folder / "hosts").write_text("".join(f"{node.address} slots=1\n" for node in nodes))
-    running = [start(node, rank, nodes[0].address, folder, *overrides) for rank, node in enumerate(nodes)]
-    try:
-        said = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in running]
-    finally:
-        for process in running:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return [(process.returncode, words) for process, words in zip(running, said, strict=True)]
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(start(node, rank, nodes[0].address, folder, *overrides))
+            for rank, node in enumerate(nodes)
+        ]
+        said = [process.communicate(timeout=TIMEOUT_SECONDS)[0] for process in started]
+    return [(process.returncode, words) for process, words in zip(started, said, strict=True)]
 
 
-def start(node: Node, rank: int, master: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(node: Node, rank: int, master: str, folder: Path, *overrides: str) -> AbstractContextManager[Popen[str]]:
     script = [str(ROOT / "launch" / "multi_node.sh"), "hosts", "recipe.yaml", *overrides]
     variables = {"NODE_RANK": str(rank), "MASTER_ADDR": master, "INTERFACE": node.interface}
-    return subprocess.Popen(
-        ["ip", "netns", "exec", node.space, *script],
-        cwd=folder,
-        env=environment() | variables | {"DEEPSPEED": str(Path(sys.executable).with_name("deepspeed"))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    variables["DEEPSPEED"] = str(Path(sys.executable).with_name("deepspeed"))
+    return running(["ip", "netns", "exec", node.space, *script], folder, **variables)
 
 
 @pytest.mark.slow

@@ -5,14 +5,13 @@ Every rank sees other modalities and lengths: text alone, pictures, videos of up
 
 import json
 import re
-import subprocess
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.dist.launching import RECIPE, ROOT, TIMEOUT_SECONDS, command, environment, lines
+from tests.dist.launching import RECIPE, ROOT, TIMEOUT_SECONDS, command, finished, lines
 from tests.unit.data.toy_shards import write_shards
 
 SAMPLES = [(12, 3), (3, 4), (0, 5), (7, 2), (1, 9), (0, 30), (2, 3), (5, 5), (1, 1), (9, 3), (1, 4)]
@@ -34,7 +33,7 @@ ZERO = {
 NO_GRADIENT = "k_proj.bias"
 """Softmax does not depend on a key's bias: its gradient is rounding alone, which AdamW blows up to whole steps."""
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -90,16 +89,8 @@ def signalled(runs):
 
 def launch(folder, ranks, runs, script="many_runs.py", signals=()):
     (folder / "runs.json").write_text(json.dumps(runs))
-    script = ROOT / "tests" / "dist" / script
-    done = subprocess.run(
-        command(ranks, "runs.json", script=script),
-        cwd=folder,
-        env=environment() | {"MA2MBA_TEST_SIGNAL": ",".join(signals)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=2 * TIMEOUT_SECONDS,
-    )
+    arguments = command(ranks, "runs.json", script=ROOT / "tests" / "dist" / script)
+    done = finished(arguments, folder, 2 * TIMEOUT_SECONDS, MA2MBA_TEST_SIGNAL=",".join(signals))
     assert done.returncode == 0, done.stdout
     return " ".join(done.stdout.split())
 
