@@ -1,12 +1,10 @@
 """Builds from real files: the same bytes however they were made, nothing silent about what could not be used."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +15,7 @@ import simplejpeg
 import yaml
 from numbered_video import expected, write
 from PIL import Image
+from stopped_worker import in_the_background, stop_within_a_clip
 
 from data_prep import pool
 from data_prep.build import build
@@ -235,37 +234,22 @@ def test_another_recipe_in_the_same_folder_is_refused(built, material):
         build(recipe(material, "other.yaml", image_size=48), built[0], workers=1)
 
 
-def stop_within_a_clip(done: Path) -> int:
-    """Stop the one worker while it has a video open, once the file `done` is there; returns its process id."""
-    while not done.exists():
-        time.sleep(0.005)
-    pid = multiprocessing.active_children()[0].pid
-    while True:
-        os.kill(pid, signal.SIGSTOP)
-        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
-            time.sleep(0.001)
-        if any(os.readlink(link).endswith(".mp4") for link in Path(f"/proc/{pid}/fd").iterdir()):
-            return pid
-        os.kill(pid, signal.SIGCONT)
-        time.sleep(0.001)
-
-
 @pytest.mark.parametrize(
-    ("number", "reason"), [(signal.SIGSTOP, "no progress for 1 s"), (signal.SIGSEGV, "crashed (SIGSEGV)")]
+    ("number", "stall", "reason"),
+    [(signal.SIGSTOP, 5.0, "no progress for 5 s"), (signal.SIGSEGV, pool.STALL, "crashed (SIGSEGV)")],
 )
-def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, reason, built, material, tmp_path):
+def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, stall, reason, built, material, tmp_path):
     """A worker is stopped, or crashed, in mid-build, as native code does it."""
 
     def strike():
-        pid = stop_within_a_clip(tmp_path / "s/.build/part-00000.json")
+        pid = stop_within_a_clip(".mp4", (tmp_path / "s/.build/part-00000.json").exists)
         if number != signal.SIGSTOP:
             os.kill(pid, number)
             os.kill(pid, signal.SIGCONT)
 
-    thread = threading.Thread(target=strike)
-    thread.start()
-    report, rejects = build(recipe(material), tmp_path / "s", workers=1, stall=1.0)
-    thread.join()
+    thread = in_the_background(strike)
+    report, rejects = build(recipe(material), tmp_path / "s", workers=1, stall=stall)
+    thread.join(30)
     lost = [reject for reject in rejects if reason in reject.reason]
     assert len(lost) == 1
     assert report["samples"] + report["rejected"] == built[1]["samples"] + built[1]["rejected"]

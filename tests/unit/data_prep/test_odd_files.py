@@ -3,12 +3,7 @@
 import errno
 import importlib.util
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
-import time
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +13,7 @@ import pytest
 import yaml
 from numbered_video import number_in, write
 from odd_files import ODD, right_numbers, table, upright
+from stopped_worker import in_the_background, stop_within_a_clip
 
 from data_prep import decode, pool, probe, sample
 from data_prep.build import build
@@ -212,28 +208,11 @@ def test_the_file_whose_decoder_hangs_is_the_one_that_is_rejected(tmp_path):
     for name, frames in (("a.mp4", 50), ("hangs.mp4", 900), ("b.mp4", 50)):
         write(tmp_path / name, range(frames), Fraction(1, 25))
 
-    def stop_the_reader():
-        while not (found := [pid for pid in children() if opens(pid, "hangs.mp4")]):
-            time.sleep(0.001)
-        os.kill(found[0], signal.SIGSTOP)
-
-    thread = threading.Thread(target=stop_the_reader)
-    thread.start()
-    _, rejects = small_build(tmp_path, tmp_path, ["a.mp4", "hangs.mp4", "b.mp4"], {"fps": 25.0}, stall=4.0)
-    thread.join()
-    assert [(r.media, r.reason) for r in rejects] == [("hangs.mp4", "the decoder made no progress for 4 s")]
+    thread = in_the_background(lambda: stop_within_a_clip("hangs.mp4"))
+    _, rejects = small_build(tmp_path, tmp_path, ["a.mp4", "hangs.mp4", "b.mp4"], {"fps": 25.0}, stall=5.0)
+    thread.join(30)
+    assert [(r.media, r.reason) for r in rejects] == [("hangs.mp4", "the decoder made no progress for 5 s")]
     assert [row.source for row in ShardReader(tmp_path / "shards").rows] == ["a.mp4", "b.mp4"]
-
-
-def children() -> list[int]:
-    return [process.pid for process in multiprocessing.active_children()]
-
-
-def opens(pid: int, name: str) -> bool:
-    try:
-        return any(os.readlink(link).endswith(name) for link in Path(f"/proc/{pid}/fd").iterdir())
-    except OSError:
-        return False
 
 
 def test_without_decord_the_recipe_says_how_to_get_it(tmp_path, monkeypatch):
