@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,27 @@ from ma2mba.model.pretrained import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("stage1", "stage1_5", "stage2")
+TIMEOUT_SECONDS = 1100
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def demo(out: Path, *options: str) -> subprocess.CompletedProcess:
+def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "launch/demo.py"), "--tiny", "--out", str(out), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False, timeout=500)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    try:
+        stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the ranks too
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +46,6 @@ def out(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_the_report_is_whole(out):
     report = json.loads((out / "report.json").read_text())
     assert set(report["accuracy_by_frames"]) == {"8", "1fps"}
@@ -45,7 +61,6 @@ def test_the_report_is_whole(out):
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_each_stage_goes_on_from_the_one_before_and_the_model_loads(out):
     assert json.loads((out / "report.json").read_text())["recipes"]["stage2"]["init_from"] == str(out / "stage1_5")
     model, _ = load_model(out / "model")
@@ -60,7 +75,6 @@ def test_each_stage_goes_on_from_the_one_before_and_the_model_loads(out):
     }
 
 
-@pytest.mark.slow
 def test_the_shards_are_described(out):
     facts = describe(out / "shards/stage1")
     assert facts["kind"] == "shard"
@@ -69,7 +83,6 @@ def test_the_shards_are_described(out):
     assert facts["image_size"] == 56
 
 
-@pytest.mark.slow
 def test_a_second_run_skips_what_is_finished_and_redoes_what_is_missing(out):
     weights = (out / "model/model.safetensors").read_bytes()
     (out / "eval-1fps.json").unlink()
@@ -81,7 +94,6 @@ def test_a_second_run_skips_what_is_finished_and_redoes_what_is_missing(out):
     assert (out / "model/model.safetensors").read_bytes() == weights
 
 
-@pytest.mark.slow
 def test_a_step_that_fails_stops_the_demo_with_its_exit_code(out):
     (out / "toy/eval.jsonl").write_text("not json\n")
     (out / "eval-1fps.json").unlink()
