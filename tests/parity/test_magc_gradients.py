@@ -138,7 +138,7 @@ def test_input_changed_in_place_is_refused():
 
 
 def test_partial_gradients_are_summed_in_fp32():
-    """bf16 parameters over 256 chunks against fp32 ones."""
+    """bf16 parameters over 256 chunks against fp32 ones; summed in bf16 each gradient is 1.5e-2 away and more."""
     torch.manual_seed(0)
     layers = gru_layers(1).bfloat16()
     reference = gru_layers(1).float()
@@ -146,10 +146,8 @@ def test_partial_gradients_are_summed_in_fp32():
     x = torch.randn(1, 256, WIDTH).bfloat16()
     gradients = []
     for stack, data in ((layers, x), (reference, x.float())):
-        total = [torch.zeros_like(p, dtype=torch.float32) for p in stack.parameters()]
-        stack.zero_grad()
         checkpoint(stack, data, None, Plan("sequence", 1, 1))[0].sum().backward()
         gradients.append([p.grad.float() for p in stack.parameters()])
-        assert len(total) == len(gradients[-1])
-    bias = relative(gradients[0][3], gradients[1][3])
-    assert bias < 6e-3
+    apart = [relative(ours, theirs) for ours, theirs in zip(*gradients, strict=True)]
+    assert len(apart) == 4
+    assert max(apart) < 6e-3  # measured: 3.3e-3
