@@ -15,8 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -113,22 +113,36 @@ class Starter:
     overrides: list[str]
     ranks: int
     out: Path
+    script: Path = ROOT / "launch" / "train.py"
 
-    def __call__(self, name: str) -> subprocess.Popen[bytes]:
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """The launcher, in a session that ends with the context."""
         launcher = Path(sys.executable).with_name("deepspeed")
         command = [sys.executable, str(launcher), "--quiet", f"--num_gpus={self.ranks}", f"--master_port={free_port()}"]
-        command += [str(ROOT / "launch" / "train.py"), str(self.recipe), *self.overrides, f"run={self.out / name}"]
+        command += [str(self.script), str(self.recipe), *self.overrides, f"run={self.out / name}"]
         environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"DS_ACCELERATOR": "cpu"}
         with (self.out / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def undisturbed(start: Starter) -> Path:
     """Train to the end and leave it alone; returns the run folder."""
-    process = start("undisturbed")
-    if process.wait(LIMIT_SECONDS):
-        raise SystemExit(f"undisturbed: exit code {process.returncode}; see {start.out / 'undisturbed.log'}")
+    to_the_end(start, "undisturbed")
     return start.out / "undisturbed"
+
+
+def to_the_end(start: Starter, name: str) -> None:
+    """Raises SystemExit when the training fails."""
+    with start(name) as process:
+        if process.wait(LIMIT_SECONDS):
+            raise SystemExit(f"{name}: exit code {process.returncode}; see {start.out / f'{name}.log'}")
 
 
 def pace_of(run: Path) -> Pace:
@@ -142,16 +156,14 @@ def pace_of(run: Path) -> Pace:
 
 def disturb(start: Starter, pace: Pace, count: int, chance: random.Random, console: Console) -> list[Kill]:
     """Train the same with kills spread over the whole run; returns them when the run has come to its end."""
-    run, kills = start.out / "killed", []
+    kills = []
     slices = [1 + (pace.steps - 1) * k // count for k in range(count + 1)]
     for number in range(1, count + 1):
         target = chance.randrange(slices[number - 1], max(slices[number - 1] + 1, slices[number] - 1))
         kill = kill_once(start, pace, number, target, chance)
         kills.append(kill)
         console.print(f"kill {number}: {kill.victim} after step {kill.step}, {kill.phase}; latest {kill.latest}")
-    process = start("killed")
-    if process.wait(LIMIT_SECONDS):
-        raise SystemExit(f"killed: exit code {process.returncode}; see {run.parent / 'killed.log'}")
+    to_the_end(start, "killed")
     return kills
 
 
@@ -159,24 +171,24 @@ def kill_once(start: Starter, pace: Pace, number: int, target: int, chance: rand
     """Start, wait for a moment at or after the step `target`, kill, and wait until nothing is left."""
     run, began = start.out / "killed", time.monotonic()
     before = saves(run)
-    process = start("killed")
-    wait_for(lambda: last_step(run) >= target, process)
-    ranks = sorted(ranks_of(process.pid), key=lambda rank: rank.cmdline())  # by --local_rank
-    victim = chance.choice([*(f"rank {i}" for i in range(start.ranks)), "all ranks", "launcher and ranks"])
-    victims = ranks if "ranks" in victim else [ranks[int(victim.split()[1])]]
-    if number % 2:
-        wait_for(lambda: bool(saves(run) - before), process)
-        time.sleep(chance.uniform(0, pace.save_seconds))
-    else:
-        time.sleep(chance.uniform(0, pace.step_seconds))
-    if victim == "launcher and ranks":
-        os.killpg(process.pid, signal.SIGKILL)
-    for rank in victims:
-        with suppress(psutil.NoSuchProcess):
-            rank.kill()
-    seconds, step = time.monotonic() - began, last_step(run)
-    process.wait(LIMIT_SECONDS)
-    gone(ranks, process.pid)
+    with start("killed") as process:
+        wait_for(lambda: last_step(run) >= target, process)
+        ranks = sorted(ranks_of(process.pid), key=lambda rank: rank.cmdline())  # by --local_rank
+        victim = chance.choice([*(f"rank {i}" for i in range(start.ranks)), "all ranks", "launcher and ranks"])
+        victims = ranks if "ranks" in victim else [ranks[int(victim.split()[1])]]
+        if number % 2:
+            wait_for(lambda: bool(saves(run) - before), process)
+            time.sleep(chance.uniform(0, pace.save_seconds))
+        else:
+            time.sleep(chance.uniform(0, pace.step_seconds))
+        if victim == "launcher and ranks":
+            os.killpg(process.pid, signal.SIGKILL)
+        for rank in victims:
+            with suppress(psutil.NoSuchProcess):
+                rank.kill()
+        seconds, step = time.monotonic() - began, last_step(run)
+        process.wait(LIMIT_SECONDS)
+        gone(ranks)
     newest = latest(run)
     whole = newest is None or is_whole(newest)
     return Kill(number, round(seconds, 3), victim, step, phase(run, before), newest.name if newest else None, whole)
@@ -190,11 +202,10 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
         time.sleep(0.001)
 
 
-def gone(ranks: list[psutil.Process], group: int) -> None:
+def gone(ranks: list[psutil.Process]) -> None:
     """The next attempt begins when no process of this one is left."""
     _, alive = psutil.wait_procs(ranks, timeout=LIMIT_SECONDS)
     if alive:
-        os.killpg(group, signal.SIGKILL)
         raise SystemExit(f"{len(alive)} ranks were still there {LIMIT_SECONDS} s after the launcher had gone")
 
 

@@ -1,6 +1,7 @@
-"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow:RANK:STEP, in that rank's forward of that step.
+"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow|save:RANK:STEP, in that rank and that step.
 
-A slow rank takes CHUNK_SECONDS for every chunk from there on, and leaves a file "slow".
+It comes up in forward. A slow rank takes CHUNK_SECONDS for every chunk from there on, and leaves a file "slow". With
+"save" the first save after that step takes SAVE_SECONDS more, in its middle.
 """
 
 import os
@@ -12,15 +13,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ma2mba.training import deepspeed_engine, streaming  # noqa: E402
+from ma2mba.training import checkpoint, deepspeed_engine, streaming  # noqa: E402
 
-CHUNK_SECONDS = 5.0
+CHUNK_SECONDS = 2.0
+SAVE_SECONDS = 20.0
 KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
 sound = deepspeed_engine.Engine.micro_step
+write_rank = checkpoint.write_rank
 
 
 def faulty(engine, batch, loss_scale, activity, breaks):
-    if activity.step != int(STEP) or engine.world.rank != int(RANK):
+    if KIND == "save" or activity.step != int(STEP) or engine.world.rank != int(RANK):
         return sound(engine, batch, loss_scale, activity, breaks)
     activity.enter("forward")
     if KIND == "raise":
@@ -35,6 +38,16 @@ def faulty(engine, batch, loss_scale, activity, breaks):
     return sound(engine, batch, loss_scale * float("nan"), activity, breaks)
 
 
+def slow_save(temporary, rank, state):
+    mark = Path("save")
+    if (rank, temporary.name) == (int(RANK), checkpoint.temporary_folder(Path(), int(STEP)).name) and not mark.exists():
+        mark.touch()
+        time.sleep(SAVE_SECONDS)
+    write_rank(temporary, rank, state)
+
+
 deepspeed_engine.Engine.micro_step = faulty
+if KIND == "save":
+    checkpoint.write_rank = slow_save
 sys.argv[0] = str(ROOT / "launch" / "train.py")
 runpy.run_path(sys.argv[0], run_name="__main__")

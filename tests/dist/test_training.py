@@ -3,7 +3,6 @@
 import random
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from launch import chaos
 from launch.run import ranks_of
 from ma2mba.model.pretrained import load_model
 from ma2mba.training.checkpoint import is_whole, latest
-from tests.dist.launching import ROOT, command, curve, environment, train
+from tests.dist.launching import ROOT, command, curve, running, train
 
 FAULTY = Path(__file__).with_name("faulty_train.py")
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,11 @@ def test_a_run_leaves_what_it_should(undisturbed):
     assert list((undisturbed / "tensorboard").iterdir())
     losses = curve(undisturbed)
     assert losses[-1] < losses[0]
-    for predicted, measured in zip(
-        *(curve(undisturbed, f"peak_memory_{kind}bytes") for kind in ("predicted_", "")), strict=True
-    ):
-        assert 0.5 < predicted / measured < 1.5  # measured: 0.86; nearly all of it is the program itself
+    predicted, measured = (curve(undisturbed, f"peak_memory_{kind}bytes") for kind in ("predicted_", ""))
+    assert len(set(predicted)) == 1
+    assert measured == sorted(measured)
+    # Both are bytes; what a step adds to the program itself, benchmarks/planner.py compares (measured: 0.86)
+    assert 0.5 < predicted[0] / measured[-1] < 1.5
     early, late = (load_model(undisturbed / f"checkpoints/step-00000{step}/model")[0] for step in (3, 9))
     moved = [name for name, p in early.named_parameters() if not torch.equal(p, late.get_parameter(name))]
     assert moved == [name for name, _ in early.named_parameters()]
@@ -66,30 +67,32 @@ def test_one_rank_has_the_same_curve_as_two(alone, undisturbed):
 
 @pytest.mark.slow
 def test_killed_twice_and_started_again_the_run_is_as_if_undisturbed(folder, undisturbed, monkeypatch):
-    """`make chaos` in short: one kill in a save, one in a step."""
+    """`make chaos` in short: one kill in a save, which takes long enough to be met, and one in a step."""
     monkeypatch.chdir(folder)
-    start = chaos.Starter(Path("recipe.yaml"), [], 2, Path())
+    monkeypatch.setenv("MA2MBA_TEST_FAULT", "save:0:3")
+    start = chaos.Starter(Path("recipe.yaml"), [], 2, Path(), FAULTY)
     kills = chaos.disturb(start, chaos.pace_of(undisturbed), 2, random.Random(0), Console(quiet=True))
     assert [kill.whole for kill in kills] == [True, True]
-    assert kills[0].phase != "in a step"
+    assert kills[0].phase == "in a save"
     assert chaos.compare(undisturbed, folder / "killed") == []
     assert curve(folder / "killed") == curve(undisturbed)
 
 
 @pytest.mark.slow
 def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monkeypatch):
-    """The second while rank 1 takes 5 s for each chunk, and rank 0 waits for it: that step is given up."""
+    """Each while rank 1 is slow, and rank 0 waits for it: that step is given up."""
     overrides = ("run=asked", "checkpoint.every=1000")
-    wrapped = command(2, *overrides)
+    monkeypatch.setenv("MA2MBA_TEST_FAULT", "slow:1:3")
+    wrapped = command(2, *overrides, script=FAULTY)
     wrapped[1] = str(ROOT / "launch" / "run.py")
-    reached = lambda: chaos.last_step(folder / "asked") >= 2  # noqa: E731
-    said, first = ask(folder, wrapped, reached, lambda process: process.send_signal(signal.SIGTERM))
+    said, first = ask_when_slow(folder, wrapped, lambda process: process.send_signal(signal.SIGTERM))
     assert "SIGTERM: asking 2 ranks to save and end" in said
-    monkeypatch.setenv("MA2MBA_TEST_FAULT", f"slow:1:{first + 2}")
+    assert first == 2
+    monkeypatch.setenv("MA2MBA_TEST_FAULT", "slow:1:4")
     slowly = command(2, *overrides, script=FAULTY)
-    said, second = ask(folder, slowly, (folder / "slow").is_file, lambda process: signal_one_rank(process.pid))
+    said, second = ask_when_slow(folder, slowly, lambda process: signal_one_rank(process.pid))
     assert re.search(r"signal to another rank: stopped after step \d of 9; the same command goes on", said)
-    assert second == first + 1
+    assert second == 3
     train(folder, 2, *overrides)
     assert chaos.compare(undisturbed, folder / "asked") == []
 
@@ -99,15 +102,14 @@ def signal_one_rank(launcher):
     rank.send_signal(signal.SIGUSR1)
 
 
-def ask(folder, arguments, reached, send):
-    """Start training, signal when it is there, and wait; returns what was said and the step of the latest."""
-    process = subprocess.Popen(
-        arguments, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    chaos.wait_for(reached, process)
-    asked = time.monotonic()
-    send(process)
-    said, _ = process.communicate(timeout=60)
+def ask_when_slow(folder, arguments, send):
+    """Start training, signal when rank 1 is slow, and wait; returns what was said and the step of the latest."""
+    (folder / "slow").unlink(missing_ok=True)
+    with running(arguments, folder) as process:
+        chaos.wait_for((folder / "slow").is_file, process)
+        asked = time.monotonic()
+        send(process)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     print(f"\nasked to stop, and gone after {time.monotonic() - asked:.1f} s")
     newest = latest(folder / "asked")
