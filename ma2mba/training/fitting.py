@@ -50,7 +50,7 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     if recipe.magc == "auto":
         fitted = _choose(planners, machine)
     else:
-        plan = given_plan(recipe.magc, config.language_model.n_layer)
+        plan = given_plan(recipe.magc, config.language_model.n_layer, policy.stage)
         predictions = [check(one, sequence, plan, machine) for one, sequence in planners]
         fitted = Fitted(plan, max(predictions, key=lambda p: p.device_bytes))
     if world.device.type == "cpu":
@@ -63,12 +63,20 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     return fitted
 
 
-def given_plan(magc: Magc, layers: int) -> Plan:
-    """A recipe's section as the plan of a model of so many layers. Raises UserError for memos in several groups."""
+def given_plan(magc: Magc, layers: int, zero_stage: int = 1) -> Plan:
+    """A recipe's section as the plan of a model of so many layers. Raises UserError for memos or graphs in several
+    groups, and for graphs under ZeRO 3."""
+    in_groups = (
+        f"needs all {layers} layers in one group, and magc.group_layers is {magc.group_layers}; set it to {layers}"
+    )
     if magc.memo_chunks and magc.group_layers < layers:
+        raise UserError(f"magc.memo_chunks: {magc.memo_chunks} {in_groups}, or memo_chunks to 0")
+    if magc.graphs and magc.group_layers < layers:
+        raise UserError(f"magc.graphs: true {in_groups}, or graphs to false")
+    if magc.graphs and zero_stage == 3:
         raise UserError(
-            f"magc.memo_chunks: {magc.memo_chunks} needs all {layers} layers in one group, and magc.group_layers is "
-            f"{magc.group_layers}; set it to {layers}, or memo_chunks to 0"
+            "magc.graphs: true stands beside a zero_config of stage 3, which moves the weights: a recording would read "
+            "where they were; set graphs to false, or take a policy of stage 1 or 2"
         )
     return Plan(**magc.model_dump())
 

@@ -98,6 +98,17 @@ def test_memos_need_all_layers_in_one_group(shards):
         build(recipe(shards, magc=given | {"group_layers": 1}), world())
 
 
+def test_graphs_need_all_layers_in_one_group_and_weights_that_stay(shards):
+    layers = TINY_MODEL["language_model"]["n_layer"]
+    given = {"chunk_tokens": 64, "group_layers": layers, "graphs": True}
+    assert build(recipe(shards, magc=given), world()).plan == Plan(**given)
+    said = rf"magc.graphs: true needs all {layers} layers in one group, and magc.group_layers is 1; set it to {layers}"
+    with pytest.raises(UserError, match=said):
+        build(recipe(shards, magc={"graphs": True}), world())
+    with pytest.raises(UserError, match=r"magc.graphs: true stands beside a zero_config of stage 3"):
+        build(recipe(shards, magc=given, zero_config="ds_configs/zero3.json"), world())
+
+
 def test_ranks_of_a_host_share_its_memory(monkeypatch):
     monkeypatch.setattr(fitting, "host_memory", lambda: 1000)
     policy = fitting.ZeroPolicy({}, 1)
