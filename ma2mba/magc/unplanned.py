@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ma2mba.magc.choose import Budget, Planner
 from ma2mba.magc.cost import LENGTHS, Cost, measure
+from ma2mba.magc.host import Host
 from ma2mba.magc.plan import Plan
 from ma2mba.magc.predict import Sequence as Tokens
 from ma2mba.magc.speed import Speed, clock, estimate
@@ -69,7 +69,7 @@ class Unplanned:
         kind = (x.device, x.shape[0], x.dtype, len(layers), torch.is_autocast_enabled(x.device.type))
         if kind not in self._prices:
             self._prices[kind] = _measure(layers, x)
-        host = _host_bytes() // torch.cuda.device_count() if x.is_cuda else None
+        host = Host().free() // torch.cuda.device_count() if x.is_cuda else None
         return Planner(*self._prices[kind], Budget(int(free_bytes(x.device) * USABLE), host, base))
 
 
@@ -89,13 +89,4 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    return _host_bytes()
-
-
-def _host_bytes() -> int:
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            facts = dict(line.split(":", 1) for line in file)
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # not Linux: half of all there is
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return Host().free()

@@ -1,10 +1,8 @@
 """Whether a run fits its machine, and the plan that suits it, by the longest samples of its data."""
 
 import logging
-import os
 import resource
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -12,6 +10,7 @@ from ma2mba.data.dataset import Dataset
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.magc.choose import Planner
+from ma2mba.magc.host import Host
 from ma2mba.magc.predict import Prediction
 from ma2mba.magc.schedule import Sequence
 from ma2mba.model.config import ModelConfig
@@ -23,7 +22,6 @@ from ma2mba.training.world import World, ZeroPolicy
 GIB = 2**30
 HOST_SHARE = 0.8
 """Of a host's memory, for all of its ranks; the rest is the system's and the loader's."""
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 logger = logging.getLogger("ma2mba.plan")
 
 
@@ -129,10 +127,8 @@ def machine_of(world: World, policy: ZeroPolicy) -> Machine:
 
 
 def host_memory() -> int:
-    """Bytes of memory of this host, or of the container that it is seen through."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limits = [path.read_text().strip() for path in CGROUP_LIMITS if path.is_file()]
-    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+    """Bytes of memory of this host, or of the container or job that runs here."""
+    return Host().memory()
 
 
 def check_fits(setup: Setup, workload: Workload, plan: Plan, machine: Machine) -> Prediction:

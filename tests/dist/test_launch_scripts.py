@@ -95,18 +95,53 @@ def test_slurm_has_the_ranks_save_and_queues_again(slurm, name):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage1_5", "stage2"])
-def test_the_trainer_takes_what_slurm_gives_it(slurm, tmp_path, stage):
+def test_the_trainer_takes_what_slurm_gives_it(slurm, stand_in, stage):
     """The command line of the sbatch file, parsed as the trainer does, against each recipe."""
-    process = tmp_path / "python"
-    process.write_text('#!/bin/bash\nprintf "%s\\n" "$RANK" "$LOCAL_RANK" "$WORLD_SIZE" "$@" > "$CALLS.$RANK"\n')
-    process.chmod(0o755)
     command = ["bash", "launch/slurm.sbatch", f"launch/recipes/{stage}.yaml", "run=runs/a b", "trainable.vision=null"]
-    subprocess.run(command, cwd=ROOT, env=slurm | {"PYTHON": str(process)}, check=True)
+    subprocess.run(command, cwd=ROOT, env=slurm | stand_in, check=True)
     for rank in ("0", "1"):
         said = Path(f"{slurm['CALLS']}.{rank}").read_text().splitlines()
-        assert said[:4] == [rank, rank, "2", "launch/train.py"]
-        recipe = load_recipe(ROOT / said[4], said[5:])
+        assert said[:5] == [rank, rank, "1", "2", "launch/train.py"]
+        recipe = load_recipe(ROOT / said[5], said[6:])
         assert (recipe.stage, recipe.resume, recipe.run, recipe.trainable.vision) == (stage, "auto", "runs/a b", None)
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A trainer that writes down what it is given."""
+    process = tmp_path / "python"
+    what = '"$RANK" "$LOCAL_RANK" "$LOCAL_SIZE" "$WORLD_SIZE" "$@"'
+    process.write_text(f'#!/bin/bash\nprintf "%s\\n" {what} > "$CALLS.$RANK"\n')
+    process.chmod(0o755)
+    return {"PYTHON": str(process)}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "size"),
+    [
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x4)", "SLURM_TASKS_PER_NODE": "1"}, 3, "8"),
+        ({"SLURM_TASKS_PER_NODE": "8(x2),4,2(x12)"}, 1, "8"),
+        ({"SLURM_TASKS_PER_NODE": "8(x2),4,2(x12)"}, 2, "4"),
+        ({"SLURM_TASKS_PER_NODE": "8(x2),4,2(x12)"}, 14, "2"),
+        ({"SLURM_NTASKS_PER_NODE": "6"}, 1, "6"),
+    ],
+)
+def test_a_rank_learns_how_many_share_its_node(slurm, stand_in, tasks, node, size):
+    given = slurm | stand_in | tasks | {"SLURM_NODEID": str(node)}
+    subprocess.run(["bash", "launch/slurm.sbatch", "launch/recipes/stage1.yaml"], cwd=ROOT, env=given, check=True)
+    assert Path(f"{slurm['CALLS']}.1").read_text().splitlines()[2] == size
+
+
+def test_a_signal_before_the_trainer_is_known_reaches_it_all_the_same(slurm, tmp_path):
+    """The shell is stopped where it has just set its trap, and told by then."""
+    script = (ROOT / "launch" / "slurm.sbatch").read_text()
+    told = tmp_path / "slurm.sbatch"
+    told.write_text(
+        script.replace("trap save_and_requeue USR1 TERM\n", "trap save_and_requeue USR1 TERM\nkill -USR1 $$\n")
+    )
+    done = subprocess.run(["bash", str(told), "recipe.yaml"], cwd=ROOT, env=slurm | {"IDLE": "yes"}, timeout=60)
+    assert done.returncode in (0, 128 + signal.SIGTERM)
+    assert Path(slurm["CALLS"]).read_text().splitlines()[-1] == f"scontrol requeue {os.getpid()}"
 
 
 def test_several_nodes_by_hostfile(tmp_path):
