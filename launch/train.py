@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a rank failed, 2 something for the user to put right (said
 import argparse
 import logging
 import os
+import socket
 import sys
 import time
 import warnings
@@ -19,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ma2mba.errors import UserError
 from ma2mba.training.recipe import Recipe, load_recipe
 
-RANK = int(os.environ.get("RANK", 0))
-HEAD_START_SECONDS = 3.0
+RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+HEAD_START_SECONDS = 60.0
+"""How far ranks that start together may be apart: how long one waits for the first of its node to say what is wrong."""
 
 
 def main() -> int:
@@ -74,14 +76,15 @@ def say(text: str) -> None:
 
 
 def refuse(error: UserError) -> int:
-    """Print the error once: rank 0 does, another rank only what it met alone, after the processes joined."""
+    """Print the error: once on each node, until the processes have joined; then every rank prints what it met."""
     joined = "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
-    if RANK == 0 or joined:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print("error:", style="bold red", end=" ")
-        console.print(f"rank {RANK}: {error}" if RANK else str(error), markup=False, highlight=False)
-    else:
-        time.sleep(HEAD_START_SECONDS)  # the launcher ends all ranks when one ends: let rank 0 speak first
+    if LOCAL_RANK > 0 and not joined:
+        # The launcher ends all ranks when one ends, so that this one goes on only if it alone met the error.
+        time.sleep(HEAD_START_SECONDS)
+    console = Console(stderr=True, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
+    text = f"rank {RANK} on {socket.gethostname()}: {error}" if RANK else str(error)
+    console.print(text, markup=False, highlight=False)
     return 2
 
 

@@ -11,18 +11,23 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ma2mba.errors import UserError
 from ma2mba.shards.integrity import atomic_write
 from ma2mba.training.activity import Activity, in_words
+from ma2mba.training.agreement import LostRank
 from ma2mba.training.heartbeat import ALIVE
 
 FAILURES, STUCK, BEFORE, FIRST = "failures", "stuck", ".before", "first.json"
 EXIT_FAILED, EXIT_USER, EXIT_STUCK = 1, 2, 3
 PATIENCE_SECONDS = 3.0
 """How long a rank whose collective broke waits for the one that broke it to be heard."""
+TOLD_SECONDS = 60.0
+"""The same where that one has said that it failed: it still closes what it has open before it tells its story."""
 BROKEN_COLLECTIVE = (
     "connection closed by peer",
     "connection reset by peer",
@@ -48,15 +53,31 @@ def clear(run: Path) -> None:
 
 def claim(run: Path, facts: dict[str, Any]) -> bool:
     """Be the first to fail: True for exactly one rank. Also True where the run folder cannot be written."""
+    folder = run / FAILURES
+    whole = folder / f".{FIRST}.{uuid4().hex}"
     try:
-        (run / FAILURES).mkdir(parents=True, exist_ok=True)
-        with open(run / FAILURES / FIRST, "x", encoding="utf-8") as file:
-            json.dump(facts, file)
+        folder.mkdir(parents=True, exist_ok=True)
+        whole.write_text(json.dumps(facts), encoding="utf-8")
+        _put(whole, folder / FIRST)
     except FileExistsError:
         return False
     except OSError:
         return True
+    finally:
+        with suppress(OSError):
+            whole.unlink(missing_ok=True)
     return True
+
+
+def _put(whole: Path, path: Path) -> None:
+    """Give a file its name, unless the name is taken (FileExistsError): nobody sees it half-written."""
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(whole.read_text(encoding="utf-8"))
 
 
 def first(run: Path) -> dict[str, Any] | None:
@@ -79,7 +100,7 @@ def report(error: Exception, run: Path, rank: int, activity: Activity, explain: 
     text = "".join(traceback.format_exception(error))
     bereft = _caused_by_another(error)
     if bereft:
-        await_first(run, PATIENCE_SECONDS)
+        await_first(run, TOLD_SECONDS if isinstance(error, LostRank) else PATIENCE_SECONDS)
     if not claim(run, facts):
         sys.stderr.write(f"rank {rank} ends: {after_whom(run)}\n")
         _keep(run, rank, facts, text)

@@ -1,6 +1,7 @@
 """How long a step may take, who is heard first, and what is kept of the launch before."""
 
 import json
+import os
 import threading
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from ma2mba.training import activity as activities
 from ma2mba.training import failures, heartbeat
 from ma2mba.training import watchdog as watchdogs
 from ma2mba.training.activity import Activity
+from ma2mba.training.agreement import LostRank
 from ma2mba.training.heartbeat import Heartbeat
 from ma2mba.training.recipe import Watchdog as Limits
 from ma2mba.training.watchdog import START_SECONDS, Watchdog
@@ -73,6 +75,44 @@ def test_only_one_of_many_is_first(tmp_path):
         thread.join()
     assert len(won) == 1
     assert failures.first(tmp_path) == {"rank": won[0], "what": "failed"}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_who_was_first_is_never_seen_half_written(tmp_path, monkeypatch, links):
+    """What others see while the claim is written; a file system may know no links."""
+    seen, link, dumps = [], os.link, json.dumps
+
+    def look(facts):
+        seen.append(failures.first(tmp_path))
+        return dumps(facts)
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(failures.json, "dumps", look)
+    monkeypatch.setattr(failures.json, "dump", lambda facts, file: file.write(look(facts)))
+    monkeypatch.setattr(failures.os, "link", link if links else refuse)
+    assert failures.claim(tmp_path, {"rank": 1, "what": "failed"})
+    assert not failures.claim(tmp_path, {"rank": 2, "what": "failed"})
+    assert seen[0] is None
+    assert failures.first(tmp_path) == {"rank": 1, "what": "failed"}
+    assert [path.name for path in (tmp_path / "failures").iterdir()] == ["first.json"]
+
+
+@pytest.mark.parametrize("error", [LostRank("another rank has failed"), RuntimeError("Connection reset by peer")])
+def test_a_rank_that_has_said_that_it_failed_is_waited_for(tmp_path, capsys, monkeypatch, clock, error):
+    """Its story comes after 30 s: a rank that was told waits so long, one whose connection broke does not."""
+
+    def sleep(seconds):
+        clock.seconds += seconds
+        if clock.seconds > 30:
+            failures.claim(tmp_path, {"rank": 0, "what": "failed"})
+
+    monkeypatch.setattr(failures.time, "sleep", sleep)
+    clock.seconds = 0
+    failures.report(error, tmp_path, 1, Activity(), lambda: None)
+    heard = "rank 1 ends: rank 0 failed first" in capsys.readouterr().err
+    assert heard == isinstance(error, LostRank)
 
 
 def test_one_story_and_one_exit_code_for_all(tmp_path, capsys):

@@ -1,0 +1,42 @@
+"""What `launch/train.py` says of an error that a user can put right, on which rank."""
+
+import socket
+import sys
+
+import pytest
+
+from launch import train
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """The words and the seconds waited of a rank that meets a bad recipe."""
+
+    def run(rank: int, local_rank: int):
+        waited = []
+        monkeypatch.setattr(train, "RANK", rank)
+        monkeypatch.setattr(train, "LOCAL_RANK", local_rank, raising=False)
+        monkeypatch.setattr(train.time, "sleep", waited.append)
+        monkeypatch.setattr(sys, "argv", ["train.py", "none.yaml"])
+        assert train.main() == 2
+        return capsys.readouterr().err, sum(waited)
+
+    return run
+
+
+def test_the_first_rank_speaks_at_once(refused):
+    said, waited = refused(0, 0)
+    assert said.startswith("error: none.yaml: cannot be read")
+    assert waited == 0
+
+
+def test_the_first_rank_of_another_node_speaks_for_it(refused):
+    said, waited = refused(8, 0)
+    assert said.startswith(f"error: rank 8 on {socket.gethostname()}: none.yaml: cannot be read")
+    assert waited == 0
+
+
+def test_another_rank_waits_for_that_one_and_speaks_if_it_is_left_alone(refused):
+    said, waited = refused(3, 3)
+    assert waited >= 60, "ranks come up as far apart as a loaded machine lets them"
+    assert said.startswith(f"error: rank 3 on {socket.gethostname()}: none.yaml")
