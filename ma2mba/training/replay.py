@@ -101,12 +101,18 @@ def replay(kept: KeptStep, device: torch.device) -> Iterator[Replayed]:
     model = build_model(recipe, start).to(device, getattr(torch, kept.dtype.removeprefix("torch.")))
     set_trainable(model, recipe.trainable)
     dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
-    plan = replace(Plan(**kept.plan), graphs=False)
+    plan = _plan_alone(Plan(**kept.plan), recipe.parallel.sequence)
     for rank, micro_batches in enumerate(kept.micro_batches):
         for micro_batch in micro_batches:
             for index, sample_id in zip(micro_batch.samples, micro_batch.sample_ids, strict=True):
                 _check_sample(dataset, index, sample_id)
                 yield _run_alone(model, dataset, index, plan, rank)
+
+
+def _plan_alone(plan: Plan, ranks: int) -> Plan:
+    """With chunks of one rank's tokens where several shared a sequence; no graphs and memos, which pass by the modules
+    whose outputs are looked at."""
+    return replace(plan, chunk_tokens=max(1, plan.chunk_tokens // ranks), graphs=False, memo_chunks=0)
 
 
 def _run_alone(model: VideoMa2mba, dataset: Dataset, index: int, plan: Plan, rank: int) -> Replayed:

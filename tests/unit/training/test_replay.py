@@ -12,6 +12,7 @@ from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training import replay as replays
 from ma2mba.training.recipe import parse_recipe
 from ma2mba.training.replay import KeptMicroBatch, KeptStep, first_not_finite, read, write
 from tests.tiny import TINY_MODEL
@@ -34,7 +35,7 @@ def kept(tmp_path, model):
     """Keep a step whose weights are the model's as it is now."""
     write_shards(tmp_path / "shards", [(3, 4), (0, 5), (7, 2)])
 
-    def keep(dtype="torch.float32", micro_batches=MICRO_BATCHES, **plan):
+    def keep(dtype="torch.float32", micro_batches=MICRO_BATCHES, sequence=1, **plan):
         save_model(model, tmp_path / "shards" / "tokenizer.json", tmp_path / "model")
         recipe = {
             "stage": "stage2",
@@ -44,6 +45,7 @@ def kept(tmp_path, model):
             "trainable": {"projector": 1e-3, "language_model": 1e-3},
             "global_batch": 4,
             "steps": 9,
+            "parallel": {"sequence": sequence},
         }
         step = KeptStep(
             step=4,
@@ -82,17 +84,29 @@ def test_good_weights_are_finite(kept, dtype):
     assert all(0 < float(row["gradient_norm"]) < 100 and 1 < float(row["loss"]) < 10 for row in samples.values())
 
 
-@pytest.mark.parametrize("nesting", ["sequence", "layer"])
-def test_the_layer_that_breaks_is_named(kept, model, nesting):
+@pytest.mark.parametrize("plan", [{"nesting": "sequence"}, {"nesting": "layer"}, {"group_layers": 2, "memo_chunks": 3}])
+def test_the_layer_that_breaks_is_named(kept, model, plan):
     with torch.no_grad():
         model.layers[1].mixer.out_proj.weight[0, 0] = float("nan")
-    path = kept(nesting=nesting)
+    path = kept(**plan)
     code, samples = rows(path)
     assert code == 1
     assert {row["first_not_finite"] for row in samples.values()} == {"language_model.backbone.layers.1"}
     code, said = run(path)
     assert code == 1
     assert "Not finite again: s0, s1, s2" in said
+
+
+def test_chunks_are_those_of_one_rank_where_several_shared_a_sequence(kept, monkeypatch):
+    plans, loss = [], replays.streaming_loss
+
+    def note(model, batch, plan, scale):
+        plans.append(plan)
+        return loss(model, batch, plan, scale)
+
+    monkeypatch.setattr(replays, "streaming_loss", note)
+    assert rows(kept(sequence=4))[0] == 0
+    assert {plan.chunk_tokens for plan in plans} == {4}
 
 
 def test_the_samples_that_break_are_named(kept, model):
