@@ -26,15 +26,20 @@ times are estimates. Memos take what is left, so of plans with them the faster."
 @dataclass(frozen=True)
 class Budget:
     """Bytes that a step may take on the device and in host memory (None: keep nothing there), and what of them is taken
-    all the time, by part: weights, gradients, optimizer."""
+    all the time, by part: weights, gradients, optimizer. With `one_memory` the host's is the device's, as on a CPU."""
 
     device: int
     host: int | None = None
     device_base: dict[str, int] = field(default_factory=dict)
     host_base: dict[str, int] = field(default_factory=dict)
+    one_memory: bool = False
+
+    @property
+    def most_host(self) -> float:
+        return inf if self.host is None else self.host
 
     def holds(self, prediction: Prediction) -> bool:
-        return prediction.device_bytes <= self.device and prediction.host_bytes <= (self.host or inf)
+        return prediction.device_bytes <= self.device and prediction.host_bytes <= self.most_host
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,12 @@ class Planner:
     graphs: bool = False
 
     def predict(self, sequence: Sequence, plan: Plan) -> Prediction:
-        return predict(self.cost, self.speed, sequence, plan, self.budget.device_base, self.budget.host_base)
+        device, host = self.budget.device_base, self.budget.host_base
+        if not self.budget.one_memory:
+            return predict(self.cost, self.speed, sequence, plan, device, host)
+        base = device | {part: size + device.get(part, 0) for part, size in host.items()}
+        there = predict(self.cost, self.speed, sequence, replace(plan, stash="device"), base)
+        return replace(there, plan=plan)
 
     def choose(self, sequence: Sequence, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
         """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
@@ -120,7 +130,7 @@ class Planner:
         for plan in candidates(self.cost, sequence, self.budget.host is not None, self.graphs):
             segments = (1, *self._segments(sequence, plan))
             every += [self.predict(sequence, replace(plan, stash_every=k)) for k in (1, segments[-1])]
-        within = [p for p in every if p.host_bytes <= (self.budget.host or inf)]
+        within = [p for p in every if p.host_bytes <= self.budget.most_host]
         return min(within or every, key=lambda p: p.device_bytes)
 
     def longest(self, sequence: Sequence) -> tuple[int, Plan] | None:

@@ -119,7 +119,7 @@ def machine_of(world: World, policy: ZeroPolicy) -> Machine:
     """A rank's share of what there is. On a CPU the host's memory is the device's."""
     share = HOST_SHARE * host_memory() / world.local_size
     if world.device.type == "cpu":
-        return Machine(share)
+        return Machine(share, one_memory=True)
     priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
     # ZeRO 3 moves the weights from step to step; a recording would read where they were. Nor are exchanges recorded.
     records = policy.stage < 3 and world.sequence == 1

@@ -65,12 +65,14 @@ class Machine:
     priced  "here": by running them on this machine's GPU. "kernels": as a GPU's kernels, and "torch": in plain torch,
             both without running anything.
     graphs  chunks may be recorded as CUDA graphs.
+    one_memory  the host's memory is the device's, as on a CPU: what is kept there counts as the device's.
     """
 
     device_bytes: float
     host_bytes: float | None = None
     priced: Priced = "torch"
     graphs: bool = False
+    one_memory: bool = False
 
 
 def priced_here(kernels: bool) -> bool:
@@ -150,7 +152,7 @@ def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
         speed = clock(model.layers[0], like_x, cost, lengths) if machine.priced == "here" else estimate(cost)
     base, host = base_bytes(model, setup)
     host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
-    budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host)
+    budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host, machine.one_memory)
     return Planner(cost, speed, budget, machine.graphs)
 
 

@@ -200,6 +200,29 @@ def test_states_go_to_the_host_when_they_do_not_fit_and_may(small):
     assert any(reason.startswith("states on the device: would need") for reason in with_host.choose(far).reasons)
 
 
+def test_no_host_memory_is_none(small):
+    far = Sequence(1_000_000)
+    nothing = replace(small, budget=Budget(1 << 40, 0))
+    assert not nothing.budget.holds(small.predict(far, Plan("sequence", 1024, 12, "host")))
+    assert nothing.choose(far).best.plan.stash == "device"
+    assert nothing.smallest(far).plan.stash == "device"
+
+
+def test_on_a_cpu_what_is_kept_on_the_host_takes_the_devices_memory():
+    """As much as on the device, and an optimizer there as well."""
+    setup = Setup(config_of_size("370m"), dtype=torch.float32, optimizer_on_host=True)
+    sequence, plan = Sequence(400_000), Plan("sequence", 256, 1, "host")
+    cpu = planner(setup, sequence, Machine(24 * GIB, one_memory=True))
+    kept = cpu.predict(sequence, plan)
+    apart = planner(setup, sequence, Machine(24 * GIB)).predict(sequence, plan)
+    assert apart.host_bytes > 60 * GIB
+    assert kept.device["optimizer"] == apart.host["optimizer"]
+    assert kept.device_bytes == pytest.approx(apart.device_bytes + apart.host_bytes, rel=0.02)
+    assert kept.host_bytes == 0
+    assert not cpu.budget.holds(kept)
+    assert kept.device == cpu.predict(sequence, replace(plan, stash="device")).device
+
+
 def test_the_longest_sequence_fits_and_a_longer_one_needs_states_made_again(small):
     machine = replace(small, budget=Budget(100 << 20))
     tokens, plan = machine.longest(SEQUENCE)

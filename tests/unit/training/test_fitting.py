@@ -113,6 +113,7 @@ def test_ranks_of_a_host_share_its_memory(monkeypatch):
     monkeypatch.setattr(fitting, "host_memory", lambda: 1000)
     policy = fitting.ZeroPolicy({}, 1)
     assert fitting.machine_of(world(4), policy).device_bytes == pytest.approx(fitting.HOST_SHARE * 250)
+    assert fitting.machine_of(world(4), policy).one_memory
     environment = {"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_SIZE": "8"}
     assert World.from_environment(environment).local_size == 8
 
