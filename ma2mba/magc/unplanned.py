@@ -27,30 +27,38 @@ logger = logging.getLogger("ma2mba.magc")
 
 @dataclass
 class Unplanned:
-    """Chooses a plan at the first call, and again when a longer or larger batch comes."""
+    """Chooses a plan at the first call, and again when a longer or larger batch comes: for the most rows and the most
+    tokens seen, together."""
 
     chosen: Plan | None = None
     seen: tuple[int, int] = (0, 0)
     _prices: dict[tuple[object, ...], tuple[Cost, Speed]] = field(default_factory=dict)
+    _versions: list[int] = field(default_factory=list)
 
     def plan(self, layers: Sequence[nn.Module], x: Tensor, parameters: Sequence[nn.Parameter], vocabulary: int) -> Plan:
         """The fastest plan that fits a run of `layers`, all alike, over x (batch, tokens, width) and logits behind it.
 
         If none fits, that which takes least; the log says so.
         """
-        batch, tokens = x.shape[:2]
-        if self.chosen is None or batch > self.seen[0] or tokens > self.seen[1]:
-            base = {"logits": LOGIT_BYTES * batch * tokens * vocabulary}
+        most = max(x.shape[0], self.seen[0]), max(x.shape[1], self.seen[1])
+        if self.chosen is None or most != self.seen:
+            base = {"logits": LOGIT_BYTES * most[0] * most[1] * vocabulary}
             trained = [p for p in parameters if p.requires_grad]
             base["gradients"] = sum(p.nbytes for p in trained if p.grad is None)
-            base["optimizer"] = MOMENTS * sum(p.nbytes for p in trained) if self.chosen is None else 0
-            self.chosen = self._choose(layers, x, base)
-            self.seen = max(batch, self.seen[0]), max(tokens, self.seen[1])
+            base["optimizer"] = 0 if self._stepped(trained) else MOMENTS * sum(p.nbytes for p in trained)
+            self.chosen, self.seen = self._choose(layers, x, most, base), most
         return self.chosen
 
-    def _choose(self, layers: Sequence[nn.Module], x: Tensor, base: dict[str, int]) -> Plan:
-        planner = self._planner(layers, x, base)
-        sequence = Tokens(x.shape[1])
+    def _stepped(self, trained: Sequence[nn.Parameter]) -> bool:
+        """Whether an optimizer has changed parameters since the first plan, and so has its moments."""
+        versions = [p._version for p in trained]
+        if self.chosen is None:
+            self._versions = versions
+        return versions != self._versions
+
+    def _choose(self, layers: Sequence[nn.Module], x: Tensor, most: tuple[int, int], base: dict[str, int]) -> Plan:
+        planner = self._planner(layers, x, most, base)
+        sequence = Tokens(most[1])
         choice = planner.choose(sequence)
         best = choice.best if choice else planner.smallest(sequence)
         logger.log(
@@ -58,26 +66,27 @@ class Unplanned:
             "%s %s for %d x %d tokens: %.3g GiB of %.3g GiB that are free",
             best.plan,
             "chosen" if choice else "needs least, but may not fit,",
-            *x.shape[:2],
+            *most,
             best.device_bytes / GIB,
             planner.budget.device / GIB,
         )
         return best.plan
 
-    def _planner(self, layers: Sequence[nn.Module], x: Tensor, base: dict[str, int]) -> Planner:
+    def _planner(self, layers: Sequence[nn.Module], x: Tensor, most: tuple[int, int], base: dict[str, int]) -> Planner:
         """Prices are measured once for a kind of batch; how much is free is asked each time."""
-        kind = (x.device, x.shape[0], x.dtype, len(layers), torch.is_autocast_enabled(x.device.type))
+        kind = (x.device, most[0], x.dtype, len(layers), torch.is_autocast_enabled(x.device.type))
         if kind not in self._prices:
-            self._prices[kind] = _measure(layers, x)
+            like_x = x.new_zeros(most[0], 1, x.shape[2])
+            self._prices[kind] = _measure(layers, like_x, most[1])
         host = Host().free() // torch.cuda.device_count() if x.is_cuda else None
         return Planner(*self._prices[kind], Budget(int(free_bytes(x.device) * USABLE), host, base))
 
 
-def _measure(layers: Sequence[nn.Module], x: Tensor) -> tuple[Cost, Speed]:
+def _measure(layers: Sequence[nn.Module], like_x: Tensor, tokens: int) -> tuple[Cost, Speed]:
     """On a GPU by running a layer there; for a CPU its bytes are counted, and times only rank plans."""
-    lengths = [length for length in LENGTHS if length <= 2 * max(x.shape[1], LENGTHS[0])]
-    layer, like_x = layers[0], x.detach()[:, :1]
-    if x.is_cuda:
+    lengths = [length for length in LENGTHS if length <= 2 * max(tokens, LENGTHS[0])]
+    layer = layers[0]
+    if like_x.is_cuda:
         cost = measure(layer, like_x, len(layers), lengths=lengths)
         return cost, clock(layer, like_x, cost, lengths, graphs=False)
     cost = measure(copy.deepcopy(layer).to("meta"), like_x.to("meta"), len(layers), lengths=lengths)

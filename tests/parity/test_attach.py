@@ -244,3 +244,45 @@ def test_without_a_plan_memory_and_length_decide(monkeypatch, caplog):
     run(602)
     assert "may not fit" in caplog.records[-1].getMessage()
     assert caplog.records[-1].levelname == "WARNING"
+
+
+@pytest.fixture
+def chooser(monkeypatch):
+    """A function of (batch, tokens) that plans, what it counted as there each time, and the model."""
+    model = hf_model(n_groups=1)
+    made = unplanned.Unplanned()
+    layers = [Transformers.layer(block) for block in model.backbone.layers]
+    monkeypatch.setattr(unplanned, "free_bytes", lambda device: 1 << 40)
+    bases, planner = [], unplanned.Unplanned._planner
+
+    def note(self, layers, x, *rest):
+        bases.append(rest[-1])
+        return planner(self, layers, x, *rest)
+
+    monkeypatch.setattr(unplanned.Unplanned, "_planner", note)
+
+    def plan(batch, tokens):
+        return made.plan(layers, torch.zeros(batch, tokens, 32), list(model.parameters()), 100)
+
+    return plan, bases, model
+
+
+def test_a_plan_is_for_the_most_rows_and_the_most_tokens_together(chooser):
+    """A short large batch and a long small one: then one that is both runs on a plan for both."""
+    plan, bases, _ = chooser
+    plan(8, 10)
+    chosen = plan(1, 200)
+    assert bases[-1]["logits"] == unplanned.LOGIT_BYTES * 8 * 200 * 100
+    assert plan(8, 200) is chosen
+
+
+def test_moments_count_until_the_optimizer_has_made_them(chooser):
+    plan, bases, model = chooser
+    plan(1, 10)
+    plan(1, 20)
+    assert bases[1]["optimizer"] == bases[0]["optimizer"] > 0
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    torch.optim.AdamW(model.parameters()).step()
+    plan(1, 30)
+    assert bases[2]["optimizer"] == 0
