@@ -181,12 +181,19 @@ def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[s
 
 def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence, machine: Machine) -> Cost:
     tokens_per_frame = sequence.unit if sequence.unit > 1 else 0
-    # On a GPU's kernels logits exist for a part of a chunk at a time: the price has a step there.
-    head_lengths = (64, 256, 1024) if machine.priced == "torch" else (256, PART, PART + 256, 4 * PART)
-    front, head = price_ends(model, setup, tokens_per_frame, head_lengths)
+    front, head = price_ends(model, setup, tokens_per_frame, _head_lengths(setup.rows, machine.priced))
     like_x = torch.empty(setup.rows, 1, setup.config.language_model.d_model)
     layers, lengths = setup.config.language_model.n_layer, _lengths(sequence)
     return measure(model.layers[0], like_x, layers, front, head, lengths, standing=machine.graphs)
+
+
+def _head_lengths(rows: int, priced: Priced) -> list[int]:
+    """The lengths that the head is run on. On a GPU's kernels logits exist for `PART` positions of a chunk, of all rows
+    together, at a time: the price has a step there, and another slope up to twice as many."""
+    if priced == "torch":
+        return [64, 256, 1024]
+    lengths = (256 // rows, PART // rows, PART // rows + 1, 2 * PART // rows, 4 * PART // rows)
+    return sorted({max(1, length) for length in lengths})
 
 
 def _lengths(sequence: Sequence) -> list[int]:
