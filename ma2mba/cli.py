@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -76,7 +76,8 @@ def ask(
         _echo(pieces)
         return
     facts = {"video": str(video), "question": question, "answer": "".join(pieces).strip(), "frames": chat.frames}
-    out.print_json(data={**facts, "video_seconds": chat.duration, "seconds": round(time.monotonic() - began, 3)})
+    facts |= {"video_seconds": chat.duration, "seconds": round(time.monotonic() - began, 3)}
+    print(json.dumps(facts, allow_nan=False))
 
 
 @app.command("eval")
@@ -140,7 +141,7 @@ def inspect(
 
     facts = describe(folder)
     if as_json:
-        out.print_json(data=facts)
+        print(json.dumps(facts, allow_nan=False))
         return
     table = Table("", escape(str(folder)), title=f"{facts['kind']} folder", title_justify="left")
     for key, value in facts.items():
@@ -190,6 +191,8 @@ def _accuracy_table(result: dict[str, Any]) -> Table:
 
 
 def _readable(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
@@ -204,9 +207,18 @@ def _readable(value: Any) -> str:
 
 
 def main() -> None:
-    """Run the command line. Bad input is said in red on stderr and ends with exit code 2."""
+    """Run the command line. Bad input, and a path that cannot be used, is said in red on stderr and ends with exit
+    code 2."""
     try:
         app()
     except UserError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise SystemExit(2) from None
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: cannot be used ({error.strerror}); give another path, or put that right")
+
+
+def _refuse(text: str) -> NoReturn:
+    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    raise SystemExit(2) from None

@@ -1,5 +1,6 @@
 """`ma2mba doctor`: what this machine has, which operations run on it, and whether they compute what they should."""
 
+import json
 import math
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +32,8 @@ def doctor(
         rows = _self_test(device)
     wrong = sum(not row.ok for row in rows)
     if as_json:
-        out.print_json(data={**facts, "self_test": [_plainly(row) for row in rows], "ok": not wrong})
+        facts |= {"self_test": [_plainly(row) for row in rows], "ok": not wrong}
+        print(json.dumps(facts, allow_nan=False))
     else:
         _show(facts, rows, wrong)
     if wrong:

@@ -1,5 +1,7 @@
 """`ma2mba plan`: which plan trains fastest in the memory that there is, why, and what would fit."""
 
+import json
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,10 +57,8 @@ def plan(
     if paper:
         _paper(as_json)
         return
-    if (tokens is None) == (video_hours is None):
-        raise UserError("give one of --tokens and --video-hours: how long is the longest sequence?")
-    if device_memory is None:
-        raise UserError("--device-memory is missing; give a GPU's memory in GiB, as in --device-memory 80")
+    given = {"--device-memory": device_memory, "--host-memory": host_memory, "--video-hours": video_hours}
+    _check(tokens, given)
     from ma2mba.training.fitting import length, remedy
     from ma2mba.training.planning import Workload, planner
 
@@ -66,17 +66,27 @@ def plan(
     workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
     whole = workload.sequence(setup.config)
     part = whole.part(ranks)
-    target = _machine(device_memory, host_memory, ops, graphs=setup.zero < 3 and ranks == 1)
+    target = _machine(device_memory or 0.0, host_memory, ops, graphs=setup.zero < 3 and ranks == 1)
     machine = planner(setup, part, target)
     facts = _facts(machine, whole, part, target)
     if facts is None:
         raise UserError(f"{length(part)} do not fit into {device_memory:g} GiB; {remedy(machine, part)}")
-    if plot:
-        _plot(machine, whole, ranks, model, plot)
     if as_json:
-        out.print_json(data=facts)
+        print(json.dumps(facts, allow_nan=False))
     else:
         _show(facts)
+    if plot:
+        _plot(machine, whole, ranks, model, plot)
+
+
+def _check(tokens: int | None, given: dict[str, float | None]) -> None:
+    if (tokens is None) == (given["--video-hours"] is None):
+        raise UserError("give one of --tokens and --video-hours: how long is the longest sequence?")
+    if given["--device-memory"] is None:
+        raise UserError("--device-memory is missing; give a GPU's memory in GiB, as in --device-memory 80")
+    for option, number in given.items():
+        if number is not None and not math.isfinite(number):
+            raise UserError(f"{option} {number}: give a finite number")
 
 
 def _setup(model: str, gpus: int, zero: int | None) -> tuple["Setup", int]:
@@ -218,7 +228,7 @@ def _paper(as_json: bool) -> None:
             formula = round(memory(SHAPES["2.7b"], tokens, name) / GIB, 3)
             table3.append({"schedule": name, "tokens": tokens, "paper_gb": peak, "formula_gib": formula})
     if as_json:
-        out.print_json(data={"table7": table7, "table3": table3})
+        print(json.dumps({"table7": table7, "table3": table3}, allow_nan=False))
         return
     exact = Table("", *table7["2.7b"], title="Table 7, bf16 elements", title_justify="left")
     for name, row in table7.items():

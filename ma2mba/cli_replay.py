@@ -1,5 +1,6 @@
 """`ma2mba replay`: the samples of a step that stopped a run, one by one."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,7 +39,7 @@ def replay(
     if as_json:
         facts = {"step": kept.step, "loss": str(kept.loss), "checkpoint": kept.checkpoint, "reproduced": bool(again)}
         samples = [asdict(row) | {"loss": str(row.loss), "gradient_norm": str(row.gradient_norm)} for row in rows]
-        out.print_json(data={**facts, "samples": samples})
+        print(json.dumps({**facts, "samples": samples}, allow_nan=False))
     else:
         out.print(_table(rows, kept.checkpoint))
         out.print(_verdict(again, kept.step), soft_wrap=True)

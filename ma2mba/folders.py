@@ -1,5 +1,6 @@
 """The three kinds of folder that ma2mba writes: shards, runs, models. Recognised, summarised, exported."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,12 @@ def describe_run(folder: Path) -> Facts:
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     records = read_jsonl(folder / "metrics.jsonl")
     last: Facts = next((record for record in reversed(records) if "loss" in record), {})
+    loss = float(last.get("loss", math.nan))
     return {
         "kind": "run",
         "stage": _recipe(folder).get("stage", "unknown"),
         "steps": last.get("step", 0),
-        "loss": last.get("loss", float("nan")),
+        "loss": loss if math.isfinite(loss) else None,
         "checkpoints": checkpoints,
         "latest": checkpoint_of(folder).name if checkpoints else "none",
     }
@@ -135,7 +137,12 @@ def _lines(path: Path) -> int:
 
 
 def _recipe(run: Path) -> Facts:
+    """{} where there is none, or an empty one."""
     import yaml
 
     path = run / "recipe.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({error}); start the run again, which writes it, or remove it") from error
+    return values if isinstance(values, dict) else {}

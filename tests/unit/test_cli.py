@@ -1,6 +1,7 @@
 """The command line as a user meets it: answers, tables, JSON, and exit code 2 with a reason for bad input."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from ma2mba import cli
 from ma2mba.data.sampler import Position
@@ -159,6 +161,30 @@ def test_inspect_a_run(ma2mba, run_folder):
         "checkpoints": ["step-000003", "step-000006"],
         "latest": "step-000006",
     }
+
+
+def test_inspect_a_run_that_has_only_begun(ma2mba, tmp_path, monkeypatch):
+    """No loss yet, and a recipe that the disk did not take: JSON all the same, without colours."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text("")
+    monkeypatch.setattr(cli, "out", Console(force_terminal=True))
+    code, text, _ = ma2mba("inspect", tmp_path, "--json")
+    facts = json.loads(text, parse_constant=pytest.fail)
+    assert (code, facts["loss"], facts["stage"], facts["steps"]) == (0, None, "unknown", 0)
+    assert "none" in ma2mba("inspect", tmp_path)[1]
+
+
+def test_a_recipe_of_a_run_that_is_not_yaml(ma2mba, run_folder):
+    (run_folder / "recipe.yaml").write_text("stage: [")
+    code, _, error = ma2mba("inspect", run_folder)
+    assert code == 2
+    assert "recipe.yaml: not YAML" in error
+
+
+def test_a_path_that_cannot_be_used_ends_with_2(ma2mba, run_folder, picture):
+    code, _, error = ma2mba("export", run_folder, "--out", picture / "model")
+    assert code == 2
+    assert re.search(r"picture.png.*: cannot be used \((Not a directory|File exists)\); give another path", error)
 
 
 @pytest.mark.parametrize(

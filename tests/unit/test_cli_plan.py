@@ -5,8 +5,9 @@ import re
 import sys
 
 import pytest
+from rich.console import Console
 
-from ma2mba import cli
+from ma2mba import cli, cli_plan
 
 RECIPE = """
 stage: stage2
@@ -54,6 +55,21 @@ def test_a_choice_a_runner_up_and_the_longest(plan, tmp_path):
     assert facts["longest"]["tokens"] > 262144
     assert facts["reasons"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_that_cannot_be_written_takes_nothing_of_the_answer(plan, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    picture = recipe / "plan.png"
+    code, text, error = plan("--model", recipe, "--tokens", 4096, "--device-memory", 1, "--json", "--plot", picture)
+    assert code == 2
+    assert json.loads(text)["tokens"] == 4096
+    assert f"{recipe}: cannot be used (File exists)" in error
+
+
+def test_json_has_no_colours(plan, monkeypatch):
+    monkeypatch.setattr(cli_plan, "out", Console(force_terminal=True))
+    assert json.loads(plan("--paper", "--json")[1])
 
 
 def test_text_for_people(plan):
@@ -116,6 +132,9 @@ def test_gpus_that_are_no_groups_of_ranks(plan, tmp_path, gpus, near):
         (["--model", "370m", "--tokens", 1, "--video-hours", 1, "--device-memory", 30], "give one of"),
         (["--model", "370m", "--tokens", 1024], "--device-memory is missing"),
         (["--model", "none.yaml", "--tokens", 1024, "--device-memory", 1], "none.yaml: cannot be read"),
+        (["--model", "370m", "--tokens", 1, "--device-memory", "inf"], "--device-memory inf: give a finite number"),
+        (["--model", "370m", "--tokens", 1, "--device-memory", 1, "--host-memory", "inf"], "--host-memory inf: give"),
+        (["--model", "370m", "--video-hours", "inf", "--device-memory", 30], "--video-hours inf: give a finite number"),
     ],
 )
 def test_what_cannot_be_ends_with_2_and_says_what_would(plan, arguments, said):
