@@ -53,20 +53,28 @@ class Choice:
 
 @dataclass(frozen=True)
 class Planner:
-    """A model on a machine; `graphs` where chunks can be recorded as CUDA graphs."""
+    """A model on a machine; `graphs` where chunks can be recorded as CUDA graphs. Layers work off more than `reach`
+    tokens of a chunk in several calls, without memos, or cannot where ranks share a sequence."""
 
     cost: Cost
     speed: Speed
     budget: Budget
     graphs: bool = False
+    reach: int | None = None
+
+    def beyond_reach(self, sequence: Sequence, plan: Plan) -> bool:
+        """Whether a chunk is longer than one call of a layer takes; a rank's part may be longer by a frame."""
+        more = sequence.unit if sequence.ranks > 1 else 0
+        return self.reach is not None and sequence.chunk(plan) + more > self.reach
 
     def predict(self, sequence: Sequence, plan: Plan) -> Prediction:
-        device, host = self.budget.device_base, self.budget.host_base
-        if not self.budget.one_memory:
-            return predict(self.cost, self.speed, sequence, plan, device, host)
-        base = device | {part: size + device.get(part, 0) for part, size in host.items()}
-        there = predict(self.cost, self.speed, sequence, replace(plan, stash="device"), base)
-        return replace(there, plan=plan)
+        device, host, as_run = self.budget.device_base, self.budget.host_base, plan
+        if self.beyond_reach(sequence, plan):
+            as_run = replace(plan, memo_chunks=0)
+        if self.budget.one_memory:
+            device, host = device | {part: size + device.get(part, 0) for part, size in host.items()}, {}
+            as_run = replace(as_run, stash="device")
+        return replace(predict(self.cost, self.speed, sequence, as_run, device, host), plan=plan)
 
     def choose(self, sequence: Sequence, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
         """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
@@ -86,11 +94,16 @@ class Planner:
     def candidates(self, sequence: Sequence) -> list[Prediction]:
         """Every plan; where states at every chunk's end are too many, also with the fewest that it takes."""
         predictions = []
-        for plan in candidates(self.cost, sequence, self.budget.host is not None, self.graphs):
+        for plan in self._plans(sequence):
             predictions.append(self.predict(sequence, plan))
             if not self.budget.holds(predictions[-1]):
                 predictions += self._coarser(sequence, plan)
         return predictions
+
+    def _plans(self, sequence: Sequence) -> list[Plan]:
+        """All candidates but those whose chunks are too long for one call of a layer, unless all are."""
+        plans = candidates(self.cost, sequence, self.budget.host is not None, self.graphs)
+        return [plan for plan in plans if not self.beyond_reach(sequence, plan)] or plans
 
     def _with_memos(self, sequence: Sequence, plan: Plan, fits: Callable[[Prediction], bool]) -> Iterable[Prediction]:
         """The plan with as many memos as fit, or with one where none do; nothing where memos spare nothing."""
@@ -127,7 +140,7 @@ class Planner:
     def smallest(self, sequence: Sequence) -> Prediction:
         """The plan that needs the least device memory, within the host's."""
         every = []
-        for plan in candidates(self.cost, sequence, self.budget.host is not None, self.graphs):
+        for plan in self._plans(sequence):
             segments = (1, *self._segments(sequence, plan))
             every += [self.predict(sequence, replace(plan, stash_every=k)) for k in (1, segments[-1])]
         within = [p for p in every if p.host_bytes <= self.budget.most_host]
@@ -137,8 +150,7 @@ class Planner:
         """The most tokens that fit with any plan that keeps the states of every chunk: beyond a few chunks, memory is a
         straight line in the tokens."""
         far = replace(sequence, tokens=8 * LONGEST_CHUNK)
-        plans = candidates(self.cost, far, self.budget.host is not None, self.graphs)
-        tokens, plan = max(((self._reach(far, plan), plan) for plan in plans), key=lambda pair: pair[0])
+        tokens, plan = max(((self._reach(far, plan), plan) for plan in self._plans(far)), key=lambda pair: pair[0])
         return (tokens * sequence.ranks, plan) if tokens > 0 else None
 
     def _reach(self, far: Sequence, plan: Plan) -> int:

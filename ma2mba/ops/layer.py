@@ -17,6 +17,9 @@ from ma2mba.ops.conv import causal_conv
 from ma2mba.ops.norm import rms_norm
 from ma2mba.ops.ssd import ssd_scan
 
+OFFSETS = 2**31
+"""A GPU's kernels compute element offsets in 32 signed bits."""
+
 
 @dataclass(frozen=True)
 class LayerShape:
@@ -45,6 +48,12 @@ class LayerWeights:
 
     def tensors(self) -> tuple[Tensor, ...]:
         return tuple(getattr(self, name) for name in self.__dataclass_fields__)
+
+
+def most_tokens(batch: int, width: int, block: int) -> int:
+    """The most tokens that one call of a GPU's kernels may see: the widest tensor (batch, tokens, width), the first
+    projection's output, keeps every offset below 2^31."""
+    return max(block, (OFFSETS - 1) // (batch * width) // block * block)
 
 
 def mamba2_layer(

@@ -18,18 +18,10 @@ from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer_reference
+from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer_reference, most_tokens
 from ma2mba.ops.neighbours import exchange_input_gradients, exchange_inputs, last_inputs
 from ma2mba.ops.norm_kernels import gated_backward, gated_forward, rms_backward, rms_forward
 from ma2mba.ops.scan_kernels import Scanned, scan_backward, scan_forward
-
-OFFSETS = 2**31
-"""The kernels compute element offsets in 32 signed bits."""
-
-
-def most_tokens(batch: int, width: int, block: int) -> int:
-    """The most tokens that one call may see: the widest tensor (batch, tokens, width) keeps every offset below 2^31."""
-    return max(block, (OFFSETS - 1) // (batch * width) // block * block)
 
 
 def layer_kernels(

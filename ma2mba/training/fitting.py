@@ -89,7 +89,7 @@ def _with_program(prediction: Prediction) -> Prediction:
 def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> Fitted:
     """The fastest plan for the first sequence with which the others fit as well."""
     (first, sequence), *others = planners
-    choice = first.choose(sequence, lambda plan: all(p.budget.holds(p.predict(s, plan)) for p, s in others))
+    choice = first.choose(sequence, lambda plan: all(_holds(p, s, plan) for p, s in others))
     if choice is None:
         raise UserError(
             f"magc: nothing fits {length(sequence)} into {machine.device_bytes / GIB:.1f} GiB; "
@@ -98,6 +98,11 @@ def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> Fitte
     plan = choice.best.plan
     predictions = [choice.best, *(p.predict(s, plan) for p, s in others)]
     return Fitted(plan, max(predictions, key=lambda p: p.device_bytes), choice.reasons)
+
+
+def _holds(one: Planner, sequence: Sequence, plan: Plan) -> bool:
+    reached = sequence.ranks == 1 or not one.beyond_reach(sequence, plan)
+    return reached and one.budget.holds(one.predict(sequence, plan))
 
 
 def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Sequence]]:
@@ -142,6 +147,11 @@ def check_fits(setup: Setup, workload: Workload, plan: Plan, machine: Machine) -
 
 def check(one: Planner, sequence: Sequence, plan: Plan, machine: Machine) -> Prediction:
     """The same for a priced model. Without a limit of host memory any amount will do."""
+    if sequence.ranks > 1 and one.beyond_reach(sequence, plan):
+        raise UserError(
+            f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {sequence.ranks} ranks {sequence.chunk(plan):,} "
+            f"tokens of a chunk, and with so many rows kernels reach {one.reach:,}; {remedy(one, sequence)}"
+        )
     prediction = one.predict(sequence, plan)
     budget = one.budget if machine.host_bytes is not None else replace(one.budget, host=1 << 62)
     if budget.holds(prediction):

@@ -20,9 +20,10 @@ from ma2mba.magc.cost import Cost, Price, measure, price
 from ma2mba.magc.schedule import Sequence
 from ma2mba.magc.speed import clock, estimate
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.pretrained import read_config, state_spaces_config
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.ops import backend, kernels_on_meta
+from ma2mba.ops import backend, kernels_on_meta, most_tokens
 from ma2mba.ops.loss import PART
 from ma2mba.training.checkpoint import model_folder
 from ma2mba.training.recipe import PART_NAMES, Recipe
@@ -153,7 +154,15 @@ def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
     base, host = base_bytes(model, setup)
     host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
     budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host, machine.one_memory)
-    return Planner(cost, speed, budget, machine.graphs)
+    reach = None if machine.priced == "torch" else _reach(model, setup.rows)
+    return Planner(cost, speed, budget, machine.graphs, reach)
+
+
+def _reach(model: VideoMa2mba, rows: int) -> int:
+    """Tokens of so many rows that one call of the kernels takes."""
+    layer = model.layers[0]
+    assert isinstance(layer, Mamba2Layer)
+    return most_tokens(rows, layer.weights.in_proj_XD.shape[0], layer.shape.block)
 
 
 def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:

@@ -7,6 +7,7 @@ import torch
 import yaml
 from torch import nn
 
+from ma2mba.errors import UserError
 from ma2mba.magc import Plan, checkpoint
 from ma2mba.magc.choose import Planner
 from ma2mba.magc.cost import measure
@@ -122,6 +123,28 @@ def test_plans_without_memos_where_they_bring_little_or_do_not_fit(large, gib, r
     choice = with_room(large, gib).choose(TOKENS)
     assert choice.best.plan.memo_chunks == 0
     assert [said for said in choice.reasons if said.startswith(reason)], choice.reasons
+
+
+def test_no_memos_and_no_such_plans_where_chunks_are_too_long_for_one_call():
+    """Ten rows of 2.7B: a call of the kernels takes 20,224 tokens of each, and leaves no memo where it is split."""
+    ten = priced(10, HALF)
+    assert ten.reach == 20_224
+    long, short = Plan("sequence", 32768, 64, memo_chunks=3), Plan("sequence", 16384, 64, memo_chunks=3)
+    assert ten.predict(HALF, long).device["memos"] == 0 < ten.predict(HALF, short).device["memos"]
+    assert {p.plan.chunk_tokens for p in ten.candidates(HALF)} >= {256, 16384}
+    assert max(p.plan.chunk_tokens for p in ten.candidates(HALF)) <= 20_224
+    assert max(p.plan.chunk_tokens for p in priced(1, HALF).candidates(HALF)) == 65_536
+
+
+def test_a_ranks_part_of_a_chunk_that_kernels_cannot_take_is_refused():
+    part = replace(HALF, unit=144).part(2)
+    machine = Machine(10_000 * GIB, None, "kernels")
+    ten = planner(Setup(config_of_size("2.7b"), rows=10), part, machine)
+    fitting.check(ten, part, Plan(chunk_tokens=2 * 20_000), machine)
+    with pytest.raises(UserError, match=r"chunk_tokens: 40400 gives each of 2 ranks 20,160 .* reach 20,224; this"):
+        fitting.check(ten, part, Plan(chunk_tokens=40_400), machine)
+    alone = replace(part, ranks=1)
+    fitting.check(ten, alone, Plan(chunk_tokens=40_400), machine)
 
 
 def test_only_what_can_have_memos_and_gains_by_them_gets_them(large):
