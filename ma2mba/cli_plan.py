@@ -36,7 +36,14 @@ HostMemory = Annotated[
 ]
 
 
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Change a recipe's keys, as in training.")
+]
+SHAPE = "init_from=null 'model={language_model: {d_model: 2560, n_layer: 64}, vision: {}}'"
+
+
 def plan(
+    overrides: Overrides = None,
     model: Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (YAML).")] = "2.7b",
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Length of a text, all of it learned.")] = None,
     video_hours: Annotated[
@@ -62,7 +69,7 @@ def plan(
     from ma2mba.training.fitting import length, remedy
     from ma2mba.training.planning import Workload, planner
 
-    setup, ranks = _setup(model, gpus, zero)
+    setup, ranks = _setup(model, overrides or [], gpus, zero)
     workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
     whole = workload.sequence(setup.config)
     part = whole.part(ranks)
@@ -89,7 +96,7 @@ def _check(tokens: int | None, given: dict[str, float | None]) -> None:
             raise UserError(f"{option} {number}: give a finite number")
 
 
-def _setup(model: str, gpus: int, zero: int | None) -> tuple["Setup", int]:
+def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tuple["Setup", int]:
     """What is trained how, and by how many ranks for each sequence."""
     from dataclasses import replace
 
@@ -99,8 +106,17 @@ def _setup(model: str, gpus: int, zero: int | None) -> tuple["Setup", int]:
     from ma2mba.training.recipe import load_recipe
 
     if Path(model).suffix not in (".yaml", ".yml"):
+        if overrides:
+            raise UserError(
+                f"{overrides[0]}: changes a recipe, and --model {model} is none; remove it, or give a recipe"
+            )
         return Setup(config_of_size(model), gpus=gpus, zero=1 if zero is None else zero), 1
-    recipe = load_recipe(model)
+    recipe = load_recipe(model, overrides)
+    if recipe.model is None and isinstance(recipe.init_from, str) and not Path(recipe.init_from).is_dir():
+        raise UserError(
+            f"{model}: init_from: {recipe.init_from} does not exist; name a run or model folder, as in "
+            f"init_from=runs/stage1, or a shape: {SHAPE}"
+        )
     ranks = recipe.parallel.sequence
     if gpus % ranks:
         raise UserError(

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from ma2mba import cli, cli_plan
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 stage: stage2
 data: shards
@@ -87,6 +90,21 @@ def test_a_recipe(plan, tmp_path):
     assert code == 0
     parts = json.loads(text)["choice"]["device_parts"]
     assert parts["gradients"] < parts["weights"], "only the language model is trained"
+
+
+def test_a_recipe_whose_start_is_not_there_yet(plan):
+    """The refusal's own remedy, as it is written there, plans the stage."""
+    stage2 = ROOT / "launch" / "recipes" / "stage2.yaml"
+    common = ("--tokens", 262144, "--device-memory", 80, "--gpus", 8, "--json")
+    code, text, error = plan("--model", stage2, *common)
+    assert (code, text) == (2, "")
+    assert "init_from: RUNS/stage1_5 does not exist; name a run or model folder" in error
+    code, text, _ = plan("--model", stage2, *shlex.split(error.split("or a shape: ")[1]), *common)
+    assert code == 0
+    assert json.loads(text)["choice"]["device_parts"]["weights"] > 5 * 2**30
+    code, text, error = plan("--model", "370m", "seed=1", *common)
+    assert (code, text) == (2, "")
+    assert "seed=1: changes a recipe, and --model 370m is none" in error
 
 
 def test_a_recipe_whose_ranks_share_sequences(plan, tmp_path):
