@@ -45,7 +45,7 @@ check: setup ## ruff (rules and format) and mypy
 test: setup ## every test (within 15 minutes on 2 cores); ARGS='-k magc' for some
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-demo: setup ## a toy video world through all stages on a CPU, to runs/demo (15 minutes; resumes; ARGS=--fresh starts over)
+demo: setup ## a toy video world through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
 	@$(BIN)/python launch/demo.py $(ARGS)
 
 chaos: setup ## kill a training run 10 times at random moments: does it end as an undisturbed one? (ARGS='--kills 20 --seed 1')

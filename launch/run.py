@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,10 +23,10 @@ def main() -> int:
     def ask_ranks(number: int, frame: FrameType | None) -> None:
         ranks = ranks_of(process.pid)
         print(f"{signal.Signals(number).name}: asking {len(ranks)} ranks to save and end", file=sys.stderr, flush=True)
-        for rank in ranks:
-            rank.send_signal(number)
+        ask(ranks, number)
         if not ranks:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
 
     def stop(number: int, frame: FrameType | None) -> None:
         os.killpg(process.pid, number)
@@ -34,6 +35,13 @@ def main() -> int:
         signal.signal(number, ask_ranks)
     signal.signal(signal.SIGINT, stop)
     return process.wait()
+
+
+def ask(ranks: list[psutil.Process], number: int) -> None:
+    """Send all a signal; one that has ended meanwhile needs none."""
+    for rank in ranks:
+        with suppress(psutil.NoSuchProcess):
+            rank.send_signal(number)
 
 
 def ranks_of(launcher: int) -> list[psutil.Process]:

@@ -1,5 +1,6 @@
 """What stands around a run: the watchdog, and a last word when an error or the end of memory stops it."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from ma2mba.training.metrics import peak_memory
 from ma2mba.training.planning import USABLE, planner, setup_of_recipe
 from ma2mba.training.watchdog import Watchdog
 
+HOST_IS_FULL = ("can't allocate memory", "cannot allocate memory", "cudahostalloc", "cannot be pinned")
+"""What torch and the system say of it, in lower case."""
+
 
 @contextmanager
 def guard(job: Job, activity: Activity) -> Iterator[None]:
@@ -28,10 +32,37 @@ def guard(job: Job, activity: Activity) -> Iterator[None]:
         with Watchdog(run, rank, job.world.size, activity, job.recipe.watchdog):
             yield
     except Exception as error:
-        lacking = isinstance(error, torch.OutOfMemoryError)
-        code = report(error, run, rank, activity, lambda: out_of_memory(job, activity) if lacking else None)
+        raised = error  # the name `error` is gone when this block has ended
+        code = report(error, run, rank, activity, lambda: explanation(raised, job, activity))
         sys.stderr.flush()
         os._exit(code)  # a collective, a loader or a library would have the others wait for their time limit
+
+
+def explanation(error: Exception, job: Job, activity: Activity) -> str | None:
+    """What the end of a device's memory, or of the host's, means for this run; None for another error."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(job, activity)
+    without = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if not (without or isinstance(error, MemoryError) or any(words in str(error).lower() for words in HOST_IS_FULL)):
+        return None
+    if machine_of(job.world, job.policy).one_memory:
+        return out_of_memory(job, activity)
+    return out_of_host_memory(job, activity, error)
+
+
+def out_of_host_memory(job: Job, activity: Activity, error: Exception) -> str:
+    """What was predicted for this rank's process, what there was, and what takes less."""
+    machine = machine_of(job.world, job.policy)
+    share = machine.device_bytes if machine.host_bytes is None else machine.host_bytes
+    lines = [
+        f"out of host memory: {activity.rows} x {activity.row_tokens:,} tokens, {activity.frames:,} frames ({error})",
+        f"  predicted {job.fitted.prediction.host_bytes / GIB:.2f} GiB of states and optimizer there for this rank, of "
+        f"{share / GIB:.2f} GiB that are its share ({describe(job.plan)})",
+        "  Keep fewer states there by longer chunks or a larger magc.stash_every, or none by magc.stash: device; "
+        "take a zero_config without offload_optimizer, or give the job more memory (`ulimit -l` limits pinned memory).",
+        "  Start again with resume=auto: these may be changed on the way.",
+    ]
+    return "\n".join(lines)
 
 
 def out_of_memory(job: Job, activity: Activity) -> str:
