@@ -12,14 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
-from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ma2mba.ops.conv_kernels import SmallWeights, convolve, convolve_backward, hand_back, inputs_around
 from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer_reference, most_tokens
-from ma2mba.ops.neighbours import exchange_input_gradients, exchange_inputs, last_inputs
 from ma2mba.ops.norm_kernels import gated_backward, gated_forward, rms_backward, rms_forward
 from ma2mba.ops.scan_kernels import Scanned, scan_backward, scan_forward
 
@@ -88,62 +85,8 @@ def _convolved(xBC_BTV: Tensor, shape: LayerShape, inner: int) -> _Convolved:
     return _Convolved(x.unflatten(-1, (-1, shape.headdim)), B.unflatten(-1, per_group), C.unflatten(-1, per_group))
 
 
-@triton.jit
-def _widen(A_log_ptr, D_ptr, taps_ptr, bias_ptr, A_out, D_out, taps_out, bias_out, H, V, VW, BLOCK: tl.constexpr):
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(A_out + at, -tl.exp(tl.load(A_log_ptr + at, mask=at < H, other=0.0).to(tl.float32)), mask=at < H)
-    tl.store(D_out + at, tl.load(D_ptr + at, mask=at < H, other=0.0).to(tl.float32), mask=at < H)
-    tl.store(bias_out + at, tl.load(bias_ptr + at, mask=at < V, other=0.0).to(tl.float32), mask=at < V)
-    tl.store(taps_out + at, tl.load(taps_ptr + at, mask=at < VW, other=0.0).to(tl.float32), mask=at < VW)
-
-
-class _Small(NamedTuple):
-    """Small parameters in fp32, so that their gradients come in fp32: A = -exp(A_log), D and the convolution's."""
-
-    A_H: Tensor
-    D_H: Tensor
-    taps_VW: Tensor
-    bias_V: Tensor
-
-    @staticmethod
-    def of(weights: LayerWeights) -> "_Small":
-        given = (weights.A_log_H, weights.D_H, weights.conv_V1W[:, 0], weights.conv_bias_V)
-        small = _Small(*(torch.empty(t.shape, dtype=torch.float32, device=t.device) for t in given))
-        heads, channels, taps = weights.D_H.numel(), weights.conv_bias_V.numel(), weights.conv_V1W.numel()
-        _widen[(triton.cdiv(taps, 1024),)](*given, *small, heads, channels, taps, BLOCK=1024)
-        return small
-
-
-def _convolve(xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor) -> Tensor:
-    x_BVT = xBC_BTV.transpose(1, 2)
-    return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
-
-
-def _inputs_around(
-    xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts); with a
-    group, what backward needs to hand gradients to the other parts."""
-    chosen_RW = None
-    if group is None:
-        after_BVW = _last_inputs(xBC_BTV, conv_BVW)
-    else:
-        tail_BVW = last_inputs(xBC_BTV, conv_BVW)
-        conv_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
-    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW, chosen_RW
-
-
-def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
-    """The convolution's state after these tokens, however few; channels are neighbours in memory."""
-    kept = conv_BVW.shape[2]
-    tail_BWV = xBC_BTV[:, -kept:].to(conv_BVW.dtype)
-    if tail_BWV.shape[1] < kept:
-        tail_BWV = torch.cat([conv_BVW.transpose(1, 2)[:, tail_BWV.shape[1] :], tail_BWV], dim=1)
-    return tail_BWV.clone(memory_format=torch.contiguous_format).transpose(1, 2)
-
-
 def _scanned(
-    xBC_BTV: Tensor, dt_BTH: Tensor, ssm_BHPN: Tensor, small: _Small, weights: LayerWeights, shape: LayerShape
+    xBC_BTV: Tensor, dt_BTH: Tensor, ssm_BHPN: Tensor, small: SmallWeights, weights: LayerWeights, shape: LayerShape
 ) -> Scanned:
     convolved = _convolved(xBC_BTV, shape, weights.gated_norm_I.shape[0])
     return Scanned(
@@ -163,7 +106,7 @@ class _Run(NamedTuple):
     """A forward: the states before these tokens (channels neighbours in memory) and after them, or after all parts, the
     first projection, the scan's output and the last projection; with a group, what `exchange_input_gradients` needs."""
 
-    small: _Small
+    small: SmallWeights
     conv_BVW: Tensor
     ssm_BHPN: Tensor
     zxbcdt_BTX: Tensor
@@ -183,12 +126,12 @@ def _run(
     product_BTD: Tensor | None,
     group: ProcessGroup | None,
 ) -> _Run:
-    inner, small = weights.gated_norm_I.shape[0], _Small.of(weights)
+    inner, small = weights.gated_norm_I.shape[0], SmallWeights.of(weights)
     u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
     zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (len(x_BTD), -1))
     z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-    conv_BVW, tail_BVW, chosen_RW = _inputs_around(xBC_BTV, conv_BVW, group)
-    scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
+    conv_BVW, tail_BVW, chosen_RW = inputs_around(xBC_BTV, conv_BVW, group)
+    scanned = _scanned(convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
     y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
     if product_BTD is None:
         gated_MI = gated_forward(
@@ -239,7 +182,7 @@ class _Layer(torch.autograd.Function):
         )
         dout_proj = weight_gradient(weights.out_proj_DI, do_MD, gated_MI)
         del gated_MI, do_MD
-        scanned = _scanned(_convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
+        scanned = _scanned(convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
         dparts = _convolved(dconvolved_BTV, shape, inner)
         d = scan_backward(
@@ -248,38 +191,14 @@ class _Layer(torch.autograd.Function):
             group=ctx.group,
         )
         del dy_MI, scanned
-        dtaps, dconv_bias, dconv = _convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)
-        if ctx.group is None:
-            _add_tail(dxBC_BTV, dconv, dtail)
-        else:
-            dtail, dinitial = exchange_input_gradients(dconv, dtail, chosen_RW, ctx.group)
-            _add_tail(dxBC_BTV, dconv, dtail)
-            dconv = dinitial
+        dtaps, dconv_bias, dconv = convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)
+        dconv = hand_back(dxBC_BTV, dconv, dtail, chosen_RW, ctx.group)
         dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)
         din_proj = weight_gradient(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
         vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
         gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
         return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, None, *gradients
-
-
-def _convolve_backward(
-    xBC_BTV: Tensor, small: _Small, conv_BVW: Tensor, dconvolved_BTV: Tensor, dxBC_BTV: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of taps and bias (fp32) and of the state; that of the inputs goes into `dxBC_BTV`."""
-    _, dtaps_VW, dbias_V, dconv_BVW = causal_conv1d_bwd_function(
-        xBC_BTV.transpose(1, 2),
-        small.taps_VW,
-        small.bias_V,
-        dconvolved_BTV.transpose(1, 2),
-        None,
-        conv_BVW,
-        None,
-        dxBC_BTV.transpose(1, 2),
-        True,
-        True,
-    )
-    return dtaps_VW, dbias_V, dconv_BVW
 
 
 def hand_over(weights: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -308,14 +227,3 @@ def add_product(total_OI: Tensor, dy_MO: Tensor, x_MI: Tensor) -> None:
         total_OI.addmm_(dy_MO.t(), x_MI)
     else:
         torch.addmm(total_OI, dy_MO.t(), x_MI, out_dtype=torch.float32, out=total_OI)
-
-
-def _add_tail(dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None) -> None:
-    """Add, in place, what the state after the last token hands back to the last inputs, or to the state before them."""
-    if dtail_BVW is None:
-        return
-    kept, tokens = dtail_BVW.shape[2], dxBC_BTV.shape[1]
-    inside = min(kept, tokens)
-    dxBC_BTV[:, tokens - inside :] += dtail_BVW[:, :, kept - inside :].transpose(1, 2).to(dxBC_BTV.dtype)
-    if inside < kept:
-        dconv_BVW[:, :, inside:] += dtail_BVW[:, :, : kept - inside].to(dconv_BVW.dtype)

@@ -105,11 +105,7 @@ def scan_backward(
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
     entering_BCHPN, _ = _entering(_added(s, decay_BHCQ, dt_BHCQ), decay_BHCQ, s.initial_BHPN, torch.float32)
     dentering_BCHPN = _chunk_scan_bwd_dstates(s.C_BTGN, decay_BHCQ, dy_BTHP, dtype=torch.float32)
-    dinitial_BHPN = None
-    if group is not None:
-        own_BHPN = _weighted_sum(dentering_BCHPN, _decay_before(decay_BHCQ))
-        decay_BH = _decay_of_part(decay_BHCQ)
-        dfinal_BHPN, dinitial_BHPN = exchange_state_gradients(decay_BH, own_BHPN, dfinal_BHPN, group)
+    dfinal_BHPN, dinitial_BHPN = _of_all_parts(decay_BHCQ, dentering_BCHPN, dfinal_BHPN, group)
     passed = _pass_back(entering_BCHPN, decay_BHCQ, dentering_BCHPN, dfinal_BHPN, s.x_BTHP.dtype)
     groups = s.B_BTGN.shape[2]
     _, ddt_BHCQ, dD_H = _chunk_scan_chunk_state_bwd_dx(
@@ -128,6 +124,16 @@ def scan_backward(
         ddecay_BHCQ, ddt_BHCQ, s.dt_BTH, s.A_H, dt_bias=s.dt_bias_H, dt_softplus=True, ddt=ddt_BTH
     )
     return Gradients(dA_H, dD_H, ddt_bias_H, passed.dinitial_BHPN if dinitial_BHPN is None else dinitial_BHPN)
+
+
+def _of_all_parts(
+    decay_BHCQ: Tensor, dentering_BCHPN: Tensor, dfinal_BHPN: Tensor | None, group: ProcessGroup | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """With a group the gradients of the state after this rank's part and of that before all parts."""
+    if group is None:
+        return dfinal_BHPN, None
+    own_BHPN = _weighted_sum(dentering_BCHPN, _decay_before(decay_BHCQ))
+    return exchange_state_gradients(_decay_of_part(decay_BHCQ), own_BHPN, dfinal_BHPN, group)
 
 
 @cache
