@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.data_inputs import SIZE, make_video, write_shards  # noqa: E402
 from data_prep.decode import decode_video  # noqa: E402
 from data_prep.features import encode_parts, split_parts  # noqa: E402
 from data_prep.pictures import clip_view, to_jpeg  # noqa: E402
@@ -37,16 +37,14 @@ from ma2mba.data.loader import Loader  # noqa: E402
 from ma2mba.data.sampler import Sampler  # noqa: E402
 from ma2mba.magc import Plan  # noqa: E402
 from ma2mba.model.config import VisionConfig  # noqa: E402
-from ma2mba.model.conversation import END, Turn, encode_conversation  # noqa: E402
 from ma2mba.model.vision import VisionEncoder  # noqa: E402
-from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow  # noqa: E402
-from ma2mba.shards.integrity import sha256_file  # noqa: E402
-from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest  # noqa: E402
+from ma2mba.shards.format import IndexRow  # noqa: E402
+from ma2mba.shards.manifest import FeatureInfo  # noqa: E402
 from ma2mba.shards.reader import ShardReader  # noqa: E402
-from ma2mba.shards.writer import PartWriter, PayloadFrame, PayloadHash, payload_hash, write_index  # noqa: E402
+from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash  # noqa: E402
 from ma2mba.training.streaming import Chunks  # noqa: E402
 
-SIZE, QUALITY, RANGE = 336, 95, 32
+QUALITY, RANGE = 95, 32
 TOKENS_PER_FRAME, CHUNK_TOKENS = 144, 4096
 Rates = dict[str, list[float]]
 
@@ -102,26 +100,6 @@ def machine(device: str) -> dict[str, Any]:
 def processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def make_video(path: Path, seconds: int) -> Path:
-    """Shapes that drift over a gradient, with grain: 640 x 360, 30 frames a second, a key frame every 250."""
-    random = np.random.default_rng(0)
-    grain = random.normal(0, 6, (8, 360, 640, 1))
-    across, down = np.meshgrid(np.linspace(0, 160, 640), np.linspace(0, 90, 360))
-    ground = np.stack([across, down, across[:, ::-1]], axis=2) + 40
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "crf": "23"})
-        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
-        for n in range(30 * seconds):
-            picture = ground + grain[n % 8]
-            for shape in range(6):
-                left, top = int((shape * 97 + n * (1 + shape)) % 560), int((shape * 53 + n * shape // 2) % 300)
-                picture[top : top + 60, left : left + 80] = [(shape * 40 + 60) % 255, 200 - shape * 20, n % 255]
-            frame = av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def decoded(video: Path) -> list[np.ndarray]:
@@ -272,60 +250,6 @@ def bytes_per_hour(shards: Path, features_folder: Path) -> dict[str, float]:
         f"jpeg (quality {QUALITY}, 4:4:4)": stored / frames * 3600,
         "features (bf16)": features_stored / rows * 3600,
     }
-
-
-def write_shards(folder: Path, samples: list[list[bytes]]) -> Path:
-    """A shard folder of these JPEG samples, four a part, each with a question and an answer."""
-    folder.mkdir(parents=True)
-    words = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", "yes"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unknown|>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens(words[:6])
-    tokenizer.save(str(folder / TOKENIZER_FILE))
-    rows, names = [], []
-    for number in range(0, len(samples), 4):
-        with PartWriter(folder, number // 4) as part:
-            names.append(part.name)
-            for i, jpegs in enumerate(samples[number : number + 4], number):
-                first = part.add(f"s{i}", [PayloadFrame(float(t), float(t), data) for t, data in enumerate(jpegs)])
-                rows.append(row(f"s{i}", part.name, first, jpegs, tokenizer))
-    write_index(folder / INDEX_FILE, rows)
-    files = [file_entry(folder, name) for name in (INDEX_FILE, TOKENIZER_FILE, *names)]
-    about = {"recipe": {}, "recipe_hash": "", "decoder": "pyav", "decoder_version": av.__version__}
-    counts = {"samples": len(rows), "frames": sum(r.frames for r in rows)}
-    counts["tokens"] = sum(len(r.token_ids) for r in rows)
-    sources = [SourceEntry(name="made", format="made", weight=1.0, samples=len(rows))]
-    about |= {"tokenizer_sha256": sha256_file(folder / TOKENIZER_FILE), "files": files, "sources": sources}
-    write_manifest(folder, Manifest(image_size=SIZE, fps=1.0, **about, **counts))
-    return folder
-
-
-def row(sample_id: str, file: str, first: int, jpegs: list[bytes], tokenizer: Tokenizer) -> IndexRow:
-    encoded = encode_conversation(tokenizer, [Turn("user", "what"), Turn("assistant", "yes")], len(jpegs))
-    digest = PayloadHash()
-    for data in jpegs:
-        digest.add(data)
-    return IndexRow(
-        sample_id=sample_id,
-        token_ids=np.array(encoded.token_ids, np.int32),
-        supervised=np.array(encoded.supervised, bool),
-        frame_positions=np.array(encoded.frame_positions, np.int32),
-        timestamps=np.arange(len(jpegs), dtype=np.float64),
-        file=file,
-        first_row_group=first,
-        frames=len(jpegs),
-        duration=float(len(jpegs)),
-        dataset="made",
-        source="made",
-        source_bytes=0,
-        source_sha256="",
-        payload_xxh3=digest.hexdigest(),
-        decoder="pyav",
-        decoder_version=av.__version__,
-        recipe_hash="",
-        status="ok",
-        reason="",
-    )
 
 
 def show(result: dict[str, Any]) -> None:
