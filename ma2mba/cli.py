@@ -101,7 +101,7 @@ def evaluate_command(
     with _progress("questions") as tell:
         result = evaluate(model, task, frames, limit=limit, task=only, device=device_name(device), progress=tell)
     if as_json:
-        out.print_json(data=result)
+        print(json.dumps(result, allow_nan=False))
     else:
         out.print(f"{model} on {task}, frames: {frames}", markup=False, soft_wrap=True)
         out.print(_accuracy_table(result))

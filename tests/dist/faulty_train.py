@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from ma2mba.training import checkpoint, deepspeed_engine, streaming  # noqa: E402
 
 CHUNK_SECONDS = 2.0
-SAVE_SECONDS = 20.0
+SAVE_SECONDS = 5.0
 KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
 sound = deepspeed_engine.Engine.micro_step
 write_rank = checkpoint.write_rank
