@@ -67,13 +67,13 @@ def plan(
     given = {"--device-memory": device_memory, "--host-memory": host_memory, "--video-hours": video_hours}
     _check(tokens, given)
     from ma2mba.training.fitting import length, remedy
-    from ma2mba.training.planning import Workload, planner
+    from ma2mba.training.planning import Workload, can_record, planner
 
     setup, ranks = _setup(model, overrides or [], gpus, zero)
     workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
     whole = workload.sequence(setup.config)
     part = whole.part(ranks)
-    target = _machine(device_memory or 0.0, host_memory, ops, graphs=setup.zero < 3 and ranks == 1)
+    target = _machine(device_memory or 0.0, host_memory, ops, graphs=can_record(setup.zero, ranks))
     machine = planner(setup, part, target)
     facts = _facts(machine, whole, part, target)
     if facts is None:

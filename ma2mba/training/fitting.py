@@ -15,7 +15,7 @@ from ma2mba.magc.predict import Prediction
 from ma2mba.magc.schedule import Sequence
 from ma2mba.model.config import ModelConfig
 from ma2mba.ops import backend
-from ma2mba.training.planning import USABLE, Machine, Priced, Setup, Workload, planner, setup_of_recipe
+from ma2mba.training.planning import USABLE, Machine, Priced, Setup, Workload, can_record, planner, setup_of_recipe
 from ma2mba.training.recipe import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
@@ -61,7 +61,7 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     return fitted
 
 
-def given_plan(magc: Magc, layers: int, zero_stage: int = 1) -> Plan:
+def given_plan(magc: Magc, layers: int, zero_stage: int) -> Plan:
     """A recipe's section as the plan of a model of so many layers. Raises UserError for memos or graphs in several
     groups, and for graphs under ZeRO 3."""
     in_groups = (
@@ -101,8 +101,12 @@ def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> Fitte
 
 
 def _holds(one: Planner, sequence: Sequence, plan: Plan) -> bool:
-    reached = sequence.ranks == 1 or not one.beyond_reach(sequence, plan)
-    return reached and one.budget.holds(one.predict(sequence, plan))
+    return not _too_long(one, sequence, plan) and one.budget.holds(one.predict(sequence, plan))
+
+
+def _too_long(one: Planner, sequence: Sequence, plan: Plan) -> bool:
+    """Whether chunks would have to be split, which those that ranks share cannot be."""
+    return sequence.ranks > 1 and one.beyond_reach(sequence, plan)
 
 
 def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Sequence]]:
@@ -126,8 +130,7 @@ def machine_of(world: World, policy: ZeroPolicy) -> Machine:
     if world.device.type == "cpu":
         return Machine(share, one_memory=True)
     priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
-    # ZeRO 3 moves the weights from step to step; a recording would read where they were. Nor are exchanges recorded.
-    records = policy.stage < 3 and world.sequence == 1
+    records = can_record(policy.stage, world.sequence)
     return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, records)
 
 
@@ -147,7 +150,7 @@ def check_fits(setup: Setup, workload: Workload, plan: Plan, machine: Machine) -
 
 def check(one: Planner, sequence: Sequence, plan: Plan, machine: Machine) -> Prediction:
     """The same for a priced model. Without a limit of host memory any amount will do."""
-    if sequence.ranks > 1 and one.beyond_reach(sequence, plan):
+    if _too_long(one, sequence, plan):
         raise UserError(
             f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {sequence.ranks} ranks {sequence.chunk(plan):,} "
             f"tokens of a chunk, and with so many rows kernels reach {one.reach:,}; {remedy(one, sequence)}"

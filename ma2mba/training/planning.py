@@ -76,6 +76,14 @@ class Machine:
     one_memory: bool = False
 
 
+def can_record(zero_stage: int, ranks: int) -> bool:
+    """Whether chunks may be recorded as CUDA graphs where so many ranks share a sequence.
+
+    Exchanges are not recorded, and ZeRO 3 moves the weights from step to step: a recording would read where they were.
+    """
+    return zero_stage < 3 and ranks == 1
+
+
 def priced_here(kernels: bool) -> bool:
     """Whether this machine has a GPU that runs a model's layers with (or without) kernels."""
     return torch.cuda.is_available() and (backend(torch.device("cuda")) == "triton") == kernels

@@ -105,7 +105,7 @@ def test_memos_take_what_a_plan_leaves(large):
 
 def test_a_plan_with_memos_is_named_as_a_recipe_takes_it(large):
     section = yaml.safe_load(remedy(large, TOKENS).removeprefix("this would fit: magc:"))
-    assert given_plan(Magc(**section), 64) == large.choose(TOKENS).best.plan
+    assert given_plan(Magc(**section), 64, 1) == large.choose(TOKENS).best.plan
 
 
 def test_memos_must_suit_other_sequences_too(large):
