@@ -101,8 +101,8 @@ class Streamer:
         """
         if not len(chunks):
             raise ValueError("there are no chunks; give at least one")
-        if self.plan.graphs and _kind(self._first) != self._made_for:
-            before, now = self._made_for, _kind(self._first)
+        if self.plan.graphs and (now := _kind(self._first)) != self._made_for:
+            before = self._made_for
             raise ValueError(f"the layers were {before} when the Streamer was made and are {now}; move them before it")
         _check_states(states, self._root)
         return _run(self._root, self._parameters, Summed(chunks, when_done), None, states, self._sink)

@@ -45,15 +45,14 @@ def explanation(error: Exception, job: Job, activity: Activity) -> str | None:
     without = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if not (without or isinstance(error, MemoryError) or any(words in str(error).lower() for words in HOST_IS_FULL)):
         return None
-    if machine_of(job.world, job.policy).one_memory:
-        return out_of_memory(job, activity)
-    return out_of_host_memory(job, activity, error)
-
-
-def out_of_host_memory(job: Job, activity: Activity, error: Exception) -> str:
-    """What was predicted for this rank's process, what there was, and what takes less."""
     machine = machine_of(job.world, job.policy)
-    share = machine.device_bytes if machine.host_bytes is None else machine.host_bytes
+    if machine.host_bytes is None:
+        return out_of_memory(job, activity)
+    return out_of_host_memory(job, activity, error, machine.host_bytes)
+
+
+def out_of_host_memory(job: Job, activity: Activity, error: Exception, share: float) -> str:
+    """What was predicted for this rank's process, what there was, and what takes less."""
     lines = [
         f"out of host memory: {activity.rows} x {activity.row_tokens:,} tokens, {activity.frames:,} frames ({error})",
         f"  predicted {job.fitted.prediction.host_bytes / GIB:.2f} GiB of states and optimizer there for this rank, of "

@@ -45,6 +45,7 @@ class Interruption:
         self.name: str | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._pipe: tuple[int, int] | None = None
+        self._wakeup_before = -1
 
     def __enter__(self) -> "Interruption":
         self._pipe = os.pipe()

@@ -2,16 +2,15 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ma2mba.folders import describe
 from ma2mba.model.pretrained import load_model
+from tests.dist.launching import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("stage1", "stage1_5", "stage2")
@@ -33,8 +32,7 @@ def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     try:
         stdout, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # the ranks too
+        kill_all(process)
     return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
