@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.split_layer import SplitLayer
 from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
-from tests.parity import test_kernels
+from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
 from tests.parity.worlds import mamba_layers
 
 WIDTH = 16
@@ -67,19 +67,22 @@ def cut(parts: Parts, batch: int, group: dist.ProcessGroup | None) -> list[Tenso
     return [ids.split(list(lengths), dim=1)[dist.get_rank(group)] for ids, lengths in zip(chunks, parts, strict=True)]
 
 
-def kernels_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | None) -> Outcome:
-    """One bf16 layer on a GPU, over this rank's part."""
+def bf16_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | None) -> Outcome:
+    """One bf16 layer, on a GPU if there is one, over this rank's part."""
 
-    def run(x_BTD: Tensor, conv: Tensor, ssm: Tensor, weights: LayerWeights, shape: LayerShape) -> tuple[Tensor, ...]:
+    def run(
+        x_BTD: Tensor, conv: Tensor, ssm: Tensor, weights: LayerWeights, shape: LayerShape
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if group is None:
             return mamba2_layer(x_BTD, conv, ssm, weights, shape)
         rank = dist.get_rank(group)
         parts = [part.detach() * 0 if r != rank else part for r, part in enumerate(x_BTD.split(list(lengths), dim=1))]
-        parts[rank], conv, ssm = mamba2_layer(parts[rank], conv, ssm, weights, shape, group)
+        parts[rank], conv, ssm = mamba2_layer(parts[rank], conv, ssm, weights, shape, group=group)
         return torch.cat(parts, dim=1), conv, ssm
 
-    given = test_kernels.inputs(sum(lengths), batch, 1, torch.bfloat16)
-    tensors = test_kernels.outcome(run, given, torch.bfloat16, torch.float32, 1)
+    sizes, device = Sizes(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given = [t.to(device) for t in layer_inputs(sizes, sum(lengths), batch, torch.bfloat16)]
+    tensors = layer_outcome(run, given, sizes, torch.bfloat16)
     named = {f"{i}": tensor.detach().double().cpu() for i, tensor in enumerate(tensors)}
     whole = {name: named.pop(name) for name in ("1", "2", "4", "5")}  # the states and their gradients
     return named, whole
