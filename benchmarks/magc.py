@@ -34,6 +34,7 @@ from benchmarks.gpu import DEVICE, GIB, VOCABULARY
 
 WHAT = ("exact", "stream", "peer", "official", "train")
 EXACT = 1e-5
+NO_FARTHER = 1.005
 
 
 def main() -> int:
@@ -76,16 +77,15 @@ STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def run_exact(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One case for each dtype, with the worst row. bf16's bound is how far apart two runs of plain autograd are."""
+    """For each dtype the worst row: fp32 by the difference, bf16 by the ratio that chance does not explain."""
     every = []
     for row in exactness.rows(exactness.plans()):
         every.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-    scatter = max(row["worst"] for row in every if row["plan"] is None)
-    for dtype, bound in (("fp32", EXACT), ("bf16", scatter)):
-        found = [row for row in every if row["dtype"] == dtype and row["plan"] is not None]
-        worst = max(found, key=lambda row: row["worst"])
-        yield {"schedules": len(found), "bound": bound, "ok": worst["worst"] <= bound, **worst}
+    for dtype, figure, bound in (("fp32", "worst", EXACT), ("bf16", "surely", NO_FARTHER)):
+        found = [row for row in every if row["dtype"] == dtype]
+        worst = max(found, key=lambda row: row[figure])
+        yield {"schedules": len(found), "figure": figure, "bound": bound, "ok": worst[figure] <= bound, **worst}
 
 
 def run_stream(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
