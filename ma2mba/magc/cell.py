@@ -41,7 +41,8 @@ class Sink:
     def __enter__(self) -> "Sink":
         for parameter in self._parameters:
             if parameter.is_cuda and not hasattr(parameter, MAIN_GRAD):
-                self._sums.setdefault(parameter, _zeros(parameter))
+                if parameter not in self._sums:
+                    self._sums[parameter] = _zeros(parameter)
                 setattr(parameter, MAIN_GRAD, self._sums[parameter])
         return self
 

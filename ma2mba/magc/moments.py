@@ -17,6 +17,8 @@ SUMS, LAYER_AXIS, SEQUENCE_AXIS, CELL, FRONT, LOSS, MEMOS = (
     "loss",
     "memos",
 )
+WORKSPACES = 2 * 32 * 2**20
+"""Bytes that cuBLAS keeps on a Hopper GPU for the recordings of two threads: that of forward and that of backward."""
 Parts = dict[str, float]
 Moment = tuple[str, Parts]
 
@@ -87,7 +89,7 @@ def _recorded(s: Shape) -> Iterator[Moment]:
     states and their gradients have fixed places. The last chunk is shorter: its layers run plainly beside that."""
     layer, x, sums = s.cost.layer, s.cost.x.at(s.T), s.cost.sums
     parts = [sum(cell.values()) for _, cell in _layers(s, s.L, s.T)]
-    pool = x + max(layer.forward.at(s.T) + x + s.states, *parts)
+    pool = WORKSPACES + x + max(layer.forward.at(s.T) + x + s.states, *parts)
     held: Parts = {SUMS: sums, LAYER_AXIS: 2 * x, CELL: pool, FRONT: 0.0, LOSS: 0.0}
     states = s.states * (max(map(s.kept, s.backward_chunks())) + 4)
     front, head = s.cost.front, s.cost.head
@@ -104,7 +106,7 @@ def _recorded(s: Shape) -> Iterator[Moment]:
         for name, cell in _cell(s, 0, plain):
             beside = {CELL: pool + cell[CELL], FRONT: cell[FRONT] + s.chunk_inputs(plain), LOSS: cell[LOSS]}
             yield f"backward of the last chunk, not recorded: {name}", held | beside | {SEQUENCE_AXIS: states}
-    yield "handing the gradients on", held | {SUMS: sums + s.cost.weights, SEQUENCE_AXIS: 2 * s.states}
+    yield "handing the gradients on", held | {SUMS: sums + s.cost.weights, SEQUENCE_AXIS: 3 * s.states}
 
 
 def _cell(s: Shape, group: int, tokens: int) -> list[Moment]:

@@ -39,7 +39,7 @@ BUCKET = 500_000_000
 CONVERSATION_TOKENS = 1024
 """Text that is planned for beside the frames of a video."""
 MEASURED = (256, 512, 2048)
-CLOCKED = (256, 1024, 4096, 16384)
+CLOCKED = (256, 1024, 4096, 8192, 16384, 32768)
 SECONDS_PER_HOUR = 3600
 Priced = Literal["here", "kernels", "torch"]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ma2mba.magc import Plan, Streamer, graphs
+from ma2mba.magc import Plan, Streamer, cell, graphs
 from ma2mba.magc.api import _run
 from ma2mba.magc.cell import Cell, Piece, StandingSink
 from ma2mba.magc.ends import Summed
@@ -118,3 +118,18 @@ def test_a_model_that_is_moved_after_it_was_streamed_is_refused(kind):
     layers.to(kind)
     with pytest.raises(ValueError, match=r"were cpu torch.float64 when .* are (cpu torch.float32|meta torch.float64)"):
         run([(x,)], states)
+
+
+class OnGpu(torch.nn.Parameter):
+    is_cuda = True
+
+
+def test_sums_that_stand_are_not_made_again(monkeypatch):
+    """A step of the 2.7B model made and dropped one of half a GiB."""
+    made, zeros = [], cell._zeros
+    monkeypatch.setattr(cell, "_zeros", lambda parameter: made.append(parameter.shape) or zeros(parameter))
+    sink = StandingSink([OnGpu(torch.ones(3))])
+    for _ in range(2):
+        with sink:
+            pass
+    assert made == [(3,)]
