@@ -17,6 +17,7 @@ from ma2mba.magc.paper import PEAKS_GB
 
 PEERS = Path(__file__).parent / "results" / "peers_h200.json"
 PAPER = "paper, MA-GC (Table 3)"
+MEASURED = {"official": "official MA-GC, beside ours", "peer": "no checkpointing"}
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def curves(cases: list[dict[str, Any]], peers: dict[str, Any]) -> tuple[Points, 
         elif case["case"] == "train":
             name = f"ma2mba, chunks of {case['chunk']:,}, with the optimizer"
         else:
-            name = "official MA-GC" if case["case"] == "official" else "no checkpointing"
+            name = MEASURED[case["case"]]
             memory.setdefault(name, []).append((case["tokens"], case["beyond_gib"]))
         if "note" not in case:
             speed.setdefault(name, []).append((case["tokens"], case["tokens"] / min(case["seconds"])))
