@@ -1,5 +1,6 @@
 """The command line: ask, eval, export, inspect, plan, replay, doctor. What is slow to import waits for its command."""
 
+import errno
 import json
 import os
 import time
@@ -214,6 +215,8 @@ def main() -> None:
     except UserError as error:
         _refuse(str(error))
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _refuse("a disk is full; free some of it, and give the command again")
         if error.filename is None:
             raise
         _refuse(f"{error.filename}: cannot be used ({error.strerror}); give another path, or put that right")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_a_path_that_cannot_be_used_ends_with_2(ma2mba, run_folder, picture):
     code, _, error = ma2mba("export", run_folder, "--out", picture / "model")
     assert code == 2
     assert re.search(r"picture.png.*: cannot be used \((Not a directory|File exists)\); give another path", error)
+
+
+@contextmanager
+def full_disk(_):
+    with open("/dev/full", "w") as file:
+        yield file
+
+
+def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "atomic_write", full_disk)
+    code, text, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out.json")
+    assert code == 2
+    assert "count" in text
+    assert "a disk is full; free some of it" in error
 
 
 @pytest.mark.parametrize(
