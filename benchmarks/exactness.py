@@ -30,7 +30,7 @@ VISION = VisionConfig(
     hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
 )
 BACKBONE = BackboneConfig(d_model=2560, n_layer=LAYERS, vocab_size=500)
-DRAWS, CERTAIN = 32, 4
+DRAWS, CERTAIN = 16, 4
 Gradients = dict[str, Tensor]
 Errors = dict[str, list[float]]
 """Relative, parameter by parameter, batch by batch."""
