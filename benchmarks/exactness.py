@@ -144,8 +144,8 @@ def errors(found: Sequence[Gradients], exact: Sequence[Gradients]) -> Errors:
     }
 
 
-def root_mean_squares(errors: Errors) -> dict[str, float]:
-    return {name: statistics.fmean(e * e for e in each) ** 0.5 for name, each in errors.items()}
+def root_mean_squares(found: Errors) -> dict[str, float]:
+    return {name: statistics.fmean(e * e for e in each) ** 0.5 for name, each in found.items()}
 
 
 def surely_farther(theirs: Sequence[float], own: Sequence[float]) -> float:

@@ -44,7 +44,7 @@ def curves(cases: list[dict[str, Any]], peers: dict[str, Any]) -> tuple[Points, 
     """Memory and speed by name, (tokens, value) in the order of tokens; the fastest of repeated steps, without those of
     which a note says what they did beside the work.
 
-    What was measured stands for a peer's earlier figures.
+    Without checkpointing, what was measured replaces the earlier figure; the official code's earlier ones stay.
     """
     memory: Points = {}
     speed: Points = {}

@@ -145,8 +145,7 @@ def _clocked(
 
 def _best(run: Callable[[], None], device: torch.device, repeats: int, warm_up: int) -> float:
     """Seconds of one run. A GPU works off a burst of them, launching ahead of its work as it does in a step."""
-    on_gpu = device.type == "cuda"
-    burst = BURST if on_gpu else 1
+    burst, least = (BURST, CLOCK_RISES) if device.type == "cuda" else (1, 0.0)
 
     def timed() -> float:
         _wait(device)
@@ -154,14 +153,14 @@ def _best(run: Callable[[], None], device: torch.device, repeats: int, warm_up: 
         for _ in range(burst):
             run()
         _wait(device)
-        return (time.perf_counter() - began) / burst
+        return time.perf_counter() - began
 
     for _ in range(warm_up):
         run()
     seconds = [timed() for _ in range(repeats)]
-    while on_gpu and sum(seconds) * burst < CLOCK_RISES:
+    while sum(seconds) < least:
         seconds.append(timed())
-    return min(seconds)
+    return min(seconds) / burst
 
 
 def _wait(device: torch.device) -> None:
