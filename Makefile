@@ -46,10 +46,10 @@ test: setup ## every test (within 15 minutes on 2 cores); ARGS='-k magc' for som
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 demo: setup ## a toy video world through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
-	@$(BIN)/python launch/demo.py $(ARGS)
+	@$(BIN)/python examples/demo/run.py $(ARGS)
 
 chaos: setup ## kill a training run 10 times at random moments: does it end as an undisturbed one? (ARGS='--kills 20 --seed 1')
-	@$(BIN)/python launch/chaos.py $(ARGS)
+	@$(BIN)/python tests/dist/chaos.py $(ARGS)
 
 shards: need-DATA need-RUN setup ## videos and annotations -> token shards: DATA=recipe.yaml RUN=folder to write
 	$(BIN)/python -m data_prep build $(DATA) --out $(RUN) $(ARGS)

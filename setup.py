@@ -56,5 +56,5 @@ setup(
         "decord": ["decord>=0.6"],
         "dev": ["mypy>=1.15", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.11", "types-PyYAML"],
     },
-    entry_points={"console_scripts": ["ma2mba = ma2mba.cli:main"]},
+    entry_points={"console_scripts": ["ma2mba = ma2mba.cli.app:main"]},
 )

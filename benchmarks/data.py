@@ -29,9 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.data_inputs import SIZE, make_video, write_shards  # noqa: E402
-from data_prep.decode import decode_video  # noqa: E402
 from data_prep.features import encode_parts, split_parts  # noqa: E402
-from data_prep.pictures import clip_view, to_jpeg  # noqa: E402
 from ma2mba.data.dataset import Dataset, StoredFrames  # noqa: E402
 from ma2mba.data.loader import Loader  # noqa: E402
 from ma2mba.data.sampler import Sampler  # noqa: E402
@@ -43,6 +41,8 @@ from ma2mba.shards.manifest import FeatureInfo  # noqa: E402
 from ma2mba.shards.reader import ShardReader  # noqa: E402
 from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash  # noqa: E402
 from ma2mba.training.streaming import Chunks  # noqa: E402
+from ma2mba.video.decode import decode_video  # noqa: E402
+from ma2mba.video.pictures import clip_view, to_jpeg  # noqa: E402
 
 QUALITY, RANGE = 95, 32
 TOKENS_PER_FRAME, CHUNK_TOKENS = 144, 4096

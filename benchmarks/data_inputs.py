@@ -6,9 +6,9 @@ import av
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from ma2mba.files import sha256_file
 from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
-from ma2mba.shards.integrity import sha256_file
 from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, write_manifest
 from ma2mba.shards.writer import PartWriter, PayloadFrame, PayloadHash, write_index
 

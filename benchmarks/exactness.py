@@ -115,7 +115,7 @@ def plain(model: VideoMa2mba, batch: Batch) -> Gradients:
 
 
 def streamed(model: VideoMa2mba, batches: Sequence[Batch], plan: Plan) -> list[Gradients]:
-    """After a step that is not looked at: graphs are recorded by then."""
+    """After a step that is not looked at: graphs are captured by then."""
     streamer, found = build_streamer(model, plan), []
     for batch in (batches[0], *batches):
         streaming_loss(model, batch, plan, 1 / batch.supervised, streamer).backward()

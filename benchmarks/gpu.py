@@ -75,7 +75,7 @@ def streamer(model: Mamba2LanguageModel, plan: Plan) -> Streamer:
 
 
 def fast_plan(model: Mamba2LanguageModel, chunk: int, memos: int = 0) -> Plan:
-    """States in pinned host memory; short chunks are recorded."""
+    """States in pinned host memory; short chunks are captured."""
     graphs = chunk < EAGER_TOKENS
     return Plan("sequence", chunk, len(model.backbone.layers), "host", memo_chunks=memos, graphs=graphs)
 
@@ -107,7 +107,7 @@ def step(run: Streamer, model: Mamba2LanguageModel, tokens: int) -> float:
 
 
 def timed(run: Callable[[], float], tokens: int, repeats: int) -> dict[str, Any]:
-    """Median speed, and the most memory held: what recorded graphs use is reserved and not seen as allocated."""
+    """Median speed, and the most memory held: what captured graphs use is reserved and not seen as allocated."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks import gpu
 from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.training.deepspeed_engine import ds_config, start_processes
-from ma2mba.training.recipe import parse_recipe
+from ma2mba.training.engine import ds_config, start_processes
+from ma2mba.training.recipe.loading import parse_recipe
 from ma2mba.training.world import World, load_policy
 
 RECIPE = {

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import gpu
 from benchmarks.gpu import GIB
 from ma2mba.magc import Plan
-from ma2mba.magc.choose import Budget, Planner
-from ma2mba.magc.meter import measuring
-from ma2mba.magc.schedule import Sequence
 from ma2mba.model.backbone import Mamba2LanguageModel
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
-from ma2mba.training.planning import CLIP, Machine, Priced, Setup, config_of_size, planner
+from ma2mba.planner.choose import Budget, Planner
+from ma2mba.planner.meter import measuring
+from ma2mba.planner.schedule import Sequence
+from ma2mba.training.fit.pricing import CLIP, Machine, Priced, Setup, config_of_size, planner
 
 TOKENS = {"cuda": (2**14, 2**16, 2**17, 2**18), "cpu": (2**9, 2**10, 2**11)}
 ROOM_GIB = {"cuda": (24.0, 18.0, 12.0, 6.0), "cpu": (0.5, 0.3, 0.25)}
@@ -113,7 +113,7 @@ def alone(one: Planner, weights: int, device: str) -> Planner:
 
 def peak(model: Mamba2LanguageModel, plan: Plan, tokens: int, device: str) -> dict[str, float]:
     """GiB that a step held at most, weights included on a GPU: what was allocated, or reserved where chunks are
-    recorded (memory of recorded graphs is not seen as allocated). The seconds are of a step after the first."""
+    captured (memory of captured graphs is not seen as allocated). The seconds are of a step after the first."""
     run = gpu.streamer(model, plan)
     if device == "cpu":
         with measuring(torch.device("cpu")) as meter:

@@ -12,8 +12,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ma2mba.evaluation.plot import Points, draw_scaling
-from ma2mba.magc.paper import PEAKS_GB
+from ma2mba.planner.paper import PEAKS_GB
+from ma2mba.plots import Points, draw_scaling
 
 PEERS = Path(__file__).parent / "results" / "peers_h200.json"
 PAPER = "paper, MA-GC (Table 3)"

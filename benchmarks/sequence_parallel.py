@@ -3,7 +3,7 @@
 Checks first: every parameter's gradient, computed by all ranks together and by rank 0 alone, against the same in higher
 precision (fp32; on a CPU the model is in fp32 and compared in fp64), root mean square over DRAWS texts, for how far
 rounding scatters differs from text to text. Then times one step (forward, backward, mean cross-entropy over every
-token, gradients summed over the ranks) by rank 0 alone, its chunks recorded as CUDA graphs, and by all ranks. A chunk
+token, gradients summed over the ranks) by rank 0 alone, its chunks captured as CUDA graphs, and by all ranks. A chunk
 has `--chunk` tokens on each GPU, so N times as many when N share it. Prints one JSON object.
 `--size tiny --device cpu` runs anywhere and measures nothing of interest.
 
@@ -34,7 +34,7 @@ from benchmarks.gpu import EAGER_TOKENS, GIB
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.backbone import Mamba2LanguageModel
 from ma2mba.model.config import BackboneConfig
-from ma2mba.model.split_layer import SplitLayer
+from ma2mba.model.sequence_parallel import SplitLayer
 from ma2mba.ops import backend, cross_entropy_sum
 
 SIZES = {

@@ -6,29 +6,29 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.audit_report import AuditReport
 from data_prep.build import finish, split
-from data_prep.decode import decoder_version
-from data_prep.findings import Findings
-from data_prep.limits import MEMORY
 from data_prep.parts import Job, load_fragment
-from data_prep.pool import STALL
 from data_prep.recipe import differences, load_recipe, resolve
 from data_prep.running import build_missing
 from data_prep.sources import read_sources
 from data_prep.workfolder import claim
 from ma2mba.errors import UserError
+from ma2mba.files import fsync, sha256_file
 from ma2mba.shards.format import INDEX_FILE, MANIFEST_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE
-from ma2mba.shards.integrity import ShardDamaged, fsync, sha256_file
-from ma2mba.shards.manifest import Manifest, file_entry, hash_json, read_manifest
+from ma2mba.shards.manifest import Manifest, ShardDamaged, file_entry, hash_json, read_manifest
 from ma2mba.shards.reader import Damage, find_damage
 from ma2mba.shards.writer import part_name
+from ma2mba.video.decode import decoder_version
+from ma2mba.video.limits import MEMORY
+from ma2mba.video.pool import STALL
 
 REPAIR_FOLDER = ".repair"
 NEED_ALL = {INDEX_FILE, REJECTS_FILE, REPORT_FILE}
 """Files that tell of every part: to make one again every part must be made again."""
 
 
-def audit(folder: Path, *, repair: bool = False, source: Path | None = None, workers: int = 1) -> Findings:
+def audit(folder: Path, *, repair: bool = False, source: Path | None = None, workers: int = 1) -> AuditReport:
     """Re-read everything; with `repair` make the damaged files again from the sources.
 
     `source` is where the recipe (for features: the folder of pictures) lies if it was moved since the build.
@@ -37,18 +37,18 @@ def audit(folder: Path, *, repair: bool = False, source: Path | None = None, wor
     try:
         manifest = read_manifest(folder)
     except ShardDamaged as error:
-        found = Findings(folder, damage=[Damage(MANIFEST_FILE, "", str(error).split(": ", 1)[1])])
+        found = AuditReport(folder, damage=[Damage(MANIFEST_FILE, "", str(error).split(": ", 1)[1])])
         if repair:
             found.unrepaired[MANIFEST_FILE] = "nothing else says what the files should be; build a new folder"
         return found
-    found = Findings(folder, len(manifest.files), manifest.samples, sum(entry.bytes for entry in manifest.files))
+    found = AuditReport(folder, len(manifest.files), manifest.samples, sum(entry.bytes for entry in manifest.files))
     found.damage = find_damage(folder)
     if repair and found.damage:
         _repair(folder, manifest, found, source, workers)
     return found
 
 
-def _repair(folder: Path, manifest: Manifest, found: Findings, source: Path | None, workers: int) -> None:
+def _repair(folder: Path, manifest: Manifest, found: AuditReport, source: Path | None, workers: int) -> None:
     files = {damage.file for damage in found.damage}
     work = folder / REPAIR_FOLDER
     shutil.rmtree(work, ignore_errors=True)

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, Reject
-from data_prep.decode import decoder_version
 from data_prep.lengths import lengths
-from data_prep.limits import MEMORY
 from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
-from data_prep.pool import STALL
 from data_prep.recipe import Recipe, load_recipe, resolve
 from data_prep.running import Share, build_missing
 from data_prep.sources import Reading, read_sources
 from data_prep.workfolder import Busy, check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
+from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.format import (
     INDEX_FILE,
@@ -27,9 +25,11 @@ from ma2mba.shards.format import (
     TOKENIZER_FILE,
     IndexRow,
 )
-from ma2mba.shards.integrity import atomic_path, atomic_write
 from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, write_manifest
 from ma2mba.shards.writer import write_index
+from ma2mba.video.decode import decoder_version
+from ma2mba.video.limits import MEMORY
+from ma2mba.video.pool import STALL
 
 LENGTHS_PICTURE = "lengths.png"
 """Beside the shards, not of them: a picture of the report."""
@@ -135,7 +135,7 @@ def finish(
         file.writelines(json.dumps(asdict(reject)) + "\n" for reject in rejects)
     with atomic_write(out / REPORT_FILE) as file:
         json.dump(report, file, indent=1)
-    from ma2mba.evaluation.plot import draw_histogram  # takes a second to import, which most calls need not spend
+    from ma2mba.plots import draw_histogram  # takes a second to import, which most calls need not spend
 
     with atomic_path(out / LENGTHS_PICTURE) as temporary:
         draw_histogram("Length of samples", report["tokens_per_sample"], temporary)

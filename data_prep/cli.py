@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from data_prep.errors import writing
-from data_prep.limits import MEMORY
 from ma2mba.errors import UserError
+from ma2mba.files import writing
+from ma2mba.video.limits import MEMORY
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn videos and annotations into token shards.")
 Out = Annotated[Path, typer.Option(help="Folder to write.")]

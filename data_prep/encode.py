@@ -15,6 +15,7 @@ from data_prep.features import encode_parts, split_parts
 from data_prep.parts import WORK_FOLDER, load_fragment, load_rows
 from data_prep.workfolder import check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
+from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.pretrained import load_vision
 from ma2mba.model.vision import VisionEncoder, fingerprint
 from ma2mba.shards.format import (
@@ -24,7 +25,6 @@ from ma2mba.shards.format import (
     REPORT_FILE,
     TOKENIZER_FILE,
 )
-from ma2mba.shards.integrity import atomic_path, atomic_write
 from ma2mba.shards.manifest import FeatureInfo, Manifest, checksum, file_entry, hash_json, write_manifest
 from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import part_name, write_index

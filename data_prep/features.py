@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.parts import Fragment, save_fragment
-from data_prep.progress import Reporter
+from ma2mba.progress import Reporter
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, IndexRow
 from ma2mba.shards.manifest import FeatureInfo, file_entry
 from ma2mba.shards.reader import ShardReader

@@ -4,21 +4,21 @@ The fragment's JSON is written last: a part without it is not there, and is buil
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data_prep.clips import Clip, Reject
-from data_prep.errors import MediaError
-from data_prep.limits import MEMORY
 from data_prep.recipe import Recipe
 from data_prep.sample import build_sample
 from data_prep.spool import Spool
+from ma2mba.files import atomic_write
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.format import IndexRow
-from ma2mba.shards.integrity import atomic_write
 from ma2mba.shards.manifest import FileEntry, file_entry
 from ma2mba.shards.writer import PartWriter, read_index, write_index
+from ma2mba.video.errors import MediaError
+from ma2mba.video.limits import MEMORY
 
 WORK_FOLDER = ".build"
 
@@ -46,7 +46,7 @@ class Fragment:
 def build_part(
     job: Job,
     part: int,
-    clips: list[Clip],
+    clips: Sequence[Clip],
     given_up: Mapping[int, str],
     begin: Callable[[int], None],
     beat: Callable[[], None],

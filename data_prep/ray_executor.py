@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from data_prep.parts import Job
-from data_prep.pool import Task, build_parts
+from data_prep.parts import Job, build_part
 from ma2mba.errors import UserError
+from ma2mba.video.pool import Task, build_parts
 
 try:
     import ray
@@ -45,5 +46,5 @@ def _build_one(job: Job, task: Task, stall: float) -> int:
         nonlocal total
         total += rejects
 
-    build_parts(job, [task], 1, count, stall)
+    build_parts(partial(build_part, job), job.memory, [task], 1, count, stall)
     return total

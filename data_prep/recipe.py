@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from data_prep.errors import reading
 from ma2mba.errors import UserError
+from ma2mba.files import reading, sha256_file
 from ma2mba.shards.format import FORMAT_VERSION
-from ma2mba.shards.integrity import sha256_file
 
 Names = Annotated[
     list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)

@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from data_prep.clips import Clip
-from data_prep.parts import WORK_FOLDER, Job, load_fragment, load_rows
-from data_prep.pool import Task, build_parts
-from data_prep.progress import Reporter
+from data_prep.parts import WORK_FOLDER, Job, build_part, load_fragment, load_rows
 from ma2mba.errors import UserError
+from ma2mba.progress import Reporter
+from ma2mba.video.pool import Task, build_parts
 
 LOOK_EVERY = 5.0
 """Seconds between two looks at which parts are finished."""
@@ -59,7 +60,7 @@ def build_missing(
 
             build_parts_on_ray(job, tasks, advance, stall)
         else:
-            build_parts(job, tasks, workers, advance, stall)
+            build_parts(partial(build_part, job), job.memory, tasks, workers, advance, stall)
 
 
 @dataclass

@@ -9,15 +9,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_prep.clips import Clip, SceneSpan
-from data_prep.decode import decode_video, decoder_version
-from data_prep.errors import MediaError
-from data_prep.pictures import clip_view, read_image, to_jpeg
 from data_prep.recipe import Recipe
 from data_prep.spool import Slot, Spool, SpooledFrames
+from ma2mba.files import sha256_file
 from ma2mba.model.conversation import Encoded, encode_conversation, encode_scenes
 from ma2mba.shards.format import IndexRow
-from ma2mba.shards.integrity import sha256_file
 from ma2mba.shards.writer import PayloadFrame, payload_hash
+from ma2mba.video.decode import decode_video, decoder_version
+from ma2mba.video.errors import MediaError
+from ma2mba.video.pictures import clip_view, read_image, to_jpeg
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.audit import Findings
+from data_prep.audit import AuditReport
 from data_prep.clips import Reject
 from ma2mba.shards.format import REJECTS_FILE
 
@@ -38,7 +38,7 @@ def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> N
         console.print(f"{len(rejects) - SHOWN} more in {escape(str(out / REJECTS_FILE))}")
 
 
-def findings_as_json(found: Findings) -> dict[str, Any]:
+def findings_as_json(found: AuditReport) -> dict[str, Any]:
     """The same as `print_findings` says."""
     return {
         "folder": str(found.folder),
@@ -52,7 +52,7 @@ def findings_as_json(found: Findings) -> dict[str, Any]:
     }
 
 
-def print_findings(found: Findings) -> None:
+def print_findings(found: AuditReport) -> None:
     """What was read, a table of what is damaged, and what became of it."""
     console = Console()
     console.print(

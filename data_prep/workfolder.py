@@ -13,8 +13,8 @@ from typing import Any, TextIO
 from data_prep.parts import WORK_FOLDER
 from data_prep.recipe import differences
 from ma2mba.errors import UserError
+from ma2mba.files import atomic_write
 from ma2mba.shards.format import MANIFEST_FILE, PAYLOAD_FOLDER
-from ma2mba.shards.integrity import atomic_write
 from ma2mba.shards.manifest import read_manifest
 
 RECIPE_FILE = "recipe.json"

@@ -18,7 +18,8 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ma2mba.errors import UserError
-from ma2mba.training.recipe import Recipe, load_recipe
+from ma2mba.training.recipe.loading import load_recipe
+from ma2mba.training.recipe.schema import Recipe
 
 RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 HEAD_START_SECONDS = 60.0
@@ -45,13 +46,13 @@ def main() -> int:
 def run(recipe: Recipe) -> None:
     """Build, train, close. Raises UserError; until the processes join, the same one on every rank."""
     # Here and not above: these imports take seconds, and a wrong recipe is refused before them.
-    from ma2mba.training import deepspeed_engine as processes
-    from ma2mba.training import failures
-    from ma2mba.training.activity import Activity
-    from ma2mba.training.build import build
-    from ma2mba.training.guard import guard
+    from ma2mba.training import engine as processes
+    from ma2mba.training.faults import failures
+    from ma2mba.training.faults.activity import Activity
+    from ma2mba.training.faults.guard import guard
+    from ma2mba.training.job import build
+    from ma2mba.training.kernel_check import check_operations
     from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
-    from ma2mba.training.soundness import check_operations
     from ma2mba.training.world import World
 
     job = build(recipe, World.from_environment())

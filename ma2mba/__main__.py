@@ -1,5 +1,5 @@
 """`python -m ma2mba` is the command `ma2mba`."""
 
-from ma2mba.cli import main
+from ma2mba.cli.app import main
 
 main()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, RecordError, Reject
-from data_prep.errors import reading
 from data_prep.sources.records import Files, VideoFinder, attempt, csv_rows, need_number, need_text
 from data_prep.sources.wording import multiple_choice, open_question
 from ma2mba.errors import UserError
+from ma2mba.files import reading
 from ma2mba.model.conversation import Turn
 
 COLUMNS = ("video", "frame_count", "width", "height", "question", "answer", "qid", "type")

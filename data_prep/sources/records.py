@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.clips import Clip, RecordError, Reject
-from data_prep.errors import reading
 from ma2mba.errors import UserError
+from ma2mba.files import reading
 
 Files = list[tuple[str, Path]]
 """Annotation files: the name in the recipe, the path."""

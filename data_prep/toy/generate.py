@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from data_prep.progress import Reporter
 from data_prep.toy import words
-from data_prep.toy.movie import FPS, Movie, draw_frame, plan_movie, scene_count, write_movie
-from data_prep.toy.scenes import NEEDLES
 from ma2mba.errors import UserError
-from ma2mba.shards.integrity import atomic_path, atomic_write
+from ma2mba.files import atomic_path, atomic_write
+from ma2mba.progress import Reporter
+from ma2mba.video.synthetic.movie import FPS, Movie, draw_frame, plan_movie, scene_count, write_movie
+from ma2mba.video.synthetic.scenes import NEEDLES
 
 SHORT_LENGTHS = (2, 4, 8, 16, 32)
 """The curriculum below the long videos, seconds."""

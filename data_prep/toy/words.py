@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from data_prep.toy.movie import Movie
-from data_prep.toy.scenes import BACKGROUNDS, COLOURS, NEEDLES, PATTERNS, SHAPES, Scene
+from ma2mba.files import atomic_write
 from ma2mba.model.conversation import ASSISTANT, END, SYSTEM, USER
-from ma2mba.shards.integrity import atomic_write
+from ma2mba.video.synthetic.movie import Movie
+from ma2mba.video.synthetic.scenes import BACKGROUNDS, COLOURS, NEEDLES, PATTERNS, SHAPES, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 NEEDLE_QUESTION = "Which symbol appeared?"

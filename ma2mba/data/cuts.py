@@ -10,7 +10,7 @@ def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int, even: bool
     """Where chunks of at most `chunk_tokens` begin and end: at a frame's edge in all rows if there is one.
 
     A frame that two chunks share is encoded in both, which is exact but costs time. With `even` all chunks between the
-    first and the last have `chunk_tokens`, wherever that cuts (chunks recorded as CUDA graphs must be alike).
+    first and the last have `chunk_tokens`, wherever that cuts (chunks captured as CUDA graphs must be alike).
     """
     tokens = visual_BS.shape[1]
     inside_S = _inside_frames(visual_BS, tokens_per_frame)

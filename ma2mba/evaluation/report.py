@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ma2mba.evaluation.plot import draw
-from ma2mba.shards.integrity import atomic_path, atomic_write
+from ma2mba.files import atomic_path, atomic_write
+from ma2mba.plots import draw
 
 Report = dict[str, Any]
 

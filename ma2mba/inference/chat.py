@@ -11,13 +11,13 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from data_prep.frames import read_frames
 from ma2mba.data.batch import token_places
 from ma2mba.errors import UserError
 from ma2mba.inference.generate import TextStream, generate
 from ma2mba.inference.session import Session
 from ma2mba.model.conversation import encode_prompt
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.video.frames import read_frames
 
 ONE_A_SECOND = "1fps"
 ANY_QUESTION = "?"

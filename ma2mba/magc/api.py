@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ma2mba.magc.cell import Cell, Piece, Sink, StandingSink, State, Step, Values
-from ma2mba.magc.ends import Ends, Summed, Tokens
-from ma2mba.magc.graphs import Graphed
-from ma2mba.magc.layers import Chain
-from ma2mba.magc.live import Live
+from ma2mba.magc.cell import Cell, GraphCell, Piece, State, Step, Values
+from ma2mba.magc.chain import Chain
+from ma2mba.magc.chunk_io import ChunkIO, Summed, Tokens
+from ma2mba.magc.gradients import GradientSums, PersistentSums
+from ma2mba.magc.graphs import CapturedCell
 from ma2mba.magc.plan import Plan
 from ma2mba.magc.scan import Scan
 
@@ -77,12 +77,12 @@ class Streamer:
         modules = tuple(modules)
         ends = Piece.of_function(front, modules), Piece.of_function(head, modules)
         self.plan = plan
-        self._sink: Sink | None = None
+        self._sink: GradientSums | None = None
         self._first = layers[0]
         self._made_for = _kind(self._first)
         if plan.graphs and next(self._first.parameters()).is_cuda:
             self._root, self._parameters = _graphed_root(ends, groups, plan)
-            self._sink = StandingSink(self._parameters)
+            self._sink = PersistentSums(self._parameters)
         else:
             groups[0].insert(0, ends[0])
             groups[-1].append(ends[1])
@@ -132,7 +132,7 @@ def _root(groups: Sequence[Sequence[Piece]], plan: Plan) -> tuple[Step, tuple[nn
             raise ValueError(
                 f"memo_chunks needs one group of layers, not {len(cells)}; set group_layers to all of them"
             )
-        step: Step = Live(cells[0]) if len(cells) == 1 else Chain(cells)
+        step: Step = GraphCell(cells[0]) if len(cells) == 1 else Chain(cells)
         return Scan(step, plan.stash, plan.stash_every, plan.memo_chunks), _parameters(cells)
     return Chain([Scan(cell, plan.stash, plan.stash_every) for cell in cells]), _parameters(cells)
 
@@ -143,7 +143,7 @@ def _graphed_root(
     if len(groups) > 1:
         raise ValueError(f"graphs need one group of layers, not {len(groups)}; set group_layers to all of them")
     front, layers, head = Cell([ends[0]]), Cell(groups[0]), Cell([ends[1]])
-    steps: list[Step] = [Live(front), Graphed(layers, plan.chunk_tokens), Live(head)]
+    steps: list[Step] = [GraphCell(front), CapturedCell(layers, plan.chunk_tokens), GraphCell(head)]
     return Scan(Chain(steps), plan.stash, plan.stash_every), _parameters([front, layers, head])
 
 
@@ -154,10 +154,10 @@ def _parameters(cells: Iterable[Cell]) -> tuple[nn.Parameter, ...]:
 def _run(
     root: Step,
     parameters: tuple[nn.Parameter, ...],
-    ends: Ends,
+    ends: ChunkIO,
     x: Tensor | None,
     states: Sequence[State],
-    sink: Sink | None = None,
+    sink: GradientSums | None = None,
 ) -> tuple[Tensor, list[State]]:
     if not torch.is_grad_enabled():
         outputs, after, _ = root.forward(ends.cut(x), states, keep=False)
@@ -173,9 +173,9 @@ class _MultiAxis(torch.autograd.Function):
     def forward(
         ctx: Any,
         root: Step,
-        ends: Ends,
+        ends: ChunkIO,
         sizes: list[int],
-        sink: Sink | None,
+        sink: GradientSums | None,
         parameters: tuple[nn.Parameter, ...],
         x: Any,
         *flat: Tensor,
@@ -193,7 +193,7 @@ class _MultiAxis(torch.autograd.Function):
     def backward(ctx: Any, d_y: Tensor | None, *d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         residual, ctx.residual = ctx.residual, None
-        with ctx.sink or Sink(ctx.parameters) as sink:
+        with ctx.sink or GradientSums(ctx.parameters) as sink:
             d_after_states = _unflatten(d_after, ctx.sizes)
             d_chunks, d_states = ctx.root.backward(residual, ctx.ends.spread(d_y), d_after_states, sink)
             d_x = ctx.ends.collect(d_chunks) if ctx.needs_input_grad[5] else None

@@ -16,86 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ma2mba.magc.context import Surroundings
+from ma2mba.magc.context import ForwardContext
+from ma2mba.magc.gradients import GradientSums
 from ma2mba.magc.packing import State
 
 Values = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
-
-
-MAIN_GRAD = "main_grad"
-
-
-class Sink:
-    """Sums the gradients of parameters over cells in fp32 (fp64 for fp64 parameters), rounded once at the end.
-
-    A parameter on a GPU carries its sum as `main_grad` meanwhile: an operation may add its part there itself (that of a
-    matrix inside the product) and give autograd None. That spares passes over gradients and their rounding to the
-    parameter's dtype (the convention of Megatron).
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
-        self._parameters = tuple(parameters)
-        self._sums: dict[nn.Parameter, Tensor] = {}
-
-    def __enter__(self) -> "Sink":
-        for parameter in self._parameters:
-            if parameter.is_cuda and not hasattr(parameter, MAIN_GRAD):
-                if parameter not in self._sums:
-                    self._sums[parameter] = _zeros(parameter)
-                setattr(parameter, MAIN_GRAD, self._sums[parameter])
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for parameter in tuple(self._sums):
-            self._detach(parameter)
-        self._sums.clear()
-
-    def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
-        if gradient is None:
-            return
-        if parameter in self._sums:
-            self._sums[parameter] += gradient
-        else:
-            high = torch.promote_types(gradient.dtype, torch.float32)
-            self._sums[parameter] = gradient.to(high, copy=True)
-
-    def take(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient in the parameter's dtype; zeros when no cell used it, so that every rank has one."""
-        if parameter not in self._sums:
-            return torch.zeros_like(parameter)
-        self._detach(parameter)
-        return self._sums.pop(parameter).to(parameter.dtype)
-
-    def _detach(self, parameter: nn.Parameter) -> None:
-        if parameter.__dict__.get(MAIN_GRAD) is self._sums[parameter]:
-            delattr(parameter, MAIN_GRAD)
-
-
-class StandingSink(Sink):
-    """A sink whose sums stay where they are from step to step, as recorded CUDA graphs need; zeroed when entered."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        super().__init__(parameters)
-        self._sums = {parameter: _zeros(parameter) for parameter in self._parameters}
-
-    def __enter__(self) -> "StandingSink":
-        for total in self._sums.values():
-            total.zero_()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The sums stay."""
-        for parameter in self._sums:
-            self._detach(parameter)
-
-    def take(self, parameter: nn.Parameter) -> Tensor:
-        return self._sums[parameter].to(parameter.dtype, copy=True)
-
-
-def _zeros(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -141,7 +67,7 @@ def _trainable(modules: Iterable[nn.Module]) -> tuple[nn.Parameter, ...]:
 class _Residual:
     values: Values
     states: tuple[State, ...]
-    surroundings: Surroundings
+    context: ForwardContext
 
 
 class Cell:
@@ -180,12 +106,12 @@ class Cell:
         return values, after, residual
 
     def residual(self, values: Values, states: Sequence[State]) -> Any:
-        return _Residual(values, tuple(states), Surroundings.capture())
+        return _Residual(values, tuple(states), ForwardContext.capture())
 
     def backward(
-        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink
+        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: GradientSums
     ) -> tuple[Gradients, list[Gradients]]:
-        with residual.surroundings.restored():
+        with residual.context.restored():
             tape = Tape(self, residual.values, residual.states)
         return tape.backward(d_values, d_states, sink)
 
@@ -205,7 +131,7 @@ class Tape:
         return tuple(t.detach() for t in self.values_out), [tuple(t.detach() for t in s) for s in self.states_out]
 
     def backward(
-        self, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink
+        self, d_values: Gradients, d_states: Sequence[Gradients], sink: GradientSums
     ) -> tuple[Gradients, list[Gradients]]:
         """Gradients of values and states; those of parameters go into the sink."""
         pairs: list[tuple[Tensor, Tensor | None]] = [*zip(self.values_out, d_values, strict=True)]
@@ -220,6 +146,39 @@ class Tape:
         return d_values_in, [tuple(_compact(next(taken)) for _ in state) for state in self.states]
 
 
+class GraphCell:
+    """A cell that keeps the graph of its one recomputation, so that later steps can use its output.
+
+    A chain of cells recomputes every cell on its own, and once more the cells whose output a later cell needs.
+    A chain of graph cells runs forward with graphs, all alive at once, then backward: a chunk runs twice in all.
+    """
+
+    def __init__(self, cell: Cell):
+        self.cell, self.depth = cell, cell.depth
+
+    def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
+        if not keep:
+            return self.cell.forward(values, states, keep=False)
+        tape = Tape(self.cell, values, states)
+        return (*tape.outputs(), tape)
+
+    def residual(self, values: Values, states: Sequence[State]) -> Any:
+        return Tape(self.cell, values, states)
+
+    def remember(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State], Any]:
+        """Forward without a graph, and what makes `recall` cheaper than `residual`."""
+        with torch.no_grad():
+            return self.cell.remember(values, states)
+
+    def recall(self, values: Values, states: Sequence[State], memo: Any) -> Any:
+        return Tape(self.cell, values, states, memo)
+
+    def backward(
+        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: GradientSums
+    ) -> tuple[Gradients, list[Gradients]]:
+        return residual.backward(d_values, d_states, sink)
+
+
 class Step(Protocol):
     """What a `Cell` and the combinators have in common; the module's docstring says what each method does."""
 
@@ -230,7 +189,7 @@ class Step(Protocol):
     def residual(self, values: Any, states: Sequence[State]) -> Any: ...
 
     def backward(
-        self, residual: Any, d_values: Any, d_states: Sequence[Gradients], sink: Sink
+        self, residual: Any, d_values: Any, d_states: Sequence[Gradients], sink: GradientSums
     ) -> tuple[Any, list[Gradients]]: ...
 
 

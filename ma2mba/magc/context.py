@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class ForwardContext:
     cpu_generator: Tensor
     device_generator: Tensor | None
     autocast: tuple[tuple[str, bool, torch.dtype], ...]
 
     @staticmethod
-    def capture() -> "Surroundings":
+    def capture() -> "ForwardContext":
         on_device = torch.cuda.is_available() and torch.cuda.is_initialized()
         kinds = ("cpu", "cuda") if on_device else ("cpu",)
-        return Surroundings(
+        return ForwardContext(
             torch.get_rng_state(),
             torch.cuda.get_rng_state() if on_device else None,
             tuple((k, torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds),
@@ -27,7 +27,7 @@ class Surroundings:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Run a block as if at the time of `capture`; afterwards the generators go on from where they were."""
-        now = Surroundings.capture()
+        now = ForwardContext.capture()
         with ExitStack() as stack:
             stack.callback(now._set_generators)
             self._set_generators()

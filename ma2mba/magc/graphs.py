@@ -1,7 +1,7 @@
-"""A live step recorded in CUDA graphs: a chunk of layers costs three launches instead of thousands.
+"""A live step captured in CUDA graphs: a chunk of layers costs three launches instead of thousands.
 
 Three graphs: forward without gradients, forward with them, backward. The first chunk runs as it is (it compiles and
-tunes kernels), the second is recorded, the others replay. Recorded work reads and writes fixed memory: inputs are
+tunes kernels), the second is captured, the others replay. Captured work reads and writes fixed memory: inputs are
 copied in; outputs are copied out, for they outlive the next replay. Every replay draws the same random numbers, so
 layers with dropout must not be graphed.
 """
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ma2mba.magc.cell import Cell, Gradients, Sink, Tape, Values
-from ma2mba.magc.live import Live
+from ma2mba.magc.cell import Cell, Gradients, GraphCell, Tape, Values
+from ma2mba.magc.gradients import GradientSums
 from ma2mba.magc.packing import PackedStates, State, pack
 
 
 @dataclass
-class _Recording:
+class _Capture:
     """The fixed memory and the graphs of one shape: x, the states, and gradients of both. `d_states` holds those of the
     states after the chunk before a backward, and those of the states before it afterwards."""
 
@@ -35,9 +35,9 @@ class _Recording:
     d_x: Tensor | None = None
 
     @staticmethod
-    def like(x: Tensor, states: Sequence[State]) -> "_Recording":
+    def like(x: Tensor, states: Sequence[State]) -> "_Capture":
         packed = pack(states).clone()
-        return _Recording(x.detach().clone(), packed, packed.clone())
+        return _Capture(x.detach().clone(), packed, packed.clone())
 
     def load_gradients(self, d_y: Tensor | None, d_states: Sequence[Gradients]) -> None:
         assert self.tape is not None
@@ -56,22 +56,22 @@ def _recording_stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-class Graphed:
-    """Runs like `live.Live`; chunks of `tokens` tokens, of the first batch size seen, are recorded, others run plainly.
+class CapturedCell:
+    """Runs like `GraphCell`; captures chunks of `tokens` tokens and the first batch size seen, runs others plainly.
 
     Of a chunk's values the layers see the first, x; the others pass by. The sink of every backward must be one
-    `StandingSink`: additions to its sums are recorded. A residual is good until the next forward.
+    `PersistentSums`: additions to its sums are captured. A residual is good until the next forward.
     """
 
     def __init__(self, cell: Cell, tokens: int):
         self.cell, self.depth, self.tokens = cell, cell.depth, tokens
-        self._live = Live(cell)
-        self._recording: _Recording | None = None
+        self._live = GraphCell(cell)
+        self._recording: _Capture | None = None
         self._pool: Any = None
         self._stream = _recording_stream(torch.cuda.current_device())
         # Autograd hands a gradient over on the stream that was current when the parameter's node was made; a recording
         # may touch no other. So make the nodes here, and keep them; a torch that warns of that where a chunk is not
-        # recorded waits as it should.
+        # captured waits as it should.
         getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", bool)(False)
         with torch.cuda.stream(self._stream):
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
@@ -102,9 +102,9 @@ class Graphed:
         return recording
 
     def backward(
-        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: Sink
+        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: GradientSums
     ) -> tuple[Gradients, list[Gradients]]:
-        if not isinstance(residual, _Recording):
+        if not isinstance(residual, _Capture):
             return self._live.backward(residual, d_values, d_states, sink)
         recording, tape = residual, residual.tape
         assert tape is not None
@@ -117,28 +117,28 @@ class Graphed:
         self._do(recording, "backward", run)
         return (recording.d_x, *d_values[1:]), recording.d_states.clone()  # type: ignore[return-value]
 
-    def _record_tape(self, recording: _Recording) -> None:
+    def _record_tape(self, recording: _Capture) -> None:
         def run() -> None:
             recording.tape = Tape(self.cell, (recording.x,), recording.states)
 
         if recording.runs.get("tape") and not recording.runs.get("backward"):
-            run()  # no backward followed the first one; it cannot run plainly from a recorded tape
+            run()  # no backward followed the first one; it cannot run plainly from a captured tape
         else:
             self._do(recording, "tape", run)
 
-    def _load(self, x: Tensor, states: Sequence[State]) -> _Recording | None:
-        """The recording with these inputs in its fixed memory, or None for a chunk that is not recorded."""
+    def _load(self, x: Tensor, states: Sequence[State]) -> _Capture | None:
+        """The recording with these inputs in its fixed memory, or None for a chunk that is not captured."""
         if x.shape[1] != self.tokens:
             return None
         if self._recording is None:
-            self._recording = _Recording.like(x, states)
+            self._recording = _Capture.like(x, states)
         if x.shape != self._recording.x.shape:
             return None
         self._recording.x.copy_(x)
         self._recording.states.load(states)
         return self._recording
 
-    def _do(self, recording: _Recording, name: str, run: Any) -> None:
+    def _do(self, recording: _Capture, name: str, run: Any) -> None:
         seen = recording.runs.get(name, 0)
         recording.runs[name] = seen + 1
         if seen == 0:

@@ -20,7 +20,7 @@ class Plan:
                   where memory for states is short.
     memo_chunks   of so many chunks layers keep, on the device, what they offer to spare work in their recomputation
                   (`layer.remember`); only with "sequence" nesting, one group of layers and no graphs.
-    graphs        with `Streamer` on a GPU: a chunk's layers are recorded once and replayed as CUDA graphs, which small
+    graphs        with `Streamer` on a GPU: a chunk's layers are captured once and replayed as CUDA graphs, which small
                   chunks need. Only with "sequence" nesting and one group of layers, and without dropout.
     """
 
@@ -45,4 +45,4 @@ class Plan:
         if self.memo_chunks and (self.graphs or self.nesting == "layer"):
             raise ValueError('memo_chunks stands beside graphs or nesting "layer"; it must be 0 there')
         if self.graphs and self.nesting == "layer":
-            raise ValueError('graphs is True beside nesting "layer"; only "sequence" can be recorded')
+            raise ValueError('graphs is True beside nesting "layer"; only "sequence" can be captured')

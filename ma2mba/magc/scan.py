@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ma2mba.magc.cell import Gradients, Sink, State, Values
-from ma2mba.magc.context import Surroundings
+from ma2mba.magc.cell import Gradients, State, Values
+from ma2mba.magc.context import ForwardContext
+from ma2mba.magc.gradients import GradientSums
 from ma2mba.magc.plan import StashPlace
 from ma2mba.magc.stash import HostMemory, Stash
 
@@ -21,7 +22,7 @@ class _Residual:
 
     chunks: Sequence[Values]
     boundaries: Stash
-    surroundings: list[Surroundings] = field(default_factory=list)
+    contexts: list[ForwardContext] = field(default_factory=list)
     memos: dict[int, Any] = field(default_factory=dict)
     last: Any = None
 
@@ -49,7 +50,7 @@ class Scan:
         outputs, inner = [], None
         for i in range(len(chunks)):
             if keep:
-                residual.surroundings.append(Surroundings.capture())
+                residual.contexts.append(ForwardContext.capture())
                 if i % self.every == 0:
                     residual.boundaries.push(states)
             before_last = len(chunks) - 1 - i
@@ -65,7 +66,7 @@ class Scan:
         return self.forward(chunks, states, keep=True)[2]
 
     def backward(
-        self, residual: Any, d_values: Sequence[Gradients], d_states: Sequence[Gradients], sink: Sink
+        self, residual: Any, d_values: Sequence[Gradients], d_states: Sequence[Gradients], sink: GradientSums
     ) -> tuple[list[Gradients], list[Gradients]]:
         d_chunks: list[Gradients] = []
         end = len(residual.chunks)
@@ -86,7 +87,7 @@ class Scan:
         return d_chunks[::-1], list(d_states)
 
     def _recompute(self, residual: _Residual, i: int, states: Sequence[State]) -> Any:
-        with residual.surroundings[i].restored():
+        with residual.contexts[i].restored():
             if i in residual.memos:
                 return self.step.recall(residual.chunks[i], states, residual.memos.pop(i))
             return self.step.residual(residual.chunks[i], states)
@@ -98,7 +99,7 @@ class Scan:
         before, states = Stash(self.stash, self.memory), residual.boundaries.pop()
         before.push(states)
         for i in segment[:-1]:
-            with residual.surroundings[i].restored():
+            with residual.contexts[i].restored():
                 states = self.step.forward(residual.chunks[i], states, keep=False)[1]
             before.push(states)
         return before

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ma2mba.errors import UserError
+from ma2mba.files import atomic_folder, sha256_file
 from ma2mba.model.config import BackboneConfig, ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder, load_clip
-from ma2mba.shards.integrity import atomic_folder, sha256_file
 
 CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tokenizer.json", "checksums.json"
 TIED = "language_model.lm_head.weight"

@@ -47,7 +47,7 @@ def _choose(asked: str, device_type: str) -> tuple[Backend, str]:
         if not torch.backends.cuda.matmul.allow_tf32:
             os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # Triton's fp32 products are tf32 unless told
         try:
-            import ma2mba.ops.layer_kernels  # noqa: F401
+            import ma2mba.ops.triton.layer  # noqa: F401
 
             chosen, reason = "triton", "mamba-ssm and causal-conv1d are installed"
         except ImportError as error:

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ma2mba.ops.backend import backend
-from ma2mba.ops.layer import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, mamba2_layer_reference
+from ma2mba.ops.layer import mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
+from ma2mba.ops.reference.layer import mamba2_layer_reference
+from ma2mba.ops.types import LayerShape, LayerWeights
 
 KERNELS_FLOOR, SCATTER = 3e-3, 2e-2
 """Kernels may be so far from fp64 however near plain bf16 is, a layer's by the second over the root of the number of

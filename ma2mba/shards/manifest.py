@@ -8,8 +8,12 @@ import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ma2mba.errors import UserError
+from ma2mba.files import atomic_write, xxh3_file
 from ma2mba.shards.format import FORMAT_VERSION, MANIFEST_FILE
-from ma2mba.shards.integrity import ShardDamaged, atomic_write, xxh3_file
+
+
+class ShardDamaged(UserError):
+    """Bytes of a shard folder are not those that were written."""
 
 
 class FileEntry(BaseModel):

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ma2mba.files import xxh3_file
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, INDEX_FILE, PAYLOAD_FOLDER, TOKENIZER_FILE, IndexRow
-from ma2mba.shards.integrity import ShardDamaged, xxh3_file
-from ma2mba.shards.manifest import FileEntry, read_manifest
+from ma2mba.shards.manifest import FileEntry, ShardDamaged, read_manifest
 from ma2mba.shards.writer import PayloadHash, read_index
 
 OPEN_FILES = 8

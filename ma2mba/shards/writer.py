@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from ma2mba.files import atomic_path, fsync, temporary_name
 from ma2mba.shards.format import (
     FRAMES_PER_ROW_GROUP,
     PAYLOAD_FOLDER,
@@ -18,7 +19,6 @@ from ma2mba.shards.format import (
     rows_to_table,
     table_to_rows,
 )
-from ma2mba.shards.integrity import atomic_path, fsync, temporary_name
 
 
 @dataclass(frozen=True)

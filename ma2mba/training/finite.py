@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ma2mba.data.sampler import StepPlan
 from ma2mba.errors import UserError
-from ma2mba.training import checkpoint
-from ma2mba.training.build import Job
-from ma2mba.training.deepspeed_engine import Engine, barrier
+from ma2mba.training.checkpoint import folder as checkpoint
+from ma2mba.training.engine import Engine, barrier
+from ma2mba.training.faults.replay import REPLAY, KeptMicroBatch, KeptStep, write
+from ma2mba.training.job import Job
 from ma2mba.training.metrics import StepResult
-from ma2mba.training.replay import REPLAY, KeptMicroBatch, KeptStep, write
 
 
 def stop_unless_finite(job: Job, engine: Engine, step: int, plan: StepPlan, result: StepResult) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
-from ma2mba.training.recipe import PART_NAMES
+from ma2mba.training.recipe.schema import PART_NAMES
 
 PEAKS = (
     ("B200", 2250e12),

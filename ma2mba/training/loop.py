@@ -12,16 +12,16 @@ from torch.distributed import DistError
 from ma2mba.data.loader import PRIMED_FRAMES, LoadedStep, Loader
 from ma2mba.data.sampler import Position, padded_tokens
 from ma2mba.errors import UserError
-from ma2mba.shards.integrity import atomic_write
-from ma2mba.training.activity import Activity
-from ma2mba.training.build import Job
-from ma2mba.training.deepspeed_engine import Engine, build_engine
+from ma2mba.files import atomic_write
+from ma2mba.training.engine import Engine, build_engine
+from ma2mba.training.faults.activity import Activity
+from ma2mba.training.faults.signals import Interruption, Stopped
 from ma2mba.training.finite import stop_unless_finite
 from ma2mba.training.flops import ModelFlops, device_peak
-from ma2mba.training.interrupt import Interruption, Stopped
+from ma2mba.training.job import Job
 from ma2mba.training.metrics import Metrics, StepResult
+from ma2mba.training.optimizer import rate_factor
 from ma2mba.training.saving import go_on, save
-from ma2mba.training.stages import rate_factor
 
 
 def open_engine(job: Job) -> Engine:
@@ -72,7 +72,7 @@ def open_metrics(job: Job) -> Metrics:
             flops=ModelFlops(job.model.config, recipe.trainable.parts, pictures=job.dataset.features is None),
             peak_flops=peak and peak * job.world.size,
             predicted_bytes=job.fitted.prediction.device_bytes,
-            recorded=job.plan.graphs,
+            captured=job.plan.graphs,
         )
     except OSError as error:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error

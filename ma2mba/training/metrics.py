@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ma2mba.shards.integrity import atomic_write
+from ma2mba.files import atomic_write
 from ma2mba.training.flops import ModelFlops
 
 LINE_SECONDS = 10.0
@@ -47,7 +47,7 @@ class Metrics:
     On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line. The time
     left is reckoned by tokens: `tokens` are about those of the whole run, `first_tokens` those before `first_step`.
     `peak_flops` is what all devices together can do a second, None where that is not known.
-    `predicted_bytes` is the planner's peak memory; `recorded` tells that chunks are recorded as CUDA graphs.
+    `predicted_bytes` is the planner's peak memory; `captured` tells that chunks are captured as CUDA graphs.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Metrics:
         flops: ModelFlops,
         peak_flops: float | None,
         predicted_bytes: int,
-        recorded: bool = False,
+        captured: bool = False,
     ):
         self._model_flops, self._peak_flops = flops, peak_flops
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
-        self._predicted, self._recorded = predicted_bytes, recorded
+        self._predicted, self._recorded = predicted_bytes, captured
         keep_until(self.path, first_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -158,11 +158,11 @@ class Metrics:
             self._last_line = now
 
 
-def peak_memory(device: torch.device, recorded: bool) -> int:
-    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU. What recorded
+def peak_memory(device: torch.device, captured: bool) -> int:
+    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU. What captured
     CUDA graphs use is reserved for them and not seen as allocated: with them, all that was reserved."""
     if device.type == "cuda":
-        return (torch.cuda.max_memory_reserved if recorded else torch.cuda.max_memory_allocated)(device)
+        return (torch.cuda.max_memory_reserved if captured else torch.cuda.max_memory_allocated)(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
 from ma2mba.model.pretrained import save_model
-from ma2mba.training import checkpoint
-from ma2mba.training.build import Job
-from ma2mba.training.deepspeed_engine import Engine, barrier
-from ma2mba.training.rng import RandomState, seed
+from ma2mba.training.checkpoint import folder as checkpoint
+from ma2mba.training.checkpoint.rng import RandomState, seed
+from ma2mba.training.engine import Engine, barrier
+from ma2mba.training.job import Job
 
 
 def save(job: Job, engine: Engine, step: int, at: Position) -> Path:

@@ -4,7 +4,7 @@ B batch, S tokens of the sample, T tokens of a chunk, N frames, C colours, H and
 M supervised tokens of a chunk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,9 +15,8 @@ from torch import Tensor
 from ma2mba.data.batch import Batch
 from ma2mba.data.cuts import cuts, parts
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.split_layer import SplitLayer
+from ma2mba.model.sequence_parallel import SplitLayer
 from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
-from ma2mba.training.interrupt import Breaks
 
 FEATURE_BITS = torch.int16
 """Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
@@ -30,28 +29,30 @@ def streaming_loss(
     loss_scale: float,
     streamer: Streamer | None = None,
     group: dist.ProcessGroup | None = None,
-    breaks: Breaks | None = None,
+    before_chunk: Callable[[], None] | None = None,
+    when_done: Callable[[], None] | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of the batch's supervised tokens times `loss_scale`; a scalar in fp32 or wider.
 
     Every trainable parameter gets a gradient, zero if the batch does not use it (text alone, no supervised token).
     `streamer` is that of the model and the plan, kept from step to step where the plan asks for graphs. With a group,
     its ranks see the same batch and share out the tokens of every chunk: loss and gradients are this rank's share.
-    `breaks` are called before every chunk, in forward and backward, and at the end of backward; they may raise.
+    `before_chunk` is called before every chunk, in forward and backward, `when_done` at the end of backward; both may
+    raise.
     """
     streamer = streamer or build_streamer(model, plan, group)
     device = next(model.parameters()).device
     place, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group else (0, 1)
-    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device, place, ranks, breaks)
+    chunks = Chunks(batch, streamer.plan, model.config.tokens_per_frame, device, place, ranks, before_chunk)
     like_x_BTD = torch.empty(len(batch.ids_BS), 0, model.config.language_model.d_model, device=device)
-    total, _ = streamer(chunks, model.initial_states(like_x_BTD), breaks.end if breaks else None)
+    total, _ = streamer(chunks, model.initial_states(like_x_BTD), when_done)
     return total * loss_scale
 
 
 def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | None = None) -> Streamer:
     """The model as a streamed sum of losses. What is frozen must be so already.
 
-    Chunks that are recorded as CUDA graphs hold whole frames where that is possible.
+    Chunks that are captured as CUDA graphs hold whole frames where that is possible.
     """
     K = model.config.tokens_per_frame
     if plan.graphs and plan.chunk_tokens > K:
@@ -90,12 +91,12 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         device: torch.device,
         place: int = 0,
         ranks: int = 1,
-        breaks: Breaks | None = None,
+        before_chunk: Callable[[], None] | None = None,
     ):
         self.batch, self.tokens_per_frame, self.device = batch, tokens_per_frame, device
         self.cuts = cuts(batch.visual_BS, plan.chunk_tokens, tokens_per_frame, even=plan.graphs)
         self.spans = [self._span(start, stop, place, ranks) for start, stop in pairwise(self.cuts)]
-        self.breaks, self._last = breaks, -1
+        self.before_chunk, self._last = before_chunk, -1
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -107,8 +108,8 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         return slice(start + places[place], start + places[place + 1])
 
     def __getitem__(self, i):
-        if self.breaks:
-            self.breaks.chunk()
+        if self.before_chunk:
+            self.before_chunk()
         at = self.spans[i]
         visual_BT = self.batch.visual_BS[:, at]
         seen = visual_BT >= 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ma2mba.errors import UserError
-from ma2mba.training.recipe import Recipe
+from ma2mba.training.recipe.schema import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown")

@@ -13,7 +13,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ma2mba.training import checkpoint, deepspeed_engine, streaming  # noqa: E402
+from ma2mba.training import engine as deepspeed_engine  # noqa: E402
+from ma2mba.training import streaming  # noqa: E402
+from ma2mba.training.checkpoint import folder as checkpoint  # noqa: E402
 
 CHUNK_SECONDS = 2.0
 SAVE_SECONDS = 5.0

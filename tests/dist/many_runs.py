@@ -11,11 +11,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ma2mba.training import deepspeed_engine as processes
-from ma2mba.training.activity import Activity
-from ma2mba.training.build import build
+from ma2mba.training import engine as processes
+from ma2mba.training.faults.activity import Activity
+from ma2mba.training.job import build
 from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
-from ma2mba.training.recipe import load_recipe
+from ma2mba.training.recipe.loading import load_recipe
 from ma2mba.training.world import World
 
 

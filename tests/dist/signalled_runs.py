@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ma2mba.training import deepspeed_engine, streaming
+from ma2mba.training import engine as deepspeed_engine
+from ma2mba.training import streaming
 from tests.dist import many_runs
 
 PLACES = iter(os.environ["MA2MBA_TEST_SIGNAL"].split(","))

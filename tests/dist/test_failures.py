@@ -76,7 +76,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_its_step_can_be_replayed(fai
 def replay(path: Path) -> dict:
     from typer.testing import CliRunner
 
-    from ma2mba.cli import app
+    from ma2mba.cli.app import app
 
     done = CliRunner().invoke(app, ["replay", str(path), "--device", "cpu", "--json"])
     assert done.exit_code == 0, done.output

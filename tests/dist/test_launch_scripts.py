@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ma2mba.training.recipe import load_recipe
+from ma2mba.training.recipe.loading import load_recipe
 from tests.dist.launching import ROOT, TIMEOUT_SECONDS, curve, environment
 
 SCRIPTS = [ROOT / "launch" / "multi_node.sh", ROOT / "launch" / "slurm.sbatch"]

@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from launch import chaos
-from launch.run import ranks_of
 from ma2mba.model.pretrained import load_model
-from ma2mba.training.checkpoint import is_whole, latest
+from ma2mba.training.checkpoint.folder import is_whole, latest
+from ma2mba.training.launcher import ranks_of
+from tests.dist import chaos
 from tests.dist.launching import ROOT, command, curve, running, train
 
 FAULTY = Path(__file__).with_name("faulty_train.py")

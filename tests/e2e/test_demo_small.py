@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ma2mba.folders import describe
+from ma2mba.cli.folders import describe
 from ma2mba.model.pretrained import load_model
 from tests.dist.launching import kill_all
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "launch/demo.py"), "--tiny", "--out", str(out), *options]
+    command = [sys.executable, str(ROOT / "examples/demo/run.py"), "--tiny", "--out", str(out), *options]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

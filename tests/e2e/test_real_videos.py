@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from data_prep.build import build
-from data_prep.probe import probe
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
 from ma2mba.magc import Plan
@@ -19,6 +18,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import load_clip
 from ma2mba.shards.reader import ShardReader, verify
 from ma2mba.training.streaming import streaming_loss
+from ma2mba.video.probe import probe
 
 ANSWER = "A short answer about {}."
 

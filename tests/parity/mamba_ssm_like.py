@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Mixer, RMSNorm
-from ma2mba.ops.conv import causal_conv
 from ma2mba.ops.norm import rms_norm
-from ma2mba.ops.ssd import ssd_scan
+from ma2mba.ops.reference.conv import causal_conv
+from ma2mba.ops.reference.ssd import ssd_scan
 
 
 def add_norm(hidden: Tensor, norm: nn.Module, residual: Tensor | None, residual_in_fp32: bool) -> tuple[Tensor, Tensor]:

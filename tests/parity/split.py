@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.split_layer import SplitLayer
+from ma2mba.model.sequence_parallel import SplitLayer
 from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
 from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
 from tests.parity.worlds import mamba_layers
@@ -22,7 +22,7 @@ Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
 Case = Callable[[dist.ProcessGroup | None], Outcome]
 
 
-class Ends(nn.Module):
+class FrontAndHead(nn.Module):
     """An embedding with a row of its own for every token, so that its gradient is that of x; a loss to each token."""
 
     def __init__(self, tokens: int):
@@ -41,7 +41,7 @@ def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGrou
     """Loss, states and gradients of streamed layers over this rank's parts, or over everything without a group."""
     tokens = sum(map(sum, parts))
     torch.manual_seed(tokens + batch)
-    layers, ends = mamba_layers(2, WIDTH), Ends(batch * tokens).double()
+    layers, ends = mamba_layers(2, WIDTH), FrontAndHead(batch * tokens).double()
     zeros = [layer.initial_state(torch.empty(batch, 0)) for layer in layers]
     states = [tuple(torch.randn_like(t).requires_grad_() for t in state) for state in zeros]
     seeds = [torch.randn_like(t) for state in zeros for t in state]

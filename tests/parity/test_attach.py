@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from ma2mba.magc import Plan, attach, detach, unplanned
-from ma2mba.magc.meter import measuring
+from ma2mba.adapters import auto_plan
+from ma2mba.adapters.mamba2 import Transformers
+from ma2mba.magc import Plan, attach, detach
 from ma2mba.model.config import BackboneConfig
-from ma2mba.model.foreign import Transformers
 from ma2mba.ops import backend
-from tests.parity.foreign_models import LAYERS, TOKENS, InDouble, hf_model, ids, outcome, ssm_model, worst
+from ma2mba.planner.meter import measuring
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
+from tests.parity.other_models import LAYERS, TOKENS, InDouble, hf_model, ids, outcome, ssm_model, worst
 
 ON_GPU = torch.cuda.is_available() and backend(torch.device("cuda")) == "triton"
 BOUND = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -227,7 +228,7 @@ def test_without_a_plan_memory_and_length_decide(monkeypatch, caplog):
     """Little room makes short pieces, a longer input a new plan, and too little room a warning."""
     model = attach(hf_model(n_groups=1, num_hidden_layers=6))
     room = {"bytes": 1 << 40}
-    monkeypatch.setattr(unplanned, "free_bytes", lambda device: room["bytes"])
+    monkeypatch.setattr(auto_plan, "free_bytes", lambda device: room["bytes"])
 
     def run(tokens: int) -> Plan:
         given = torch.zeros(1, tokens, dtype=torch.int64)
@@ -250,16 +251,16 @@ def test_without_a_plan_memory_and_length_decide(monkeypatch, caplog):
 def chooser(monkeypatch):
     """A function of (batch, tokens) that plans, what it counted as there each time, and the model."""
     model = hf_model(n_groups=1)
-    made = unplanned.Unplanned()
+    made = auto_plan.AutoPlan()
     layers = [Transformers.layer(block) for block in model.backbone.layers]
-    monkeypatch.setattr(unplanned, "free_bytes", lambda device: 1 << 40)
-    bases, planner = [], unplanned.Unplanned._planner
+    monkeypatch.setattr(auto_plan, "free_bytes", lambda device: 1 << 40)
+    bases, planner = [], auto_plan.AutoPlan._planner
 
     def note(self, layers, x, *rest):
         bases.append(rest[-1])
         return planner(self, layers, x, *rest)
 
-    monkeypatch.setattr(unplanned.Unplanned, "_planner", note)
+    monkeypatch.setattr(auto_plan.AutoPlan, "_planner", note)
 
     def plan(batch, tokens):
         return made.plan(layers, torch.zeros(batch, tokens, 32), list(model.parameters()), 100)
@@ -272,7 +273,7 @@ def test_a_plan_is_for_the_most_rows_and_the_most_tokens_together(chooser):
     plan, bases, _ = chooser
     plan(8, 10)
     chosen = plan(1, 200)
-    assert bases[-1]["logits"] == unplanned.LOGIT_BYTES * 8 * 200 * 100
+    assert bases[-1]["logits"] == auto_plan.LOGIT_BYTES * 8 * 200 * 100
     assert plan(8, 200) is chosen
 
 

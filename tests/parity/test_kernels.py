@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ma2mba.magc import Plan, Streamer
-from ma2mba.magc.cost import measure
 from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.selftest import CASES, POSITIONS, relative, self_test
+from ma2mba.planner.cost import measure
 
 ON_GPU = torch.cuda.is_available() and backend(torch.device("cuda")) == "triton"
 pytestmark = pytest.mark.skipif(not ON_GPU, reason="needs a GPU with mamba-ssm and causal-conv1d")

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ma2mba.ops.conv import causal_conv
 from ma2mba.ops.norm import rms_norm
-from ma2mba.ops.ssd import ssd_scan
+from ma2mba.ops.reference.conv import causal_conv
+from ma2mba.ops.reference.ssd import ssd_scan
 
 HEADS, HEAD_WIDTH, GROUPS, STATE = 4, 3, 2, 5
 BOUND = 1e-11

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from ma2mba.magc import Plan
-from ma2mba.ops.layer import mamba2_layer_reference
+from ma2mba.ops.reference.layer import mamba2_layer_reference
 from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
 from tests.parity.split import Case, Outcome, bf16_outcome, layers_outcome, work
 from tests.parity.split_model import model_outcome

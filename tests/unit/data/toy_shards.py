@@ -10,9 +10,9 @@ import simplejpeg
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from ma2mba.files import sha256_file
 from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
-from ma2mba.shards.integrity import sha256_file
 from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest
 from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import PartWriter, PayloadFrame, part_name, write_index

@@ -13,11 +13,10 @@ from test_build_shards import ROOT, contents, material, recipe  # noqa: F401 (ma
 from data_prep.audit import audit
 from data_prep.build import build
 from data_prep.encode import encode
-from data_prep.limits import MEMORY
 from ma2mba.errors import UserError
-from ma2mba.shards.integrity import ShardDamaged
-from ma2mba.shards.manifest import FileEntry
+from ma2mba.shards.manifest import FileEntry, ShardDamaged
 from ma2mba.shards.reader import ShardReader, check_file
+from ma2mba.video.limits import MEMORY
 from tests.unit.data.toy_shards import join_parts, write_shards
 
 

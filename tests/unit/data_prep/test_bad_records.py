@@ -9,14 +9,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from data_prep import probe
 from data_prep.build import build
 from data_prep.clips import RecordError, Reject
-from data_prep.errors import MediaError, file_size
-from data_prep.pictures import read_image
 from data_prep.sources.records import VideoFinder, writable
 from data_prep.toy.words import save_tokenizer
 from ma2mba.shards.reader import ShardReader
+from ma2mba.video import probe
+from ma2mba.video.errors import MediaError, file_size
+from ma2mba.video.pictures import read_image
 
 HALF = "\ud83d"
 BAD_EXIF = (
@@ -79,7 +79,7 @@ def test_memory_that_a_picture_wants_is_not_taken_for_damage(tmp_path, monkeypat
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("data_prep.pictures.ImageOps.exif_transpose", fail)
+    monkeypatch.setattr("ma2mba.video.pictures.ImageOps.exif_transpose", fail)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "a.png")
 

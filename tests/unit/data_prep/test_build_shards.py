@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import simplejpeg
 import yaml
-from numbered_video import expected, write
 from PIL import Image
-from stopped_worker import in_the_background, stop_within_a_clip
 
-from data_prep import pool
 from data_prep.build import build
 from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.shards.integrity import ShardDamaged
+from ma2mba.shards.manifest import ShardDamaged
 from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.video import pool
+from tests.unit.data_prep.stopped_worker import in_the_background, stop_within_a_clip
+from tests.unit.video.numbered_video import expected, write
 
 ROOT = Path(__file__).parents[3]
 

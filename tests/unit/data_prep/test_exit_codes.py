@@ -9,10 +9,10 @@ from test_bad_records import record, write_recipe
 from typer.testing import CliRunner
 
 from data_prep.cli import app
-from data_prep.errors import writing
 from data_prep.recipe import Recipe, resolve
 from data_prep.sources import READERS
 from ma2mba.errors import UserError
+from ma2mba.files import writing
 
 TOY = ["toy", "--videos", "1", "--short", "0", "--stills", "0", "--clips", "0", "--held-out", "0"]
 UNREADABLE = Path("/proc/self/mem")

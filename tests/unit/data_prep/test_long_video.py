@@ -13,13 +13,13 @@ import av
 import pytest
 import simplejpeg
 import yaml
-from long_video import SECONDS, number_in, write_long
 
-from data_prep.decode import decode_video
 from data_prep.spool import Spool, SpooledFrames
 from data_prep.toy.words import save_tokenizer
 from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import PartWriter, payload_hash
+from ma2mba.video.decode import decode_video
+from tests.unit.video.long_video import SECONDS, number_in, write_long
 
 ROOT = Path(__file__).parents[3]
 BUILD = """

@@ -13,10 +13,10 @@ import pytest
 from test_build_shards import ROOT, command, contents, material, recipe  # noqa: F401 (material is a fixture)
 
 from data_prep.build import build
-from data_prep.progress import Reporter
 from data_prep.running import Share
 from data_prep.workfolder import Busy, claim
 from ma2mba.errors import UserError
+from ma2mba.progress import Reporter
 from ma2mba.shards.reader import ShardReader
 
 KILLS = 20

@@ -11,14 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from data_prep.cli import app, parse_seconds
-from data_prep.frames import read_frames
 from data_prep.toy import generate
 from data_prep.toy.generate import plan_series
-from data_prep.toy.movie import FPS, needle_video
-from data_prep.toy.scenes import BACKGROUNDS, COLOURS, NEEDLES
 from data_prep.toy.words import NEEDLE_QUESTION
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.video.frames import read_frames
+from ma2mba.video.synthetic.movie import FPS, needle_video
+from ma2mba.video.synthetic.scenes import BACKGROUNDS, COLOURS, NEEDLES
 
 SMALL = [
     "toy",

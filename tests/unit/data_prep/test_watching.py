@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import parts, pool, sample
+from data_prep import parts, sample
 from data_prep.clips import Clip
 from data_prep.parts import Job, load_fragment
 from data_prep.recipe import Recipe
@@ -19,6 +20,7 @@ from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import Turn
 from ma2mba.shards.writer import PartWriter, PayloadFrame
+from ma2mba.video import pool
 
 
 @pytest.fixture
@@ -58,27 +60,31 @@ def before_the_fragment(job: Job, do: Callable[[int], None]) -> None:
     parts.save_fragment = saved
 
 
-def work_and_end_late(pipe, job):
+def work_and_end_late(pipe, build, memory):
+    job = build.args[0]
+
     def wait(_):
         (job.out.parent / "ending").touch()
         while not (job.out.parent / "go").exists():
             time.sleep(0.001)
 
     before_the_fragment(job, wait)
-    pool._work(pipe, job)
+    pool._work(pipe, build, memory)
 
 
-def work_and_crash_at_each_end(pipe, job):
+def work_and_crash_at_each_end(pipe, build, memory):
+    job = build.args[0]
     before_the_fragment(job, lambda _: strikes(job) < 5 and os.kill(os.getpid(), signal.SIGSEGV))
-    pool._work(pipe, job)
+    pool._work(pipe, build, memory)
 
 
-def work_and_crash_at_the_end_of_part_1(pipe, job):
+def work_and_crash_at_the_end_of_part_1(pipe, build, memory):
+    job = build.args[0]
     before_the_fragment(job, lambda part: part == 1 and strikes(job) == 1 and os.kill(os.getpid(), signal.SIGSEGV))
-    pool._work(pipe, job)
+    pool._work(pipe, build, memory)
 
 
-def work_and_crash_at_a_clip(pipe, job):
+def work_and_crash_at_a_clip(pipe, build, memory):
     make = parts.build_sample
 
     def made(clip, *rest):
@@ -87,14 +93,16 @@ def work_and_crash_at_a_clip(pipe, job):
         return make(clip, *rest)
 
     parts.build_sample = made
-    pool._work(pipe, job)
+    pool._work(pipe, build, memory)
 
 
 def run(job, work, sizes, monkeypatch, stall=300.0) -> tuple[int, int]:
     """Build with such workers; returns the sums of what `advance` was told."""
     monkeypatch.setattr(pool, "_work", work)
     told = []
-    pool.build_parts(job, tasks(job, *sizes), 1, lambda *counts: told.append(counts), stall)
+    pool.build_parts(
+        partial(parts.build_part, job), job.memory, tasks(job, *sizes), 1, lambda *counts: told.append(counts), stall
+    )
     clips, rejects = zip(*told, strict=True)
     return sum(clips), sum(rejects)
 

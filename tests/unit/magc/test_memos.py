@@ -9,18 +9,18 @@ from torch import nn
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan, checkpoint
-from ma2mba.magc.choose import Planner
-from ma2mba.magc.cost import measure
-from ma2mba.magc.meter import measuring
-from ma2mba.magc.predict import predict
-from ma2mba.magc.schedule import Sequence
-from ma2mba.magc.speed import estimate
 from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
-from ma2mba.training import fitting
-from ma2mba.training.fitting import GIB, describe, given_plan, remedy
-from ma2mba.training.planning import Machine, Setup, config_of_size, planner
-from ma2mba.training.recipe import Magc
+from ma2mba.planner.choose import Planner
+from ma2mba.planner.cost import measure
+from ma2mba.planner.meter import measuring
+from ma2mba.planner.predict import predict
+from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.speed import estimate
+from ma2mba.training.fit import fitting
+from ma2mba.training.fit.fitting import GIB, describe, given_plan, remedy
+from ma2mba.training.fit.pricing import Machine, Setup, config_of_size, planner
+from ma2mba.training.recipe.schema import Magc
 
 CONFIG = BackboneConfig(d_model=48, n_layer=3, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
 
@@ -148,7 +148,7 @@ def test_a_ranks_part_of_a_chunk_that_kernels_cannot_take_is_refused():
 
 
 def test_only_what_can_have_memos_and_gains_by_them_gets_them(large):
-    """One group of layers in sequence nesting, not recorded; chunks whose layers take longer than launching them."""
+    """One group of layers in sequence nesting, not captured; chunks whose layers take longer than launching them."""
     roomy = with_room(large, 10_000)
 
     def most(plan: Plan, one: Planner = roomy) -> list[int]:

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from ma2mba.errors import UserError
+from ma2mba.files import atomic_write
 from ma2mba.shards.format import INDEX_FILE, MANIFEST_FILE, IndexRow
-from ma2mba.shards.integrity import ShardDamaged, atomic_write
-from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, read_manifest, write_manifest
+from ma2mba.shards.manifest import Manifest, ShardDamaged, SourceEntry, file_entry, read_manifest, write_manifest
 from ma2mba.shards.reader import ShardReader, verify
 from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash, write_index
 

@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
 from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training.fit.pricing import SIZES, config_of_size
 from ma2mba.training.flops import PEAKS, ModelFlops, device_peak, matrix_flops, scan_flops, vision_flops
-from ma2mba.training.planning import SIZES, config_of_size
-from ma2mba.training.recipe import PART_NAMES
+from ma2mba.training.recipe.schema import PART_NAMES
 from tests.tiny import TINY_MODEL
 
 

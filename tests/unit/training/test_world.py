@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ma2mba.errors import UserError
-from ma2mba.training.recipe import parse_recipe
+from ma2mba.training.recipe.loading import parse_recipe
 from ma2mba.training.world import World, check_ranks, load_policy, share_sequences
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,0 +1,221 @@
+"""`make demo`: a toy video world through every part, by the commands that a user would type, to a report.
+
+Steps that are finished are skipped, a training stage that was cut short resumes, and a changed command or recipe redoes
+its step and those after it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from ma2mba.evaluation.report import build_report, write_report
+from ma2mba.files import atomic_write
+from ma2mba.training.launcher import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = Path("examples/demo/recipes")
+STAGES = ("stage1", "stage1_5", "stage2")
+RANKS = 2
+PORT = "{port}"
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything; counts of 0 and above go to `data_prep toy`, `overrides` to every stage."""
+
+    videos: int
+    short: int
+    stills: int
+    clips: int
+    held_out: int
+    seconds: str
+    frames: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+
+
+FULL = Size(240, 480, 2400, 480, 48, "60:120", ("2", "4", "8", "16", "32", "1fps"))
+TINY = Size(2, 2, 4, 2, 2, "6:8", ("8", "1fps"), ("epochs=null", "steps=2", "global_batch=4", "micro_batch=2"))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, what it writes, the recipe that it reads, and whether it goes on from where it was cut short."""
+
+    name: str
+    command: tuple[str, ...]
+    output: Path | None = None
+    recipe: Path | None = None
+    resumes: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        recipe = (ROOT / self.recipe).read_bytes() if self.recipe else b""
+        return hashlib.sha256("\0".join(self.command).encode() + recipe).hexdigest()
+
+
+def main() -> int:
+    """Run what is not finished and write the report; the exit code of the first command that fails."""
+    arguments = parse_arguments()
+    out: Path = arguments.out
+    if arguments.fresh:
+        shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    size = TINY if arguments.tiny else FULL
+    journal = Journal(out / "steps.json")
+    for step in [*training_steps(out, size), *trial_steps(out, size)]:
+        code = journal.run(step)
+        if code:
+            console.print(f"[bold red]error:[/] {step.name} failed (exit code {code}); `make demo` goes on from there")
+            return code
+    finish(out, size, journal.seconds())
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where everything goes (runs/demo)")
+    parser.add_argument("--fresh", action="store_true", help="remove that folder first")
+    parser.add_argument("--tiny", action="store_true", help="two videos and two steps a stage: does everything run?")
+    return parser.parse_args()
+
+
+def training_steps(out: Path, size: Size) -> list[Step]:
+    """The corpus, its shards and the three stages."""
+    toy = out / "toy"
+    amounts = [f"--{name.replace('_', '-')}={getattr(size, name)}" for name in ("videos", "short", "stills", "clips")]
+    command = ("python", "-m", "data_prep", "toy", f"--out={toy}", *amounts, f"--held-out={size.held_out}")
+    steps = [Step("toy videos", (*command, f"--seconds={size.seconds}"), toy)]
+    for stage in STAGES:
+        shards = out / "shards" / stage
+        build = ("python", "-m", "data_prep", "build", str(toy / f"{stage}.yaml"), "--out", str(shards))
+        steps.append(Step(f"shards {stage}", build, shards, resumes=True))
+    before = None
+    for stage in STAGES:
+        recipe, run = RECIPES / f"{stage}.yaml", out / stage
+        overrides = [f"data={out / 'shards' / stage}", f"run={run}", *([f"init_from={before}"] if before else [])]
+        launch = (
+            "deepspeed",
+            "--quiet",
+            f"--num_gpus={RANKS}",
+            f"--master_port={PORT}",
+            "launch/train.py",
+            str(recipe),
+        )
+        steps.append(Step(stage, (*launch, *overrides, *size.overrides), run, recipe, resumes=True))
+        before = run
+    return steps
+
+
+def trial_steps(out: Path, size: Size) -> list[Step]:
+    """Export, one question, and the evaluation at every number of frames."""
+    model, task = out / "model", out / "toy" / "eval.jsonl"
+    export = ("ma2mba", "export", str(out / STAGES[-1]), "--out", str(model))
+    ask = ("ma2mba", "ask", str(out / "toy/media/heldout/00000.mp4"), "Which symbol appeared?", "--model", str(model))
+    steps = [Step("export", export, model), Step("ask", ask)]
+    for frames in size.frames:
+        result = out / f"eval-{frames}.json"
+        options = ("--model", str(model), "--task", str(task), "--frames", frames, "--out", str(result))
+        only = () if frames == "1fps" else ("--only", "needle")
+        steps.append(Step(f"eval {frames}", ("ma2mba", "eval", *options, *only), result))
+    return steps
+
+
+class Journal:
+    """Which steps are finished, by which command, and how long they took; kept in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def run(self, step: Step) -> int:
+        """Run a step unless it is finished; returns the exit code."""
+        entry = self.entries.get(step.name, {})
+        same = entry.get("fingerprint") == step.fingerprint
+        if same and entry["finished"] and (step.output is None or step.output.exists()):
+            console.print(f"[green]✓[/] {step.name} [dim]finished before, in {entry['seconds']:.0f} s[/]")
+            return 0
+        if step.output and not (same and step.resumes):
+            remove(step.output)
+        before = entry["seconds"] if same and step.resumes else 0.0
+        self._forget_from(step)
+        began = time.monotonic()
+        self._note(step, before, finished=False)
+        code = execute(step)
+        self._note(step, before + time.monotonic() - began, finished=code == 0)
+        return code
+
+    def seconds(self) -> dict[str, float]:
+        return {name: round(entry["seconds"], 1) for name, entry in self.entries.items()}
+
+    def _forget_from(self, step: Step) -> None:
+        names = list(self.entries)
+        if step.name in names:
+            self.entries = {name: self.entries[name] for name in names[: names.index(step.name)]}
+
+    def _note(self, step: Step, seconds: float, *, finished: bool) -> None:
+        self.entries[step.name] = {"fingerprint": step.fingerprint, "seconds": seconds, "finished": finished}
+        with atomic_write(self.path) as file:
+            json.dump(self.entries, file, indent=1)
+
+
+def execute(step: Step) -> int:
+    """Show a step's command and run it from the repository's root, with this interpreter's tools."""
+    command = [str(free_port()).join(word.split(PORT)) for word in step.command]
+    console.rule(f"[bold]{step.name}", align="left")
+    console.print(f"$ {shlex.join(command)}", style="cyan", markup=False, soft_wrap=True)
+    tools = {"python": [sys.executable], "ma2mba": [sys.executable, "-m", "ma2mba"]}
+    tools["deepspeed"] = [str(Path(sys.executable).with_name("deepspeed"))]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}
+    return subprocess.run([*tools[command[0]], *command[1:]], env=environment, cwd=ROOT, check=False).returncode
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
+    """Write the report and show it."""
+    results = {frames: json.loads((out / f"eval-{frames}.json").read_text()) for frames in size.frames}
+    report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds)
+    numbers, picture = write_report(report, out)
+    console.rule("[bold]report", align="left")
+    record = results[size.frames[-1]]["records"][0]
+    said, right = record["prediction"], record["answer"]
+    console.print(
+        f"{Path(record['video']).name}: {record['question']} {said!r}, where {right!r} is right", markup=False
+    )
+    console.print(f"needle: {report['questions']} questions about held-out videos")
+    table = Table()
+    table.add_column("frames")
+    table.add_column("right", justify="right")
+    for frames, accuracy in report["accuracy_by_frames"].items():
+        table.add_row("1 a second" if frames == "1fps" else frames, f"{accuracy:.0%}")
+    table.add_row("[dim]by chance", f"[dim]{100 * report['chance']:.3g}%")
+    console.print(table)
+    rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in report["tokens_per_second"].items() if rate)
+    console.print(f"tokens a second: {rates or 'not measured'}; {sum(seconds.values()) / 60:.1f} minutes in all")
+    for what, path in (("model", out / "model"), ("report", numbers), ("picture", picture)):
+        console.print(f"{what:8} {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The convolution of a Mamba-2 layer on a GPU over causal-conv1d's kernels; its state are the inputs before a chunk.
+
+B batch, T tokens, V channels of the convolution, W taps less one, H heads.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1d_fwd_function
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from ma2mba.ops.sequence_parallel import exchange_input_gradients, exchange_inputs, last_inputs
+from ma2mba.ops.types import LayerWeights
+
+
+@triton.jit
+def _widen(A_log_ptr, D_ptr, taps_ptr, bias_ptr, A_out, D_out, taps_out, bias_out, H, V, VW, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(A_out + at, -tl.exp(tl.load(A_log_ptr + at, mask=at < H, other=0.0).to(tl.float32)), mask=at < H)
+    tl.store(D_out + at, tl.load(D_ptr + at, mask=at < H, other=0.0).to(tl.float32), mask=at < H)
+    tl.store(bias_out + at, tl.load(bias_ptr + at, mask=at < V, other=0.0).to(tl.float32), mask=at < V)
+    tl.store(taps_out + at, tl.load(taps_ptr + at, mask=at < VW, other=0.0).to(tl.float32), mask=at < VW)
+
+
+class SmallWeights(NamedTuple):
+    """Small parameters in fp32, so that their gradients come in fp32: A = -exp(A_log), D and the convolution's."""
+
+    A_H: Tensor
+    D_H: Tensor
+    taps_VW: Tensor
+    bias_V: Tensor
+
+    @staticmethod
+    def of(weights: LayerWeights) -> "SmallWeights":
+        given = (weights.A_log_H, weights.D_H, weights.conv_V1W[:, 0], weights.conv_bias_V)
+        small = SmallWeights(*(torch.empty(t.shape, dtype=torch.float32, device=t.device) for t in given))
+        heads, channels, taps = weights.D_H.numel(), weights.conv_bias_V.numel(), weights.conv_V1W.numel()
+        _widen[(triton.cdiv(taps, 1024),)](*given, *small, heads, channels, taps, BLOCK=1024)
+        return small
+
+
+def convolve(xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor) -> Tensor:
+    x_BVT = xBC_BTV.transpose(1, 2)
+    return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
+
+
+def inputs_around(
+    xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts); with a
+    group, what backward needs to hand gradients to the other parts."""
+    chosen_RW = None
+    if group is None:
+        after_BVW = _last_inputs(xBC_BTV, conv_BVW)
+    else:
+        tail_BVW = last_inputs(xBC_BTV, conv_BVW)
+        conv_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
+    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW, chosen_RW
+
+
+def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
+    """The convolution's state after these tokens, however few; channels are neighbours in memory."""
+    kept = conv_BVW.shape[2]
+    tail_BWV = xBC_BTV[:, -kept:].to(conv_BVW.dtype)
+    if tail_BWV.shape[1] < kept:
+        tail_BWV = torch.cat([conv_BVW.transpose(1, 2)[:, tail_BWV.shape[1] :], tail_BWV], dim=1)
+    return tail_BWV.clone(memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def convolve_backward(
+    xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor, dconvolved_BTV: Tensor, dxBC_BTV: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of taps and bias (fp32) and of the state; that of the inputs goes into `dxBC_BTV`."""
+    _, dtaps_VW, dbias_V, dconv_BVW = causal_conv1d_bwd_function(
+        xBC_BTV.transpose(1, 2),
+        small.taps_VW,
+        small.bias_V,
+        dconvolved_BTV.transpose(1, 2),
+        None,
+        conv_BVW,
+        None,
+        dxBC_BTV.transpose(1, 2),
+        True,
+        True,
+    )
+    return dtaps_VW, dbias_V, dconv_BVW
+
+
+def hand_back(
+    dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None, chosen_RW: Tensor | None, group: ProcessGroup | None
+) -> Tensor:
+    """Add the gradient of the state after these tokens, in place, to those of the inputs that it holds; the gradient of
+    the state before them, or before all parts."""
+    if group is None:
+        _add_tail(dxBC_BTV, dconv_BVW, dtail_BVW)
+        return dconv_BVW
+    assert chosen_RW is not None
+    dtail_BVW, dinitial_BVW = exchange_input_gradients(dconv_BVW, dtail_BVW, chosen_RW, group)
+    _add_tail(dxBC_BTV, dconv_BVW, dtail_BVW)
+    return dinitial_BVW
+
+
+def _add_tail(dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None) -> None:
+    """Add, in place, what the state after the last token hands back to the last inputs, or to the state before them."""
+    if dtail_BVW is None:
+        return
+    kept, tokens = dtail_BVW.shape[2], dxBC_BTV.shape[1]
+    inside = min(kept, tokens)
+    dxBC_BTV[:, tokens - inside :] += dtail_BVW[:, :, kept - inside :].transpose(1, 2).to(dxBC_BTV.dtype)
+    if inside < kept:
+        dconv_BVW[:, :, inside:] += dtail_BVW[:, :, : kept - inside].to(dconv_BVW.dtype)

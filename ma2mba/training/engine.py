@@ -1,0 +1,202 @@
+"""The one door to DeepSpeed: processes, ZeRO, the optimizer's step, and its state in a checkpoint."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed import distributed_c10d as c10d
+
+from ma2mba.data.batch import Batch
+from ma2mba.magc import Plan
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.shards.manifest import FileEntry
+from ma2mba.training.checkpoint.optimizer_files import read_fragments, write_fragments
+from ma2mba.training.checkpoint.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
+from ma2mba.training.faults.activity import Activity
+from ma2mba.training.faults.signals import StopPoints
+from ma2mba.training.faults.stop_vote import StopVote
+from ma2mba.training.optimizer import parameter_groups, set_trainable
+from ma2mba.training.recipe.schema import Recipe
+from ma2mba.training.streaming import build_streamer, streaming_loss
+from ma2mba.training.world import World, ZeroPolicy, announce_alone
+
+COLLECTIVE_LIMIT = timedelta(days=7)
+
+
+def start_processes(world: World) -> None:
+    """Join the process group that the launcher announced. Compiles nothing."""
+    announce_alone(os.environ)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+
+
+def stop_processes() -> None:
+    """Leave the process group."""
+    torch.distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    deepspeed.comm.barrier()
+
+
+class StreamingLoss(nn.Module):
+    """The loss as one module, so that DeepSpeed's hooks fire around all of it (ZeRO-3 gathers the weights once)."""
+
+    def __init__(self, model: VideoMa2mba, plan: Plan, group: ProcessGroup | None):
+        super().__init__()
+        self.model, self.plan, self.group = model, plan, group
+        self.streamer = build_streamer(model, plan, group)
+
+    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float, breaks: StopPoints) -> Tensor:
+        """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
+        loss = streaming_loss(
+            self.model, batch, self.plan, loss_scale, self.streamer, self.group, breaks.chunk, breaks.end
+        )
+        return loss + anchor
+
+
+@dataclass
+class Engine:
+    """A model, its optimizer and ZeRO."""
+
+    inner: Any
+    model: VideoMa2mba
+    world: World
+    zero_stage: int
+    base_rates: list[float]
+    names: list[str]
+    agreement: StopVote
+
+    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity, breaks: StopPoints) -> Tensor:
+        """Forward, backward and, after a step's last micro-batch, the optimizer. Returns the scaled loss, fp32 ()."""
+        anchor = torch.zeros((), device=self.world.device, requires_grad=True)
+        activity.enter("forward")
+        loss = self.inner(anchor, batch, loss_scale, breaks)
+        breaks.turn()
+        activity.enter("backward")
+        self.inner.backward(loss)
+        activity.enter("optimizer")
+        self.inner.step()
+        return loss.detach()
+
+    def give_up_step(self) -> None:
+        """After a micro-batch that was left within: weights that ZeRO 3 has gathered for it can be freed."""
+        if self.zero_stage == 3:
+            for parameter in self.model.parameters():
+                parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+
+    def averaging(self, micro_steps: int) -> int:
+        """By how much DeepSpeed divides the sum of the gradients of a step's micro-batches."""
+        return self.world.size * micro_steps
+
+    def set_rates(self, factor: float) -> dict[str, float]:
+        """Multiply every group's base learning rate by `factor` for the step to come; returns them by part."""
+        rates = [rate * factor for rate in self.base_rates]
+        for group, rate in zip(self.inner.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return dict(zip(self.names, rates, strict=True))
+
+    def gradient_norm(self) -> float:
+        """Norm of the last step's whole gradient before clipping."""
+        return float(self.inner.get_global_grad_norm())
+
+    def sum_over_ranks(self, value: Tensor) -> float:
+        total = value.clone()
+        deepspeed.comm.all_reduce(total)
+        return total.item()
+
+    def gather(self, values: Tensor) -> list[list[float]]:
+        """The values (M,) of every rank, in the order of ranks; as many on each."""
+        parts = [torch.empty_like(values) for _ in range(self.world.size)]
+        deepspeed.comm.all_gather(parts, values)
+        return [part.tolist() for part in parts]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole model's weights, by name; all ranks call it. ZeRO-3 gathers them one by one, for rank 0 alone."""
+        weights = self.model.state_dict()
+        if self.zero_stage == 3:
+            for name, parameter in self.model.named_parameters():
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    if self.world.rank == 0:
+                        weights[name] = parameter.detach().cpu().clone()
+        return weights
+
+    def save(self, folder: Path) -> list[FileEntry]:
+        """Write this rank's share of the optimizer's state; returns its files. Raises OSError."""
+        return write_fragments(self._fragments(), steps_taken(self.inner.optimizer), self.world.rank, folder)
+
+    def load(self, folder: Path) -> None:
+        """Read this rank's share of what any number of ranks of any ZeRO stage saved. Raises UserError."""
+        set_steps_taken(self.inner.optimizer, read_fragments(self._fragments(), folder))
+
+    def _fragments(self) -> Iterator[Fragment]:
+        return fragments(self.model.named_parameters(), self.inner.optimizer, self.world.rank)
+
+
+def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, policy: ZeroPolicy) -> Engine:
+    """Freeze what the recipe does not train and hand the rest to DeepSpeed. All ranks call it."""
+    set_trainable(model, recipe.trainable)
+    groups = parameter_groups(model, recipe)
+    base_rates, names = [group["lr"] for group in groups], [group["name"] for group in groups]
+    optimizer = torch.optim.AdamW(groups, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
+    if policy.stage < 3:  # DeepSpeed would do so, but chunks are captured only of weights that are there already
+        model.to(world.device, world.dtype(recipe.precision))
+    module = StreamingLoss(model, plan, sequence_group(world))
+    if policy.stage == 3:
+        set_z3_leaf_modules(module, [StreamingLoss])
+    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints lines of memory for every group
+        inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
+    if recipe.watchdog:
+        _let_collectives_wait()
+    attach_moments(inner.optimizer)
+    store = c10d._get_default_store() if world.size > 1 else None
+    agreement = StopVote(store, world.size, world.group if world.sequence > 1 else None, world.place)
+    return Engine(inner, model, world, policy.stage, base_rates, names, agreement)
+
+
+def sequence_group(world: World) -> ProcessGroup | None:
+    """The ranks that share this rank's samples; None where every rank has its own. All ranks call it."""
+    if world.sequence == 1:
+        return None
+    firsts = range(0, world.size, world.sequence)
+    groups = [torch.distributed.new_group(list(range(first, first + world.sequence))) for first in firsts]
+    return groups[world.group]
+
+
+def _let_collectives_wait() -> None:
+    """A rank may rightly wait half an hour for one with a longer video: the watchdog decides, not NCCL's 10 minutes."""
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(COLLECTIVE_LIMIT, group)
+
+
+def ds_config(recipe: Recipe, world: World, policy: ZeroPolicy) -> dict[str, Any]:
+    """DeepSpeed's configuration: the ZeRO policy file and what the recipe says.
+
+    DeepSpeed takes every rank for one with samples of its own.
+    """
+    return {
+        **policy.values,
+        "train_batch_size": recipe.global_batch * world.sequence,
+        "train_micro_batch_size_per_gpu": recipe.micro_batch,
+        "gradient_clipping": recipe.clip,
+        "bf16": {"enabled": world.dtype(recipe.precision) == torch.bfloat16},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 60,
+    }

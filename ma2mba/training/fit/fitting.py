@@ -1,0 +1,213 @@
+"""Whether a run fits its machine, and the plan that suits it, by the longest samples of its data."""
+
+import logging
+import resource
+from dataclasses import dataclass, replace
+
+import torch
+
+from ma2mba.data.dataset import Dataset
+from ma2mba.errors import UserError
+from ma2mba.magc import Plan
+from ma2mba.model.config import ModelConfig
+from ma2mba.ops import backend
+from ma2mba.planner.choose import Planner
+from ma2mba.planner.host_memory import Host
+from ma2mba.planner.predict import Prediction
+from ma2mba.planner.schedule import Sequence
+from ma2mba.training.fit.pricing import USABLE, Machine, Priced, Setup, Workload, can_capture, planner, setup_of_recipe
+from ma2mba.training.recipe.schema import Magc, Recipe
+from ma2mba.training.world import World, ZeroPolicy
+
+GIB = 2**30
+HOST_SHARE = 0.8
+"""Of a host's memory, for all of its ranks; the rest is the system's and the loader's."""
+logger = logging.getLogger("ma2mba.plan")
+
+
+@dataclass(frozen=True)
+class FittedPlan:
+    """The plan of a run and what its heaviest micro-batch takes."""
+
+    plan: Plan
+    prediction: Prediction
+    reasons: tuple[str, ...] = ()
+
+
+def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfig, dataset: Dataset) -> FittedPlan:
+    """The recipe's plan, or with `magc: auto` the fastest that fits; said in the log. The same on every rank.
+
+    Where ranks share sequences, what must fit is one rank's part of them.
+    Raises UserError when the longest samples do not fit, with the parts and a plan with which they would.
+    """
+    machine = machine_of(world, policy)
+    setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), policy, config)
+    setup = replace(setup, features=dataset.features is not None)
+    shapes = [(rows, one.part(world.sequence)) for rows, one in heaviest(recipe, world, config, dataset)]
+    planners = [(planner(replace(setup, rows=rows), one, machine), one) for rows, one in shapes]
+    if recipe.magc == "auto":
+        fitted = _choose(planners, machine)
+    else:
+        plan = given_plan(recipe.magc, config.language_model.n_layer, policy.stage)
+        predictions = [check(one, sequence, plan, machine) for one, sequence in planners]
+        fitted = FittedPlan(plan, max(predictions, key=lambda p: p.device_bytes))
+    if world.device.type == "cpu":
+        fitted = replace(fitted, prediction=_with_program(fitted.prediction))
+    longest = max((sequence for _, sequence in planners), key=lambda sequence: sequence.tokens)
+    logger.info("magc: %s", describe(fitted.plan))
+    logger.info("  predicted for %s at most: %s", length(longest), parts(fitted.prediction))
+    for reason in fitted.reasons:
+        logger.info("  instead, %s", reason)
+    return fitted
+
+
+def given_plan(magc: Magc, layers: int, zero_stage: int) -> Plan:
+    """A recipe's section as the plan of a model of so many layers. Raises UserError for memos or graphs in several
+    groups, and for graphs under ZeRO 3."""
+    in_groups = (
+        f"needs all {layers} layers in one group, and magc.group_layers is {magc.group_layers}; set it to {layers}"
+    )
+    if magc.memo_chunks and magc.group_layers < layers:
+        raise UserError(f"magc.memo_chunks: {magc.memo_chunks} {in_groups}, or memo_chunks to 0")
+    if magc.graphs and magc.group_layers < layers:
+        raise UserError(f"magc.graphs: true {in_groups}, or graphs to false")
+    if magc.graphs and zero_stage == 3:
+        raise UserError(
+            "magc.graphs: true stands beside a zero_config of stage 3, which moves the weights: a recording would read "
+            "where they were; set graphs to false, or take a policy of stage 1 or 2"
+        )
+    return Plan(**magc.model_dump())
+
+
+def _with_program(prediction: Prediction) -> Prediction:
+    """What is resident now besides the weights, which on a CPU counts as well."""
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    device = {"program": max(resident - prediction.device["weights"], 0), **prediction.device}
+    return replace(prediction, device=device)
+
+
+def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> FittedPlan:
+    """The fastest plan for the first sequence with which the others fit as well."""
+    (first, sequence), *others = planners
+    choice = first.choose(sequence, lambda plan: all(_holds(p, s, plan) for p, s in others))
+    if choice is None:
+        raise UserError(
+            f"magc: nothing fits {length(sequence)} into {machine.device_bytes / GIB:.1f} GiB; "
+            f"{remedy(first, sequence)}; or take a smaller micro_batch, or more ranks with ZeRO 2 or 3"
+        )
+    plan = choice.best.plan
+    predictions = [choice.best, *(p.predict(s, plan) for p, s in others)]
+    return FittedPlan(plan, max(predictions, key=lambda p: p.device_bytes), choice.reasons)
+
+
+def _holds(one: Planner, sequence: Sequence, plan: Plan) -> bool:
+    return not _too_long(one, sequence, plan) and one.budget.holds(one.predict(sequence, plan))
+
+
+def _too_long(one: Planner, sequence: Sequence, plan: Plan) -> bool:
+    """Whether chunks would have to be split, which those that ranks share cannot be."""
+    return sequence.ranks > 1 and one.beyond_reach(sequence, plan)
+
+
+def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Sequence]]:
+    """Rows and sequence of the micro-batches that take most: of the longest samples; where rows follow from
+    `micro_batch_tokens`, one of them alone, and as many short ones as may come together."""
+    K, longest = config.tokens_per_frame, int(dataset.length_N.max())
+    frames, learned = int(dataset.frames_N.max()), int(dataset.targets_N.max())
+    sequence = Sequence(longest, loss_tokens=learned, ragged=True)
+    if frames:
+        sequence = replace(sequence, unit=K, front_tokens=frames * K)
+    if recipe.micro_batch_tokens is None:
+        return [(recipe.micro_batch, sequence)]
+    most = min(recipe.micro_batch_tokens // int(dataset.length_N.min()), recipe.global_batch // world.groups)
+    together = replace(sequence, tokens=min(recipe.micro_batch_tokens // max(most, 1), longest))
+    return [(1, sequence)] + ([(most, together)] if most > 1 else [])
+
+
+def machine_of(world: World, policy: ZeroPolicy) -> Machine:
+    """A rank's share of what there is. On a CPU the host's memory is the device's."""
+    share = HOST_SHARE * host_memory() / world.local_size
+    if world.device.type == "cpu":
+        return Machine(share, one_memory=True)
+    priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
+    records = can_capture(policy.stage, world.sequence)
+    return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, records)
+
+
+def host_memory() -> int:
+    """Bytes of memory of this host, or of the container or job that runs here."""
+    return Host().memory()
+
+
+def check_fits(setup: Setup, workload: Workload, plan: Plan, machine: Machine) -> Prediction:
+    """Predict a step of one workload under `plan`.
+
+    Raises UserError with the predicted parts, and a plan that would fit if there is one.
+    """
+    sequence = workload.sequence(setup.config)
+    return check(planner(setup, sequence, machine), sequence, plan, machine)
+
+
+def check(one: Planner, sequence: Sequence, plan: Plan, machine: Machine) -> Prediction:
+    """The same for a priced model. Without a limit of host memory any amount will do."""
+    if _too_long(one, sequence, plan):
+        raise UserError(
+            f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {sequence.ranks} ranks {sequence.chunk(plan):,} "
+            f"tokens of a chunk, and with so many rows kernels reach {one.reach:,}; {remedy(one, sequence)}"
+        )
+    prediction = one.predict(sequence, plan)
+    budget = one.budget if machine.host_bytes is not None else replace(one.budget, host=1 << 62)
+    if budget.holds(prediction):
+        return prediction
+    raise UserError(
+        f"magc: {describe(plan)} needs {parts(prediction)} for {length(sequence)}, but "
+        f"{one.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB can be used"
+        + ("" if machine.host_bytes is None else f" and {machine.host_bytes / GIB:.1f} GiB of host memory")
+        + f"; {remedy(one, sequence)}"
+    )
+
+
+def remedy(one: Planner, sequence: Sequence) -> str:
+    """What to do when something does not fit."""
+    choice = one.choose(sequence)
+    if choice:
+        keys = ", ".join(f"{key}: {value}" for key, value in _keys(choice.best.plan).items())
+        return f"this would fit: magc: {{{keys}}}"
+    least = one.smallest(sequence)
+    total = f"{needed_gib(least)} GiB of device memory"
+    if one.budget.host is not None and least.host_bytes > one.budget.host:
+        total += f" and {least.host_bytes / GIB:.1f} GiB of host memory"
+    return f"no plan fits: the smallest that would takes {total} ({describe(least.plan)})"
+
+
+def _keys(plan: Plan) -> dict[str, str]:
+    """A plan as a recipe's section; what is seldom other than its default only where it is."""
+    seldom = {"stash_every": 1, "memo_chunks": 0, "graphs": False}
+    return {key: str(value).lower() for key, value in vars(plan).items() if seldom.get(key) != value}
+
+
+def needed_gib(prediction: Prediction) -> str:
+    """The memory of a device, in GiB, on which a prediction fits."""
+    return f"{prediction.device_bytes / USABLE / GIB + 0.05:.1f}"
+
+
+def length(sequence: Sequence) -> str:
+    """The tokens of a sequence, in words."""
+    return f"{sequence.tokens:,} tokens" + (f" on each of {sequence.ranks} ranks" if sequence.ranks > 1 else "")
+
+
+def describe(plan: Plan) -> str:
+    """A plan in words."""
+    every = "" if plan.stash_every == 1 else f" at every {plan.stash_every} chunks' end"
+    memos = f", memos of {plan.memo_chunks} chunk{'s' * (plan.memo_chunks > 1)}" if plan.memo_chunks else ""
+    return (
+        f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
+        f"states on the {plan.stash}{every}{memos}{', captured as CUDA graphs' if plan.graphs else ''}"
+    )
+
+
+def parts(prediction: Prediction) -> str:
+    """Bytes by part, in GiB."""
+    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in prediction.device.items() if size)
+    host = f" and {prediction.host_bytes / GIB:.1f} GiB of host memory" if prediction.host_bytes else ""
+    return f"{prediction.device_bytes / GIB:.1f} GiB ({named}){host}"

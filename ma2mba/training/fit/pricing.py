@@ -1,0 +1,258 @@
+"""What a model costs in training: the price of its layers and ends, and what ZeRO keeps all the time.
+
+B rows of a micro-batch, T tokens of a chunk, D model width, N frames, K tokens of a frame.
+"""
+
+import json
+from collections.abc import Sequence as Many
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ma2mba.errors import UserError
+from ma2mba.magc.cell import Piece, State, Values
+from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.pretrained import read_config, state_spaces_config
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.ops import backend, kernels_on_meta, most_tokens
+from ma2mba.ops.types import PART
+from ma2mba.planner.choose import Budget, Planner
+from ma2mba.planner.cost import Cost, Price, measure, price
+from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.speed import clock, estimate
+from ma2mba.training.checkpoint.folder import model_folder
+from ma2mba.training.recipe.schema import PART_NAMES, Recipe
+from ma2mba.training.world import ZeroPolicy, load_policy
+
+SIZES = {"370m": (48, 1024), "1.3b": (48, 2048), "2.7b": (64, 2560)}
+USABLE = 0.94
+"""Of a device's memory; the rest is CUDA's context and what the allocator cannot use of its blocks."""
+CLIP = VisionConfig(num_hidden_layers=24)
+"""ViT-L/14-336."""
+BUCKET = 500_000_000
+"""Elements of the buffer in which DeepSpeed's ZeRO 2 and 3 reduce gradients (its default)."""
+CONVERSATION_TOKENS = 1024
+"""Text that is planned for beside the frames of a video."""
+MEASURED = (256, 512, 2048)
+CLOCKED = (256, 1024, 4096, 8192, 16384, 32768)
+SECONDS_PER_HOUR = 3600
+Priced = Literal["here", "kernels", "torch"]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained how. `trained` names parts of the model; rows are those of a micro-batch on one GPU; with
+    `features` frames come as a frozen encoder's output."""
+
+    config: ModelConfig
+    trained: tuple[str, ...] = PART_NAMES
+    dtype: torch.dtype = torch.bfloat16
+    rows: int = 1
+    gpus: int = 1
+    zero: int = 1
+    optimizer_on_host: bool = False
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Memory of one GPU and of the host for its process (None: keep nothing there), and how layers are priced:
+
+    priced  "here": by running them on this machine's GPU. "kernels": as a GPU's kernels, and "torch": in plain torch,
+            both without running anything.
+    graphs  chunks may be captured as CUDA graphs.
+    one_memory  the host's memory is the device's, as on a CPU: what is kept there counts as the device's.
+    """
+
+    device_bytes: float
+    host_bytes: float | None = None
+    priced: Priced = "torch"
+    graphs: bool = False
+    one_memory: bool = False
+
+
+def can_capture(zero_stage: int, ranks: int) -> bool:
+    """Whether chunks may be captured as CUDA graphs where so many ranks share a sequence.
+
+    Exchanges are not captured, and ZeRO 3 moves the weights from step to step: a recording would read where they were.
+    """
+    return zero_stage < 3 and ranks == 1
+
+
+def priced_here(kernels: bool) -> bool:
+    """Whether this machine has a GPU that runs a model's layers with (or without) kernels."""
+    return torch.cuda.is_available() and (backend(torch.device("cuda")) == "triton") == kernels
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The longest sample: frames, and text of which every token may be learned."""
+
+    frames: int
+    text_tokens: int
+
+    @staticmethod
+    def of_video(hours: float) -> "Workload":
+        """A video at one frame a second, and a conversation about it."""
+        return Workload(round(hours * SECONDS_PER_HOUR), CONVERSATION_TOKENS)
+
+    def sequence(self, config: ModelConfig) -> Sequence:
+        K = config.tokens_per_frame
+        tokens = self.frames * K + self.text_tokens
+        return Sequence(tokens, K, self.frames * K, self.text_tokens) if self.frames else Sequence(tokens)
+
+
+def config_of_size(name: str) -> ModelConfig:
+    """The paper's models: 370m, 1.3b, 2.7b, with CLIP ViT-L/14-336."""
+    if name not in SIZES:
+        raise UserError(f"--model {name}: neither one of {', '.join(SIZES)} nor a recipe (a YAML file)")
+    layers, width = SIZES[name]
+    return ModelConfig(language_model=BackboneConfig(d_model=width, n_layer=layers), vision=CLIP)
+
+
+def setup_of_recipe(
+    recipe: Recipe,
+    gpus: int,
+    dtype: torch.dtype,
+    policy: ZeroPolicy | None = None,
+    config: ModelConfig | None = None,
+) -> Setup:
+    """As the recipe trains. Reads configurations that are not given, never weights. UserError where one is missing."""
+    policy = policy or load_policy(recipe.zero_config)
+    offload = policy.values["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+    trained = tuple(part for part in PART_NAMES if getattr(recipe.trainable, part))
+    return Setup(config or _config(recipe), trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
+
+
+def _config(recipe: Recipe) -> ModelConfig:
+    source = recipe.init_from
+    if recipe.model is not None:
+        return recipe.model
+    if isinstance(source, str):
+        return read_config(model_folder(source))
+    assert source is not None, "the recipe's validation asks for a model otherwise"
+    assert source.language_model is not None, "the recipe's validation asks for a model otherwise"
+    language_model = state_spaces_config(source.language_model)
+    path = Path(source.vision or "") / "config.json"
+    if not path.is_file():
+        return ModelConfig(language_model=language_model, vision=CLIP)
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values = values.get("vision_config", values)
+    known = {name: values[name] for name in VisionConfig.model_fields if name in values}
+    return ModelConfig(language_model=language_model, vision=CLIP.model_copy(update=known))
+
+
+def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
+    """Price the setup's model for a machine. Priced "here", its speed is measured too; else it is an H200's."""
+    device = "cuda" if machine.priced == "here" else "meta"
+    with torch.device(device), kernels_on_meta() if machine.priced == "kernels" else nullcontext():
+        short = setup.config.language_model.model_copy(update={"n_layer": 1})
+        model = VideoMa2mba(setup.config.model_copy(update={"language_model": short})).to(setup.dtype)
+        for part in PART_NAMES:
+            model.get_submodule(part).requires_grad_(part in setup.trained)
+        cost = _price(model, setup, sequence, machine)
+        like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)
+        lengths = CLOCKED[:2] + tuple(tokens for tokens in CLOCKED[2:] if tokens * setup.rows <= CLOCKED[-1])
+        speed = clock(model.layers[0], like_x, cost, lengths) if machine.priced == "here" else estimate(cost)
+    base, host = base_bytes(model, setup)
+    host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
+    budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host, machine.one_memory)
+    reach = None if machine.priced == "torch" else _reach(model, setup.rows)
+    return Planner(cost, speed, budget, machine.graphs, reach)
+
+
+def _reach(model: VideoMa2mba, rows: int) -> int:
+    """Tokens of so many rows that one call of the kernels takes."""
+    layer = model.layers[0]
+    assert isinstance(layer, Mamba2Layer)
+    return most_tokens(rows, layer.weights.in_proj_XD.shape[0], layer.shape.block)
+
+
+def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes on the device and on the host all the time, of a model that has only one of the setup's layers.
+
+    Weights in the setup's dtype; an fp32 master copy and AdamW's two fp32 moments, shared out from ZeRO 1 on;
+    DeepSpeed's fp32 gradients, shared out from ZeRO 2 on; ZeRO 3 keeps a share of the weights and gathers all of them
+    for a step.
+    """
+    layer = sum(p.numel() for p in model.layers.parameters()) * (setup.config.language_model.n_layer - 1)
+    every = layer + sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trained += layer if "language_model" in setup.trained else 0
+    width = setup.dtype.itemsize
+    master = 4 if width < 4 or setup.zero > 0 else 0
+    weights = every * width + (every * width // setup.gpus if setup.zero == 3 else 0)
+    gradients = 4 * trained // (setup.gpus if setup.zero >= 2 else 1)
+    gradients += 2 * BUCKET * width if setup.zero >= 2 else 0
+    optimizer = (8 + master) * trained // (setup.gpus if setup.zero >= 1 else 1)
+    device = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    if setup.optimizer_on_host:
+        return device | {"optimizer": 0}, {"optimizer": optimizer}
+    return device, {}
+
+
+def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence, machine: Machine) -> Cost:
+    tokens_per_frame = sequence.unit if sequence.unit > 1 else 0
+    front, head = price_ends(model, setup, tokens_per_frame, _head_lengths(setup.rows, machine.priced))
+    like_x = torch.empty(setup.rows, 1, setup.config.language_model.d_model)
+    layers, lengths = setup.config.language_model.n_layer, _lengths(sequence)
+    return measure(model.layers[0], like_x, layers, front, head, lengths, standing=machine.graphs)
+
+
+def _head_lengths(rows: int, priced: Priced) -> list[int]:
+    """The lengths that the head is run on. On a GPU's kernels logits exist for `PART` positions of a chunk, of all rows
+    together, at a time: the price has a step there, and another slope up to twice as many."""
+    if priced == "torch":
+        return [64, 256, 1024]
+    lengths = (256 // rows, PART // rows, PART // rows + 1, 2 * PART // rows, 4 * PART // rows)
+    return sorted({max(1, length) for length in lengths})
+
+
+def _lengths(sequence: Sequence) -> list[int]:
+    """The lengths that a layer is run on, for lines through them; none is longer than the sequence."""
+    tokens, unit = sequence.tokens, sequence.unit
+    lengths = {length // unit * unit or length for length in MEASURED if length < tokens}
+    return sorted(lengths | {tokens} if tokens < max(MEASURED) else lengths) if lengths else [-(-tokens // 2), tokens]
+
+
+def price_ends(model: VideoMa2mba, setup: Setup, tokens_per_frame: int, head_lengths: Many[int]) -> tuple[Price, Price]:
+    """What stands before the layers (chunks full of frames, or of text if `tokens_per_frame` is 0) and behind them
+    (every token learned), as `streaming.streaming_loss` runs it on the model's device."""
+    language, rows, unit = model.language_model, setup.rows, max(tokens_per_frame, 1)
+    device = language.lm_head.weight.device
+
+    def front(ids_BT: Tensor, visual_BT: Tensor, frames: Tensor) -> Values:
+        return (model.embed(ids_BT, visual_BT, frames.view(torch.bfloat16) if setup.features else frames),)
+
+    def chunk(tokens: int) -> tuple[Values, list[State]]:
+        ids_BT = torch.zeros(rows, tokens, dtype=torch.int64, device=device)
+        frames = rows * tokens // tokens_per_frame if tokens_per_frame else 0
+        return (ids_BT, torch.zeros_like(ids_BT), _frames(model, setup, frames)), []
+
+    def head(x_BTD: Tensor, places_M: Tensor, targets_M: Tensor) -> Values:
+        return (model.loss_at(x_BTD, places_M, targets_M) * 1.0,)
+
+    def behind(tokens: int) -> tuple[Values, list[State]]:
+        x_BTD = torch.zeros(rows, tokens, model.config.language_model.d_model, device=device)
+        return (x_BTD, *(torch.zeros(rows * tokens, dtype=torch.int64, device=device) for _ in range(2))), []
+
+    before = Piece.of_function(front, [model.vision, model.projector, language.backbone.embedding])
+    after = Piece.of_function(head, [language.backbone.norm_f, language.lm_head])
+    front_price = price(before, chunk, [unit * count for count in ((1, 3) if tokens_per_frame else (256, 1024))])
+    shared = set(before.parameters) & set(after.parameters)
+    sums = front_price.sums - sum(p.numel() * max(4, p.element_size()) for p in shared)
+    front_price = replace(front_price, sums=sums, weights=front_price.weights - sum(p.nbytes for p in shared))
+    return front_price, price(after, behind, head_lengths)
+
+
+def _frames(model: VideoMa2mba, setup: Setup, frames: int) -> Tensor:
+    """Pictures, or the bits of features, as `streaming.Chunks` gives them."""
+    config, device = model.config, model.language_model.lm_head.weight.device
+    if setup.features:
+        return torch.zeros(frames, config.tokens_per_frame, config.vision.hidden_size, dtype=torch.int16, device=device)
+    return torch.zeros(frames, 3, config.image_size, config.image_size, dtype=torch.uint8, device=device)

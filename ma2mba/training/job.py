@@ -1,0 +1,193 @@
+"""From a recipe to the objects of a run. Everything here is the same on every rank and needs no process group."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ma2mba.data.dataset import Dataset
+from ma2mba.data.sampler import Position, Sampler
+from ma2mba.errors import UserError
+from ma2mba.files import sha256_file
+from ma2mba.magc import Plan
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.pretrained import (
+    TOKENIZER,
+    init_language_model,
+    init_vision,
+    init_weights,
+    load_model,
+    state_spaces_config,
+)
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.vision import fingerprint, load_clip
+from ma2mba.training.checkpoint.code_version import code_version, describe
+from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
+from ma2mba.training.checkpoint.resume import find_start
+from ma2mba.training.fit.fitting import FittedPlan, fit_run
+from ma2mba.training.recipe.schema import Pretrained, Recipe
+from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Job:
+    """All that a run is made of before its processes join."""
+
+    recipe: Recipe
+    world: World
+    policy: ZeroPolicy
+    fitted: FittedPlan
+    model: VideoMa2mba
+    dataset: Dataset
+    sampler: Sampler
+    start: Start | None
+    steps: int
+
+    @property
+    def plan(self) -> Plan:
+        return self.fitted.plan
+
+    @property
+    def first_step(self) -> int:
+        return self.start.state.step if self.start else 0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint says of the run besides its place in training."""
+        return {
+            "ranks": self.world.size,
+            "zero_stage": self.policy.stage,
+            "dtype": str(self.world.dtype(self.recipe.precision)),
+            "data_fingerprint": self.dataset.fingerprint,
+            "recipe": self.recipe.model_dump(mode="json"),
+            "code": code_version(),
+        }
+
+    @property
+    def position(self) -> Position:
+        return Position(self.start.state.epoch, self.start.state.cursor) if self.start else Position()
+
+
+def build(recipe: Recipe, world: World) -> Job:
+    """Read what the recipe names. Raises UserError before anything is written."""
+    world = share_sequences(recipe, world)
+    check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
+    policy = load_policy(recipe.zero_config)
+    start = find_start(recipe)
+    model = build_model(recipe, start)
+    weights = [source.weight for source in recipe.sources]
+    dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame, weights=weights)
+    _check_tokenizer(recipe, start, model.config, dataset)
+    _check_features(recipe, model, dataset)
+    if start:
+        start.check(recipe, world, dataset.fingerprint)
+        log.info("going on from %s, written by %s", start.folder, describe(start.state.code))
+    sampler, recipe = build_sampler(recipe, world, dataset)
+    steps = recipe.steps or sampler.steps
+    fitted = fit_run(recipe, world, policy, model.config, dataset)
+    return Job(recipe, world, policy, fitted, model, dataset, sampler, start, steps)
+
+
+def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampler, Recipe]:
+    """The sampler, and the recipe with the `micro_batch` that follows from `micro_batch_tokens`.
+
+    All steps have as many micro-batches, as DeepSpeed wants it: as many as the step that needs most.
+    """
+
+    def make(micro_batch: int, passes: int) -> Sampler:
+        return Sampler(
+            dataset.length_N,
+            dataset.targets_N,
+            dataset.frames_N,
+            global_batch=recipe.global_batch,
+            micro_batch=micro_batch,
+            ranks=world.groups,
+            seed=recipe.seed,
+            order=recipe.order,
+            passes=passes,
+            micro_batch_tokens=recipe.micro_batch_tokens,
+            groups=dataset.groups,
+        )
+
+    finest = make(1, 1)
+    passes = recipe.epochs or -(-(recipe.steps or 0) * recipe.global_batch // finest.draws)
+    if recipe.micro_batch_tokens is None:
+        return make(recipe.micro_batch, passes), recipe
+    finest = make(1, passes)
+    needed = finest.micro_batches_needed(recipe.micro_batch_tokens, recipe.steps or finest.steps)
+    share = recipe.global_batch // world.groups
+    micro_steps = next(count for count in range(-(-needed // world.groups), share + 1) if share % count == 0)
+    recipe = recipe.model_copy(update={"micro_batch": share // micro_steps})
+    return make(recipe.micro_batch, passes), recipe
+
+
+def build_model(recipe: Recipe, start: Start | None) -> VideoMa2mba:
+    """The model to go on with, or the one that the recipe starts from (new weights follow the recipe's seed)."""
+    torch.manual_seed(recipe.seed)
+    if start:
+        model, _ = load_model(start.folder / MODEL)
+        if recipe.model not in (None, model.config):
+            raise UserError(
+                f"{start.folder}: holds another architecture than the recipe's model; remove model from the recipe, "
+                "or train the new model in a new run folder"
+            )
+        return model.train()
+    source = recipe.init_from
+    if isinstance(source, str) and recipe.model is None:
+        return load_model(model_folder(source))[0].train()
+    model = VideoMa2mba(_new_config(recipe))
+    if isinstance(source, str):
+        init_weights(model, str(model_folder(source)))
+    elif source is not None:
+        if source.language_model:
+            init_language_model(model, source.language_model)
+        if source.vision:
+            init_vision(model, source.vision)
+    return model.train()
+
+
+def _new_config(recipe: Recipe) -> ModelConfig:
+    if recipe.model is not None:
+        return recipe.model
+    assert isinstance(recipe.init_from, Pretrained), "the recipe's validation asks for a model otherwise"
+    language_model, vision = recipe.init_from.language_model, recipe.init_from.vision
+    assert language_model is not None, "the recipe's validation asks for a model otherwise"
+    assert vision is not None, "the recipe's validation asks for a model otherwise"
+    return ModelConfig(language_model=state_spaces_config(language_model), vision=load_clip(vision).config)
+
+
+def _check_tokenizer(recipe: Recipe, start: Start | None, config: ModelConfig, dataset: Dataset) -> None:
+    data = ", ".join(map(str, recipe.folders))
+    tokens, known = load_tokenizer(dataset.tokenizer_path).get_vocab_size(), config.language_model.vocab_size
+    if tokens > known:
+        raise UserError(
+            f"{data}: its tokenizer has {tokens} tokens but the model knows {known}; use the model's tokenizer"
+        )
+    folder = (
+        start.folder / MODEL if start else model_folder(recipe.init_from) if isinstance(recipe.init_from, str) else None
+    )
+    if folder and sha256_file(folder / TOKENIZER) != sha256_file(dataset.tokenizer_path):
+        raise UserError(
+            f"{data}: preprocessed with another tokenizer than {folder / TOKENIZER}; preprocess it with that one"
+        )
+
+
+def _check_features(recipe: Recipe, model: VideoMa2mba, dataset: Dataset) -> None:
+    """Features stand for a frozen encoder: the model's own."""
+    if dataset.features is None:
+        return
+    data = ", ".join(map(str, recipe.folders))
+    if recipe.trainable.vision is not None:
+        raise UserError(
+            f"trainable.vision: {recipe.trainable.vision} would train the vision encoder, but {data} holds features of "
+            "a frozen one; remove trainable.vision, or train on the pictures that the features were made of"
+        )
+    if dataset.features.encoder != fingerprint(model.vision):
+        raise UserError(
+            f"{data}: features of another vision encoder than the model's; make them again with "
+            "`python -m data_prep encode --encoder` and the encoder that init_from names"
+        )

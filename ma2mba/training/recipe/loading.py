@@ -1,0 +1,132 @@
+"""A training recipe: YAML, changed by `key=value`, validated as a whole before anything is touched.
+
+Validation is pure: it reads no disk, no network and no process group. Every problem is reported at once.
+"""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ma2mba.errors import UserError
+from ma2mba.training.recipe.rules import conflicts
+from ma2mba.training.recipe.schema import Recipe
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
+
+    Raises UserError naming every key that is unknown, missing, of a wrong type or impossible beside another.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, as launch/recipes/stage1.yaml"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({error}); compare it with launch/recipes/stage1.yaml") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{path}: holds {type(values).__name__} where keys and values belong; see launch/recipes/stage1.yaml"
+        )
+    for override in overrides:
+        _override(values, override)
+    return parse_recipe(values, str(path))
+
+
+def parse_recipe(values: dict[str, Any], name: str = "recipe") -> Recipe:
+    """Validate what a YAML file holds. Raises UserError with one line for every problem."""
+    try:
+        recipe = Recipe.model_validate(values)
+        problems = [text for _, text in conflicts(recipe)]
+    except ValidationError as error:
+        recipe, problems = None, _describe(error, values)
+        wrong = {str(e["loc"][0]) for e in error.errors()}
+        sound = {key: value for key, value in values.items() if key in Recipe.model_fields and key not in wrong}
+        stand_in = Recipe.model_validate(_STAND_IN | sound)
+        problems += [text for keys, text in conflicts(stand_in) if not wrong & set(keys)]
+    if problems or recipe is None:
+        raise UserError("\n  ".join([f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems]))
+    return recipe
+
+
+_STAND_IN: dict[str, Any] = {
+    "stage": "stage1",
+    "data": "data",
+    "run": "run",
+    "init_from": None,
+    "trainable": {"projector": 1.0},
+    "global_batch": 1,
+}
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip("."):
+        raise UserError(f"{text}: not an override; write key=value, as in trainable.vision=4e-6")
+    *sections, key = path.split(".")
+    for section in sections:
+        if not isinstance(values.get(section), dict):
+            values[section] = {}
+        values = values[section]
+    try:
+        values[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{text}: the value is not YAML ({error}); quote it") from error
+
+
+def _describe(error: ValidationError, values: dict[str, Any]) -> list[str]:
+    return [_problem(e) for e in error.errors() if _is_meant(e["loc"], values)]
+
+
+def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
+    """Of the forms that a key may take, only the one that the user began to write counts."""
+    key = str(loc[0])
+    if key not in ("data", "init_from", "magc") or len(loc) == 1:
+        return True
+    if key == "magc":
+        return (loc[1] == "Magc") == isinstance(values[key], dict)
+    if key == "data" and isinstance(values[key], list):
+        form = "Weighted" if len(loc) > 3 and isinstance(values[key][int(loc[2])], dict) else "str"
+        return str(loc[1]).startswith("list[") and (len(loc) < 4 or loc[3] == form)
+    if key == "init_from" and isinstance(values[key], dict):
+        return loc[1] == "Pretrained"
+    return loc[1] == "str"
+
+
+def _problem(error: Any) -> str:
+    forms = ("str", "list[union[str,Weighted]]", "Weighted", "Pretrained", "Magc", "literal['auto']")
+    loc = [str(part) for part in error["loc"] if part not in forms]
+    path, message = ".".join(loc), str(error["msg"])
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key{_suggestion(loc)}"
+    if error["type"] == "missing":
+        return f"{path}: missing; it is required"
+    return f"{path}: {error['input']!r} is wrong: {message[0].lower()}{message[1:]}"
+
+
+def _suggestion(loc: Sequence[str]) -> str:
+    fields = _fields(loc[:-1])
+    if loc[-1] in ("lr", "learning_rate"):
+        return "; learning rates stand under trainable, one for each part"
+    near = difflib.get_close_matches(loc[-1], fields, 1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
+
+
+def _fields(loc: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Recipe
+    for part in loc:
+        if not part.isdigit():
+            options = _forms(section.model_fields[part].annotation)
+            section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
+    return list(section.model_fields)
+
+
+def _forms(annotation: Any) -> list[Any]:
+    """A type and all that it is made of."""
+    return [annotation, *(form for inner in getattr(annotation, "__args__", ()) for form in _forms(inner))]

@@ -1,0 +1,197 @@
+"""Facts of a video file: when each of its frames is shown, and whether the file is whole."""
+
+import errno
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from ma2mba.video.errors import MediaError, file_size
+
+TRUNCATION_TOLERANCE = 1.5
+"""Seconds that a healthy file may end before the duration in its header (audio padding, rounded headers)."""
+LONGEST = 48 * 3600
+"""Seconds; a single false time stamp would else ask for millions of frames."""
+DECODER, DECODER_VERSION = "pyav", f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`pts` are the presentation times of all shown frames, increasing, in units of `time_base` seconds.
+
+    `duration` is the span in seconds from the first frame to the end of the last; `by_packet` tells that the container
+    itself names these times; `problem` is empty for a whole file.
+    """
+
+    pts: list[int]
+    time_base: Fraction
+    duration: float
+    by_packet: bool
+    problem: str
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file's video stream for single-threaded decoding, and close it. Raises MediaError when there is none."""
+    if not file_size(path):
+        raise MediaError(path, "the file is empty")
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        refuse_memory(error)
+        raise MediaError(path, f"not a readable video ({words(error)})") from error
+    with container:
+        if container.format.name.endswith("_pipe") or container.format.name == "image2":
+            raise MediaError(path, "a still picture, not a video")
+        stream = _video_stream(path, container)
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "SLICE"
+        stream.codec_context.options = {"err_detect": "explode"}  # an error instead of an invented picture
+        yield container, stream
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not streams:
+        reason = "its only picture is a cover" if container.streams.video else "it has no video stream"
+        raise MediaError(path, reason)
+    best = container.streams.best("video")
+    stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
+    if stream.codec_context is None or stream.time_base is None:
+        raise MediaError(path, "its video codec is unknown")
+    return stream
+
+
+def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
+    """Read every packet (and, where packets carry no times, decode every frame), calling `beat` at each.
+
+    Raises MediaError for no video.
+    """
+    with open_video(path) as (container, stream):
+        assert stream.time_base is not None
+        spans, ends, unstamped, problem = _read_packets(container, stream, beat)
+        problem = problem or _tail(path, container) or _truncation(container, ends)
+        time_base, period = stream.time_base, _period(stream)
+    by_packet = not unstamped
+    if unstamped:
+        spans = _decoded_spans(path, beat)
+    if not spans:
+        raise MediaError(path, problem or "it holds no frames with times")
+    spans.sort()
+    pts = [start for start, _ in spans]
+    last = spans[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
+    duration = float((pts[-1] + last - pts[0]) * time_base)
+    if duration > LONGEST:
+        raise MediaError(
+            path, f"its frames span {duration / 3600:.0f} hours; over {LONGEST // 3600} is taken as damage"
+        )
+    return Probe(pts, time_base, duration, by_packet, problem)
+
+
+def _read_packets(
+    container: InputContainer, stream: VideoStream, beat: Callable[[], None]
+) -> tuple[list[tuple[int, int]], list[float], bool, str]:
+    """(pts, duration) of shown frames, ends of all packets in seconds, whether any lacks a pts, what went wrong."""
+    spans: list[tuple[int, int]] = []
+    ends, unstamped = [0.0], False
+    try:
+        for packet in container.demux():
+            beat()
+            if packet.size == 0:
+                continue
+            stamp = packet.pts if packet.pts is not None else packet.dts
+            if stamp is not None and packet.time_base is not None:
+                ends.append(float((stamp + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == stream.index and not packet.is_discard:
+                if packet.pts is None:
+                    unstamped = True
+                else:
+                    spans.append((packet.pts, packet.duration or 0))
+    except av.FFmpegError as error:
+        refuse_memory(error)
+        return spans, ends, unstamped, f"reading stopped after {len(spans)} frames ({words(error)})"
+    return spans, ends, unstamped, ""
+
+
+def _tail(path: Path, container: InputContainer) -> str:
+    try:
+        return missing_tail(path) if container.format.name.startswith(("mov,", "avi")) else ""
+    except OSError as error:
+        raise MediaError(path, f"cannot be read to its end ({error.strerror})") from error
+
+
+def _truncation(container: InputContainer, ends: list[float]) -> str:
+    if not container.duration:
+        return ""
+    declared, start = container.duration / av.time_base, min((container.start_time or 0) / av.time_base, 0.0)
+    end = max(ends) - start
+    if end >= declared - TRUNCATION_TOLERANCE:
+        return ""
+    return f"truncated: it ends at {end:.1f} s of {declared:.1f} s"
+
+
+def _period(stream: VideoStream) -> int:
+    """Ticks of one frame at the stream's average rate; one tick when it names none."""
+    if not stream.average_rate or not stream.time_base:
+        return 1
+    return max(1, round(1 / (stream.average_rate * stream.time_base)))
+
+
+def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]]:
+    """The times that the decoder gives to frames: for containers whose packets carry only decoding times."""
+    spans = []
+    with open_video(path) as (container, stream):
+        try:
+            for frame in container.decode(stream):
+                beat()
+                stamp = frame.pts if frame.pts is not None else frame.dts
+                if stamp is not None:
+                    spans.append((stamp, frame.duration or 0))
+        except av.FFmpegError as error:
+            refuse_memory(error)
+            return spans
+    return spans
+
+
+def words(error: Exception) -> str:
+    """What a decoder says of its failure."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def refuse_memory(error: Exception) -> None:
+    """Raises MemoryError when that is what `error` says: not the file is at fault, but the limit."""
+    if getattr(error, "errno", None) == errno.ENOMEM:
+        raise MemoryError(str(error)) from error
+
+
+def missing_tail(path: Path) -> str:
+    """Whether the last top-level box of an mp4 or AVI file is longer than the file; nothing else may tell."""
+    at, size = 0, path.stat().st_size
+    with open(path, "rb") as file:
+        riff = file.read(4) == b"RIFF"
+        while at + 16 <= size:
+            file.seek(at)
+            head = file.read(16)
+            kind = head[:4] if riff else head[4:8]
+            length = _length(head, riff)
+            if not kind.isalnum() or not length:
+                return ""
+            at += length
+    return f"truncated: {at - size} bytes are missing at its end" if at > size else ""
+
+
+def _length(head: bytes, riff: bool) -> int:
+    """Bytes of the box that begins so; 0 when it says none or nonsense."""
+    if riff:
+        (payload,) = struct.unpack("<I", head[4:8])
+        return 8 + payload + payload % 2
+    length, long = struct.unpack(">I4xQ", head)
+    length = long if length == 1 else length
+    return length if length >= 8 else 0

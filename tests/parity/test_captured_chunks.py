@@ -1,0 +1,135 @@
+"""What is copied into and out of a captured chunk's fixed memory, without a GPU: captured work runs again instead.
+
+The graphs themselves are tested in test_kernels.py, on a GPU.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+from ma2mba.magc import Plan, Streamer, gradients, graphs
+from ma2mba.magc.api import _run
+from ma2mba.magc.cell import Cell, GraphCell, Piece
+from ma2mba.magc.chain import Chain
+from ma2mba.magc.chunk_io import Summed
+from ma2mba.magc.gradients import PersistentSums
+from ma2mba.magc.graphs import CapturedCell
+from ma2mba.magc.scan import Scan
+from tests.parity.worlds import gru_layers, mamba_layers, run_plainly
+
+WIDTH = 16
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(graphs, "_recording_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+
+
+@pytest.fixture
+def run_again(monkeypatch):
+    monkeypatch.setattr(CapturedCell, "_do", lambda self, recording, name, run: run())
+
+
+def front(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x * 2, weigh.exp(), places
+
+
+def head(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor]:
+    return ((x * weigh).flatten()[places].sin().sum(),)
+
+
+@pytest.mark.parametrize("tokens", [16, 17])
+@pytest.mark.parametrize("every", [1, 2, 4])
+@pytest.mark.parametrize("world", [gru_layers, mamba_layers])
+def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
+    """A whole and a ragged last chunk, other numbers of places in every chunk, a gradient that passes the layers by."""
+    torch.manual_seed(0)
+    layers = world(2)
+    x, weigh = (torch.randn(2, tokens, WIDTH, dtype=torch.double) for _ in range(2))
+    scale = torch.nn.Parameter(torch.ones((), dtype=torch.double))
+    scaling = torch.nn.ParameterList([scale])
+    pieces = [Piece.of_layer(layer) for layer in layers]
+    cells = [
+        Cell([Piece.of_function(lambda x, w, p: front(x, w * scale, p), [scaling])]),
+        Cell(pieces),
+        Cell([Piece.of_function(head, [])]),
+    ]
+    root = Scan(Chain([GraphCell(cells[0]), CapturedCell(cells[1], 4), GraphCell(cells[2])]), "device", every)
+    parameters = (scale, *layers.parameters())
+    places = [torch.arange(0, 2 * min(4, tokens - start) * WIDTH, 3 + start) for start in range(0, tokens, 4)]
+    chunks = [*zip(x.split(4, 1), weigh.split(4, 1), places, strict=True)]
+    states = [layer.initial_state(x) for layer in layers]
+    sink = PersistentSums(parameters)
+    for _ in range(2):
+        total, _ = _run(root, parameters, Summed(chunks), None, states, sink)
+        found = torch.autograd.grad(total, parameters)
+    y, _ = run_plainly(layers, x * 2, states)
+    parts = zip(y.split(4, 1), (weigh * scale).exp().split(4, 1), places, strict=True)
+    expected = torch.autograd.grad(sum(head(*part)[0] for part in parts), parameters)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+class Captured:
+    """In place of a CUDA graph: what a replay would compute is computed once, when it is captured."""
+
+    def replay(self):
+        pass
+
+    def pool(self):
+        return None
+
+
+def test_a_forward_without_its_backward_spoils_nothing(monkeypatch):
+    """The first tape is left unused; then the same inputs again, until all three graphs are there."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    torch.manual_seed(0)
+    layers = gru_layers(2)
+    x = torch.randn(2, 4, WIDTH, dtype=torch.double)
+    states = [layer.initial_state(x) for layer in layers]
+    root = CapturedCell(Cell([Piece.of_layer(layer) for layer in layers]), 4)
+    parameters = tuple(layers.parameters())
+    expected = torch.autograd.grad(run_plainly(layers, x, states)[0].sum(), parameters)
+    sink = PersistentSums(parameters)
+    root.forward((x,), states, keep=True)
+    for turn in range(3):
+        _, _, residual = root.forward((x,), states, keep=True)
+        with sink:
+            root.backward(residual, (torch.ones_like(x),), [(None,) * len(state) for state in states], sink)
+            found = [sink.take(parameter) for parameter in parameters]
+        if turn < 2:  # a replay adds nothing here
+            for a, b in zip(found, expected, strict=True):
+                assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+    assert root._recording.graphs.keys() == {"tape", "backward"}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, "meta"])
+def test_a_model_that_is_moved_after_it_was_streamed_is_refused(kind):
+    layers = gru_layers(1)
+    x = torch.randn(1, 4, WIDTH, dtype=torch.double)
+    states = [layer.initial_state(x) for layer in layers]
+    run = Streamer(lambda x: (x,), layers, lambda x: (x.sum(),), [], Plan("sequence", 4, 1, graphs=True))
+    run([(x,)], states)
+    layers.to(kind)
+    with pytest.raises(ValueError, match=r"were cpu torch.float64 when .* are (cpu torch.float32|meta torch.float64)"):
+        run([(x,)], states)
+
+
+class OnGpu(torch.nn.Parameter):
+    is_cuda = True
+
+
+def test_sums_that_stand_are_not_made_again(monkeypatch):
+    """A step of the 2.7B model made and dropped one of half a GiB."""
+    made, zeros = [], gradients._zeros
+    monkeypatch.setattr(gradients, "_zeros", lambda parameter: made.append(parameter.shape) or zeros(parameter))
+    sink = PersistentSums([OnGpu(torch.ones(3))])
+    for _ in range(2):
+        with sink:
+            pass
+    assert made == [(3,)]

@@ -1,0 +1,235 @@
+"""The command line as a user meets it: answers, tables, JSON, and exit code 2 with a reason for bad input."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from ma2mba.cli import app as cli
+from ma2mba.data.sampler import Position
+from ma2mba.model.pretrained import load_model
+from ma2mba.training.checkpoint.folder import publish, temporary_folder
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def ma2mba(monkeypatch, capsys):
+    """Runs a command line in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ma2mba", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capsys.readouterr()
+        return stopped.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (56, 56, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def task_file(picture):
+    path = picture.parent / "eval.jsonl"
+    line = {"video": picture.name, "question": "What?", "answer": "one", "options": ["one", "two"]}
+    path.write_text("".join(json.dumps(line | {"id": f"q{i}", "task": "count"}) + "\n" for i in range(3)))
+    return path
+
+
+@pytest.fixture
+def run_folder(model_folder, tmp_path):
+    """A run with two checkpoints; in the first, the model is damaged."""
+    run = tmp_path / "run"
+    for step in (3, 6):
+        shutil.copytree(model_folder, temporary_folder(run, step) / "model")
+        facts = {
+            "ranks": 1,
+            "zero_stage": 1,
+            "dtype": "torch.float32",
+            "data_fingerprint": "0",
+            "recipe": {},
+            "code": {},
+        }
+        publish(run, step, Position(0, step), facts)
+    weights = run / "checkpoints/step-000003/model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (run / "recipe.yaml").write_text("stage: stage2\n")
+    (run / "metrics.jsonl").write_text('{"step": 6, "loss": 0.25}\n')
+    return run
+
+
+def test_help_is_quick():
+    """Nothing slow is imported before a command needs it."""
+    slow = ("torch", "transformers", "pyarrow", "matplotlib")
+    code = f"import sys, ma2mba.cli.app; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def test_ask_streams_the_answer_that_json_holds(ma2mba, picture, model_folder):
+    code, said, _ = ma2mba("ask", picture, "Which symbol?", "--model", model_folder, "--max-tokens", 5)
+    assert code == 0
+    code, text, _ = ma2mba("ask", picture, "Which symbol?", "--model", model_folder, "--max-tokens", 5, "--json")
+    assert code == 0
+    facts = json.loads(text)
+    assert facts["answer"]
+    assert facts["answer"] == said.strip()
+    assert facts["frames"] == 1
+    assert facts["question"] == "Which symbol?"
+
+
+def test_eval_prints_a_table_and_writes_every_answer(ma2mba, task_file, model_folder, tmp_path):
+    out = tmp_path / "results" / "eval.json"
+    code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file, "--limit", 2, "--out", out)
+    assert code == 0
+    assert "count" in text
+    assert "50.0%" in text, "chance"
+    assert [record["id"] for record in json.loads(out.read_text())["records"]] == ["q0", "q1"]
+    code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file, "--json", "--frames", 8)
+    assert code == 0
+    assert json.loads(text)["n"] == 3
+
+
+def test_export_copies_the_latest_model(ma2mba, run_folder, model_folder, tmp_path):
+    out = tmp_path / "exported"
+    code, text, _ = ma2mba("export", run_folder, "--out", out)
+    assert code == 0
+    assert "step-000006" in text
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == {p.name: p.read_bytes() for p in model_folder.iterdir()}
+    load_model(out)
+    assert sorted(path.name for path in out.parent.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--step", 3], "model.safetensors: is damaged"),
+        (["--step", 4], "no checkpoint of step 4; train on, or choose --step of those that there are: 3, 6"),
+    ],
+)
+def test_export_refuses_and_leaves_nothing(ma2mba, run_folder, tmp_path, options, said):
+    code, _, error = ma2mba("export", run_folder, "--out", tmp_path / "exported", *options)
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "exported").exists()
+
+
+def test_export_does_not_overwrite(ma2mba, run_folder, tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    code, _, error = ma2mba("export", run_folder, "--out", tmp_path)
+    assert code == 2
+    assert "is not empty" in error
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+def test_inspect_a_model(ma2mba, model_folder, model):
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    code, text, _ = ma2mba("inspect", model_folder, "--json")
+    assert code == 0
+    facts = json.loads(text)
+    assert facts["kind"] == "model"
+    assert facts["parameters"] == sum(facts["parameters_by_part"].values()) == parameters
+    assert facts["tokens_per_frame"] == 4
+    code, text, _ = ma2mba("inspect", model_folder)
+    assert code == 0
+    assert f"{parameters:,}" in text
+
+
+def test_inspect_a_run(ma2mba, run_folder):
+    facts = json.loads(ma2mba("inspect", run_folder, "--json")[1])
+    assert facts == {
+        "kind": "run",
+        "stage": "stage2",
+        "steps": 6,
+        "loss": 0.25,
+        "checkpoints": ["step-000003", "step-000006"],
+        "latest": "step-000006",
+    }
+
+
+def test_inspect_a_run_that_has_only_begun(ma2mba, tmp_path, monkeypatch):
+    """No loss yet, and a recipe that the disk did not take: JSON all the same, without colours."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "recipe.yaml").write_text("")
+    monkeypatch.setattr(cli, "out", Console(force_terminal=True))
+    code, text, _ = ma2mba("inspect", tmp_path, "--json")
+    facts = json.loads(text, parse_constant=pytest.fail)
+    assert (code, facts["loss"], facts["stage"], facts["steps"]) == (0, None, "unknown", 0)
+    assert "none" in ma2mba("inspect", tmp_path)[1]
+
+
+def test_a_recipe_of_a_run_that_is_not_yaml(ma2mba, run_folder):
+    (run_folder / "recipe.yaml").write_text("stage: [")
+    code, _, error = ma2mba("inspect", run_folder)
+    assert code == 2
+    assert "recipe.yaml: not YAML" in error
+
+
+def test_a_path_that_cannot_be_used_ends_with_2(ma2mba, run_folder, picture):
+    code, _, error = ma2mba("export", run_folder, "--out", picture / "model")
+    assert code == 2
+    assert re.search(r"picture.png.*: cannot be used \((Not a directory|File exists)\); give another path", error)
+
+
+@contextmanager
+def full_disk(_):
+    with open("/dev/full", "w") as file:
+        yield file
+
+
+def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "atomic_write", full_disk)
+    code, text, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out.json")
+    assert code == 2
+    assert "count" in text
+    assert "a disk is full; free some of it" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ask", "{picture}", "  ", "--model", "{model}"], "the question is empty; ask one"),
+        (["ask", "{picture}", "What?", "--model", "{model}", "--frames", "0"], "--frames 0: give 1fps or a number"),
+        (["ask", "{picture}x", "What?", "--model", "{model}"], "picture.pngx: no such video"),
+        (["ask", "{picture}", "What?", "--model", "{model}x"], "modelx: not a model folder"),
+        (["ask", "{picture}", "What?", "--model", "{model}", "--device", "tpu"], "give auto, cpu or cuda"),
+        (["ask", "{picture}", "What?", "--model", "{model}", "--max-tokens", "0"], "max-tokens"),
+        (["ask", "{picture}", "What?"], "--model"),
+        (["eval", "--model", "{model}", "--task", "{task}x"], "no such task file"),
+        (["eval", "--model", "{model}", "--task", "{task}", "--frames", "two"], "--frames two: give 1fps"),
+        (["eval", "--model", "{model}", "--task", "{task}", "--only", "order"], "its tasks are: count"),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{folder}"], "is a folder; name a file in it"),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}/a/b.json"], "name another file"),
+        (["inspect", "{picture}"], "no such folder"),
+        (["inspect", "{folder}"], "neither a shard folder (manifest.json), nor a run folder"),
+        (["export", "{folder}", "--out", "{folder}/new"], "not a run folder"),
+        (["surprise"], "No such command"),
+    ],
+)
+def test_bad_input_ends_with_2_and_says_what_to_do(ma2mba, picture, task_file, model_folder, tmp_path, arguments, said):
+    places = {"picture": picture, "task": task_file, "model": model_folder, "folder": tmp_path}
+    code, out, error = ma2mba(*(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert said in error
+    assert out == ""
+
+
+def test_version(ma2mba):
+    assert ma2mba("--version")[:2] == (0, f"ma2mba {cli.__version__}\n")

@@ -1,0 +1,86 @@
+"""What the GPU's kernels are priced at without a GPU. tests/parity/test_kernels.py compares it with the kernels."""
+
+import pytest
+import torch
+
+from ma2mba.model.backbone import Mamba2LanguageModel
+from ma2mba.model.config import BackboneConfig
+from ma2mba.ops import backend, kernels_on_meta, mamba2_layer, mamba2_layer_product
+from ma2mba.ops.loss import cross_entropy_sum
+from ma2mba.ops.types import PART
+from ma2mba.planner.cost import measure
+from ma2mba.planner.meter import measuring
+
+CONFIG = BackboneConfig(d_model=256, n_layer=1)
+META = torch.device("meta")
+
+
+@pytest.fixture
+def layer():
+    with META:
+        return Mamba2LanguageModel(CONFIG).to(torch.bfloat16).backbone.layers[0]
+
+
+def test_only_the_meta_device_and_only_in_the_block():
+    with kernels_on_meta():
+        assert backend(META) == "shadow"
+        assert backend(torch.device("cpu")) == "torch"
+    assert backend(META) == "torch"
+
+
+def test_a_layer_gives_the_shapes_and_dtypes_of_plain_torch(layer):
+    x = torch.empty(2, 300, 256, device="meta", requires_grad=True)
+    state = [t.requires_grad_() for t in layer.initial_state(x)]
+    plain = mamba2_layer(x, *state, layer.weights, layer.shape)
+    with kernels_on_meta():
+        shadow = mamba2_layer(x, *state, layer.weights, layer.shape)
+        remembered = mamba2_layer_product(x, *state, layer.weights, layer.shape)
+    for a, b in zip(plain, shadow, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert (remembered[3].shape, remembered[3].dtype) == (x.shape, torch.bfloat16)
+    gradients = torch.autograd.grad(shadow, [x, *state], [torch.empty_like(t) for t in shadow])
+    assert [g.shape for g in gradients] == [t.shape for t in (x, *state)]
+
+
+def test_a_layer_keeps_its_projection_its_scan_and_its_output(layer):
+    """Exactly what `layer_kernels._Layer` saves; weights' gradients are added to the engine's sums."""
+    x, lengths = torch.empty(1, 1, 256, device="meta"), (512, 1024)
+    with kernels_on_meta():
+        cost = measure(layer, x, 1, lengths=lengths, standing=True)
+    inner, width, heads = CONFIG.d_inner, CONFIG.d_model, CONFIG.heads
+    a_token = 2 * (inner + CONFIG.conv_width + heads) + 2 * inner + 4 * width
+    small = 4 * (2 * heads + CONFIG.conv_width * (CONFIG.d_conv + 1))
+    for tokens in lengths:
+        assert cost.layer.saved.at(tokens) == tokens * a_token + cost.state + small
+    assert cost.layer.gradients == 0
+    assert (cost.memo, cost.memo_flops) == (2 * width, 2 * inner * width)
+    plain = measure(layer, x, 1, lengths=lengths)
+    assert plain.layer.gradients == plain.layer.weights == cost.layer.weights
+    assert plain.layer.backward.at(1024) > 2 * cost.layer.backward.at(1024)
+    assert plain.layer.flops.at(1024) > cost.layer.flops.at(1024) > 0.5 * plain.layer.flops.at(1024)
+
+
+@pytest.mark.parametrize("positions", [PART, PART + 256])
+def test_logits_exist_for_a_part_at_a_time(positions):
+    x = torch.empty(positions, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.empty(1000, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    with kernels_on_meta():
+        loss = cross_entropy_sum(x, weight, torch.empty(positions, device="meta", dtype=torch.int64))
+    assert (loss.shape, loss.dtype) == ((), torch.float32)
+    kept = [t.shape[-1] for t in loss.grad_fn.saved_tensors]
+    assert (1000 in kept) == (positions <= PART)
+    assert torch.autograd.grad(loss, x)[0].shape == x.shape
+
+
+def test_without_a_graph_the_loss_computes_no_gradients():
+    """A custom function is told that its inputs want gradients there too."""
+    x = torch.empty(2 * PART, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.empty(1000, 64, device="meta", dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.empty(2 * PART, device="meta", dtype=torch.int64)
+    peaks = []
+    for graph in (True, False):
+        with kernels_on_meta(), torch.set_grad_enabled(graph), measuring(META) as meter:
+            cross_entropy_sum(x, weight, targets)
+        peaks.append(meter.peak)
+    gradients = 2 * x.numel() + 4 * weight.numel()
+    assert peaks[0] - peaks[1] == gradients

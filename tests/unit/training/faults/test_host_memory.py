@@ -1,0 +1,48 @@
+"""The end of the host's memory is explained, with what takes less of it."""
+
+import errno
+from types import SimpleNamespace
+
+import pytest
+
+from ma2mba.magc import Plan
+from ma2mba.training.faults import guard
+from ma2mba.training.faults.activity import Activity
+from ma2mba.training.fit.pricing import Machine
+
+GIB = 2**30
+
+
+@pytest.fixture
+def job(monkeypatch):
+    monkeypatch.setattr(guard, "machine_of", lambda world, policy: Machine(80 * GIB, 100 * GIB))
+    prediction = SimpleNamespace(host_bytes=90 * GIB)
+    return SimpleNamespace(
+        plan=Plan(stash="host"), fitted=SimpleNamespace(prediction=prediction), world=None, policy=None
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("5,000 bytes of host memory cannot be pinned (2); keep fewer boundaries"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000 bytes."),
+    ],
+)
+def test_the_end_of_the_hosts_memory_is_explained(job, error):
+    said = guard.explanation(error, job, Activity())
+    assert said.startswith("out of host memory: 0 x 0 tokens")
+    assert "predicted 90.00 GiB of states and optimizer there for this rank, of 100.00 GiB that are its share" in said
+    assert "magc.stash: device" in said
+
+
+def test_on_a_cpu_it_is_the_devices(job, monkeypatch):
+    monkeypatch.setattr(guard, "machine_of", lambda world, policy: Machine(8 * GIB, one_memory=True))
+    monkeypatch.setattr(guard, "out_of_memory", lambda job, activity: "out of memory: so much")
+    assert guard.explanation(MemoryError(), job, Activity()) == "out of memory: so much"
+
+
+def test_other_errors_are_not(job):
+    for error in (ValueError("no"), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("NCCL error")):
+        assert guard.explanation(error, job, Activity()) is None

@@ -1,0 +1,54 @@
+"""What the engine is handed, and what its ranks must have in common."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ma2mba.errors import UserError
+from ma2mba.magc import Plan
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training import engine as deepspeed_engine
+from ma2mba.training import loop
+from ma2mba.training.recipe.loading import parse_recipe
+from ma2mba.training.world import World, load_policy
+from tests.dist.launching import RECIPE
+from tests.tiny import TINY_MODEL
+
+
+class Reached(Exception):
+    """As far as this test goes."""
+
+
+def test_chunks_are_recorded_of_the_weights_that_are_trained(monkeypatch):
+    """DeepSpeed converts and moves a model when it is handed over: too late for the streamer."""
+
+    def build_streamer(model, plan, group):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        raise Reached
+
+    monkeypatch.setattr(deepspeed_engine, "build_streamer", build_streamer)
+    recipe, model = parse_recipe(RECIPE | {"precision": "bf16"}), VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
+    world, policy = World(0, 1, torch.device("cpu")), load_policy("ds_configs/zero1.json")
+    with pytest.raises(Reached):
+        deepspeed_engine.build_engine(model, recipe, Plan(graphs=True), world, policy)
+
+
+@pytest.mark.parametrize("second", [64, 128])
+def test_ranks_that_share_sequences_need_one_plan(second, monkeypatch):
+    """With different numbers of chunks they would wait for each other for ever."""
+
+    def gather(values):
+        said.append(values.tolist())
+        return said
+
+    said: list[list[float]] = []
+    monkeypatch.setattr(loop, "build_engine", lambda *_: SimpleNamespace(gather=gather))
+    monkeypatch.setattr(loop, "go_on", lambda *_: None)
+    for rank, chunk in enumerate((64, second)):
+        world = World(rank, 2, torch.device("cpu"), sequence=2)
+        job = SimpleNamespace(model=None, recipe=None, plan=Plan(chunk_tokens=chunk), world=world, policy=None)
+        with pytest.raises(UserError, match="chunk_tokens=128") if chunk == 128 else nullcontext():
+            loop.open_engine(job)

@@ -1,0 +1,117 @@
+"""Training does not start on kernels that compute something else than plain torch does.
+
+There are no kernels here: plain torch stands for them, whole or with one fault.
+"""
+
+import importlib.util
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ma2mba.errors import UserError
+from ma2mba.model.config import BackboneConfig
+from ma2mba.ops import selftest
+from ma2mba.training import kernel_check
+
+CONFIG = BackboneConfig(d_model=32, n_layer=2, d_state=8, headdim=8, ngroups=2, ssd_block=8, vocab_size=64)
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Say that kernels run, and have `fault` applied to what they give."""
+    for module in (selftest, kernel_check):
+        monkeypatch.setattr(module, "backend", lambda device: "triton")
+
+    def with_fault(fault):
+        def layer(x, conv, ssm, weights, shape):
+            return fault(*selftest.mamba2_layer_reference(x, conv, ssm, weights, shape))
+
+        monkeypatch.setattr(selftest, "mamba2_layer", layer)
+
+    return with_fault
+
+
+def test_sound_kernels_pass(kernels):
+    kernels(lambda y, conv, ssm: (y, conv, ssm))
+    kernel_check.check_operations(CPU, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("fault", "what"),
+    [
+        (lambda y, conv, ssm: (y * 1.05, conv, ssm), "gradient of|output"),
+        (lambda y, conv, ssm: (y, conv, ssm.roll(1, 2)), "scan's state"),
+        (lambda y, conv, ssm: (y, conv.detach() + 0 * y.sum(), ssm), "gradient of"),
+        (lambda y, conv, ssm: (y * float("nan"), conv, ssm), "relative error nan"),
+    ],
+)
+def test_wrong_ones_are_named(kernels, fault, what):
+    kernels(fault)
+    with pytest.raises(UserError, match=what) as refused:
+        kernel_check.check_operations(CPU, CONFIG)
+    assert "layer" in str(refused.value)
+    assert "MA2MBA_OPS=torch" in str(refused.value)
+
+
+def test_kernels_that_do_not_run_are_named(kernels):
+    def fault(*_):
+        raise RuntimeError("ptxas failed")
+
+    kernels(fault)
+    with pytest.raises(UserError, match=r"layer, does not run \(RuntimeError: ptxas failed"):
+        kernel_check.check_operations(CPU, CONFIG)
+
+
+def test_plain_torch_needs_no_check(monkeypatch):
+    monkeypatch.setattr(kernel_check, "layer_results", lambda *_, **__: pytest.fail("was run"))
+    kernel_check.check_operations(CPU, CONFIG)
+
+
+def test_the_check_leaves_random_numbers_alone(kernels):
+    kernels(lambda y, conv, ssm: (y, conv, ssm))
+    before = torch.get_rng_state()
+    kernel_check.check_operations(CPU, CONFIG)
+    list(kernel_check.schedule_rows(CPU))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_schedule_that_is_wrong_is_found(monkeypatch):
+    assert all(row.ok for row in kernel_check.schedule_rows(CPU))
+    right = kernel_check.checkpoint
+
+    def truncated(layers, x, states, plan):
+        y, after = right(layers, x, states, plan)
+        return (y.detach() + (y - y.detach()) * 1.0001 if plan.stash == "host" else y), after
+
+    monkeypatch.setattr(kernel_check, "checkpoint", truncated)
+    assert [row.ok for row in kernel_check.schedule_rows(CPU)] == [plan.stash != "host" for plan in kernel_check.PLANS]
+
+
+def test_the_trainer_ends_with_2_before_its_engine_opens(kernels, monkeypatch, capsys):
+    from ma2mba.training import engine as deepspeed_engine
+    from ma2mba.training import job as build
+    from ma2mba.training import loop
+    from ma2mba.training.faults import failures, guard
+
+    monkeypatch.setattr(guard, "guard", lambda job, activity: nullcontext())  # it would end this process
+    job = SimpleNamespace(first_step=0, steps=1, world=SimpleNamespace(device=CPU))
+    job.model = SimpleNamespace(config=SimpleNamespace(language_model=CONFIG))
+    monkeypatch.setattr(build, "build", lambda recipe, world: job)
+    monkeypatch.setattr(deepspeed_engine, "start_processes", lambda world: None)
+    monkeypatch.setattr(failures, "clear", lambda run: None)
+    monkeypatch.setattr(loop, "open_loader", nullcontext)
+    monkeypatch.setattr(loop, "open_engine", lambda job: pytest.fail("the engine was opened"))
+    kernels(lambda y, conv, ssm: (y, conv, ssm * 2))
+    spec = importlib.util.spec_from_file_location("train", ROOT / "launch" / "train.py")
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    monkeypatch.setattr("sys.argv", ["train.py", str(ROOT / "examples/demo/recipes/stage1.yaml"), "data=x", "run=y"])
+    assert train.main() == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "error: the kernels on cpu disagree with plain torch: layer, scan's state (relative error 1.0e+00" in said
+    assert "MA2MBA_OPS=torch" in said
