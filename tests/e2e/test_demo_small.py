@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ma2mba.cli.folders import describe
+from ma2mba.cli.inspect import describe
 from ma2mba.model.pretrained import load_model
 from tests.dist.launching import kill_all
 

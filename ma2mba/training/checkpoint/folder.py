@@ -161,6 +161,23 @@ def model_folder(source: str | Path) -> Path:
     return folder / MODEL if (folder / MODEL).is_dir() else folder
 
 
+def whole_checkpoint(run: Path, step: int | None = None) -> Path:
+    """Return a run's latest checkpoint, or the checkpoint of a step, after checking the sizes of its files.
+
+    Raises UserError, naming the steps that exist, if there is none, and if the checkpoint is not whole.
+    """
+    folder = run / CHECKPOINTS
+    if not folder.is_dir():
+        raise UserError(f"{run}: not a run folder (it has no {CHECKPOINTS}/). Give the run= folder of a training stage")
+    steps = {int(match[1]): path for path in folder.iterdir() if (match := TAG.fullmatch(path.name))}
+    chosen = latest(run) if step is None else steps.get(step)
+    if chosen is None:
+        missing = "finished checkpoint" if step is None else f"checkpoint of step {step}"
+        known = ", ".join(map(str, sorted(steps))) or "none"
+        raise UserError(f"{run}: no {missing}. Train longer, or choose --step from the existing steps: {known}")
+    return read(chosen).folder
+
+
 def temporary_folder(run: Path, step: int) -> Path:
     """Where the ranks write a checkpoint before it is whole."""
     return run / CHECKPOINTS / f".step-{step:06d}.tmp"

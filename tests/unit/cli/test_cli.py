@@ -121,7 +121,7 @@ def test_export_copies_the_latest_model(ma2mba, run_folder, model_folder, tmp_pa
     ("options", "said"),
     [
         (["--step", 3], "model.safetensors: is damaged"),
-        (["--step", 4], "no checkpoint of step 4; train on, or choose --step of those that there are: 3, 6"),
+        (["--step", 4], "no checkpoint of step 4. Train longer, or choose --step from the existing steps: 3, 6"),
     ],
 )
 def test_export_refuses_and_leaves_nothing(ma2mba, run_folder, tmp_path, options, said):
@@ -168,7 +168,7 @@ def test_inspect_a_run_that_has_only_begun(ma2mba, tmp_path, monkeypatch):
     """No loss yet, and a recipe that the disk did not take: JSON all the same, without colours."""
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "recipe.yaml").write_text("")
-    monkeypatch.setattr(cli, "out", Console(force_terminal=True))
+    monkeypatch.setattr("ma2mba.cli.inspect.out", Console(force_terminal=True))
     code, text, _ = ma2mba("inspect", tmp_path, "--json")
     facts = json.loads(text, parse_constant=pytest.fail)
     assert (code, facts["loss"], facts["stage"], facts["steps"]) == (0, None, "unknown", 0)
@@ -185,7 +185,7 @@ def test_a_recipe_of_a_run_that_is_not_yaml(ma2mba, run_folder):
 def test_a_path_that_cannot_be_used_ends_with_2(ma2mba, run_folder, picture):
     code, _, error = ma2mba("export", run_folder, "--out", picture / "model")
     assert code == 2
-    assert re.search(r"picture.png.*: cannot be used \((Not a directory|File exists)\); give another path", error)
+    assert re.search(r"picture.png.*: cannot be used \((Not a directory|File exists)\): give another path", error)
 
 
 @contextmanager
@@ -195,29 +195,29 @@ def full_disk(_):
 
 
 def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "atomic_write", full_disk)
+    monkeypatch.setattr("ma2mba.cli.eval.atomic_write", full_disk)
     code, text, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out.json")
     assert code == 2
     assert "count" in text
-    assert "a disk is full; free some of it" in error
+    assert "a disk is full: free some space" in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ask", "{picture}", "  ", "--model", "{model}"], "the question is empty; ask one"),
+        (["ask", "{picture}", "  ", "--model", "{model}"], "the question is empty. Ask one"),
         (["ask", "{picture}", "What?", "--model", "{model}", "--frames", "0"], "--frames 0: give 1fps or a number"),
-        (["ask", "{picture}x", "What?", "--model", "{model}"], "picture.pngx: no such video"),
+        (["ask", "{picture}x", "What?", "--model", "{model}"], "picture.pngx: this video does not exist"),
         (["ask", "{picture}", "What?", "--model", "{model}x"], "modelx: not a model folder"),
-        (["ask", "{picture}", "What?", "--model", "{model}", "--device", "tpu"], "give auto, cpu or cuda"),
+        (["ask", "{picture}", "What?", "--model", "{model}", "--device", "tpu"], "Use auto, cpu or cuda"),
         (["ask", "{picture}", "What?", "--model", "{model}", "--max-tokens", "0"], "max-tokens"),
         (["ask", "{picture}", "What?"], "--model"),
         (["eval", "--model", "{model}", "--task", "{task}x"], "no such task file"),
         (["eval", "--model", "{model}", "--task", "{task}", "--frames", "two"], "--frames two: give 1fps"),
         (["eval", "--model", "{model}", "--task", "{task}", "--only", "order"], "its tasks are: count"),
-        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{folder}"], "is a folder; name a file in it"),
-        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}/a/b.json"], "name another file"),
-        (["inspect", "{picture}"], "no such folder"),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{folder}"], "is a folder. Name a file in it"),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}/a/b.json"], "Name another file"),
+        (["inspect", "{picture}"], "this folder does not exist"),
         (["inspect", "{folder}"], "neither a shard folder (manifest.json), nor a run folder"),
         (["export", "{folder}", "--out", "{folder}/new"], "not a run folder"),
         (["surprise"], "No such command"),

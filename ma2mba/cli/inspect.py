@@ -1,21 +1,38 @@
-"""The three kinds of folder that ma2mba writes: shards, runs, models. Recognised, summarised, exported."""
+"""`ma2mba inspect`: what a shard, run or model folder holds."""
 
 import math
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ma2mba.cli.output import Json, out, print_json, readable
 from ma2mba.errors import UserError
-from ma2mba.evaluation.report import read_jsonl
-from ma2mba.files import atomic_folder
 
 Facts = dict[str, Any]
 
 
+def inspect(folder: Annotated[Path, typer.Argument(help="Shard, run or model folder.")], as_json: Json = False) -> None:
+    """Show what a folder holds."""
+    facts = describe(folder)
+    if as_json:
+        print_json(facts)
+        return
+    table = Table("", escape(str(folder)), title=f"{facts['kind']} folder", title_justify="left")
+    for key, value in facts.items():
+        table.add_row(key.replace("_", " "), escape(readable(value)))
+    out.print(table)
+
+
 def describe(folder: Path) -> Facts:
-    """What a folder holds; `kind` is shard, run or model. Raises UserError for anything else and for a damaged one."""
+    """Return the facts of a folder; `kind` is shard, run or model.
+
+    Raises UserError for any other folder and for a damaged one.
+    """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a shard, run or model folder")
+        raise UserError(f"{folder}: this folder does not exist. Give a shard, run or model folder")
     if (folder / "manifest.json").is_file():
         return describe_shards(folder)
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
@@ -24,7 +41,7 @@ def describe(folder: Path) -> Facts:
         return describe_model(folder)
     raise UserError(
         f"{folder}: neither a shard folder (manifest.json), nor a run folder (checkpoints/), nor a model folder "
-        "(checksums.json); give one of these"
+        "(checksums.json). Give one of these"
     )
 
 
@@ -51,6 +68,9 @@ def describe_shards(folder: Path) -> Facts:
 
 
 def describe_run(folder: Path) -> Facts:
+    from ma2mba.evaluation.report import read_jsonl
+    from ma2mba.training.checkpoint.folder import whole_checkpoint
+
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     records = read_jsonl(folder / "metrics.jsonl")
     last: Facts = next((record for record in reversed(records) if "loss" in record), {})
@@ -61,7 +81,7 @@ def describe_run(folder: Path) -> Facts:
         "steps": last.get("step", 0),
         "loss": loss if math.isfinite(loss) else None,
         "checkpoints": checkpoints,
-        "latest": checkpoint_of(folder).name if checkpoints else "none",
+        "latest": whole_checkpoint(folder).name if checkpoints else "none",
     }
 
 
@@ -99,50 +119,17 @@ def describe_model(folder: Path) -> Facts:
     }
 
 
-def checkpoint_of(run: Path, step: int | None = None) -> Path:
-    """A run's latest checkpoint, or that of a step, whole. Raises UserError naming the steps that there are."""
-    from ma2mba.training.checkpoint.folder import CHECKPOINTS, TAG, latest, read
-
-    folder = run / CHECKPOINTS
-    if not folder.is_dir():
-        raise UserError(f"{run}: not a run folder (no {CHECKPOINTS}/); give the run= of a training stage")
-    steps = {int(match[1]): path for path in folder.iterdir() if (match := TAG.fullmatch(path.name))}
-    known = ", ".join(map(str, sorted(steps))) or "none"
-    chosen = latest(run) if step is None else steps.get(step)
-    if chosen is None:
-        what = "finished checkpoint" if step is None else f"checkpoint of step {step}"
-        raise UserError(f"{run}: no {what}; train on, or choose --step of those that there are: {known}")
-    return read(chosen).folder
-
-
-def export_model(run: Path, out: Path, step: int | None = None) -> Path:
-    """Copy the model of a run's checkpoint to `out` and verify it there; returns the checkpoint's folder.
-
-    Raises UserError when `out` exists and is not empty, when there is no such checkpoint and when a checksum differs.
-    """
-    from ma2mba.model.pretrained import verify_model
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; choose another --out or remove it")
-    checkpoint = checkpoint_of(run, step)
-    verify_model(checkpoint / "model")
-    with atomic_folder(out) as temporary:
-        shutil.copytree(checkpoint / "model", temporary, dirs_exist_ok=True)
-        verify_model(temporary)
-    return checkpoint
-
-
 def _lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
 def _recipe(run: Path) -> Facts:
-    """{} where there is none, or an empty one."""
+    """Return a run's recipe.yaml, {} if it is missing or empty."""
     import yaml
 
     path = run / "recipe.yaml"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error}); start the run again, which writes it, or remove it") from error
+        raise UserError(f"{path}: not YAML ({error}). Start the run again, which writes it, or remove it") from error
     return values if isinstance(values, dict) else {}

@@ -1,0 +1,54 @@
+"""`ma2mba ask`: one question about a video."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ma2mba.cli.output import Device, Frames, Json, ModelFolder, device_name, err, out, print_json
+from ma2mba.errors import UserError
+
+
+def ask(
+    video: Annotated[Path, typer.Argument(help="Video file (or a picture).")],
+    question: Annotated[str, typer.Argument(help="Question, in quotes.")],
+    model: ModelFolder,
+    frames: Frames = "1fps",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of the answer.")] = 256,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Ask one question about a video. The answer appears word by word."""
+    if not question.strip():
+        raise UserError('the question is empty. Ask one, for example: ma2mba ask video.mp4 "What happens?" --model DIR')
+    if not video.is_file():
+        raise UserError(f"{video}: this video does not exist. Give the path of a video file")
+    from ma2mba.inference.chat import VideoChat, parse_frames
+    from ma2mba.model.pretrained import load_model
+
+    count = parse_frames(frames)
+    with err.status(f"watching {escape(str(video))}"):
+        network, tokenizer = load_model(model, device=device_name(device))
+        began = time.monotonic()
+        chat = VideoChat(network, tokenizer, video, count)
+        chat.watch()
+    pieces = chat.ask(question, max_tokens)
+    if not as_json:
+        _print_as_it_comes(pieces)
+        return
+    facts = {"video": str(video), "question": question, "answer": "".join(pieces).strip(), "frames": chat.frames}
+    print_json(facts | {"video_seconds": chat.duration, "seconds": round(time.monotonic() - began, 3)})
+
+
+def _print_as_it_comes(pieces: Iterator[str]) -> None:
+    """Print each piece as it comes, without the answer's leading space."""
+    begun = False
+    for piece in pieces:
+        shown = piece if begun else piece.lstrip()
+        begun = begun or bool(shown)
+        out.print(shown, end="", markup=False, soft_wrap=True)
+        out.file.flush()
+    out.print()

@@ -1,0 +1,68 @@
+"""`ma2mba eval`: the accuracy of a model on a task file."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ma2mba.cli.output import Device, Frames, Json, ModelFolder, device_name, out, print_json, progress
+from ma2mba.errors import UserError
+from ma2mba.files import atomic_write
+
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", help="Also write the whole result, with every answer, to this JSON file.")
+]
+
+
+def evaluate_command(
+    model: ModelFolder,
+    task: Annotated[Path, typer.Option("--task", help="JSONL file: id, video, question, answer, options, task.")],
+    frames: Frames = "1fps",
+    only: Annotated[str | None, typer.Option("--only", help="Answer only questions of this task, as needle.")] = None,
+    limit: Limit = None,
+    out_file: OutFile = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Ask every question of a task file and count the right answers."""
+    from ma2mba.evaluation.evaluate import evaluate
+    from ma2mba.inference.chat import parse_frames
+
+    parse_frames(frames)
+    if out_file:
+        _require_writable(out_file)
+    with progress("questions") as report:
+        result = evaluate(model, task, frames, limit=limit, task=only, device=device_name(device), progress=report)
+    if as_json:
+        print_json(result)
+    else:
+        out.print(f"{model} on {task}, frames: {frames}", markup=False, soft_wrap=True)
+        out.print(_accuracy_table(result))
+    if out_file:
+        with atomic_write(out_file) as file:
+            json.dump(result, file, indent=1)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise UserError if a file cannot be written at `path`: now, not after hours of answers."""
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder. Name a file in it")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: cannot write in {existing}. Name another file")
+
+
+def _accuracy_table(result: dict[str, Any]) -> Table:
+    unreadable = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
+    table = Table("task", caption=f"{result['n']} questions in {result['seconds']:.1f} s{unreadable}")
+    for heading in ("questions", "right", "by chance"):
+        table.add_column(heading, justify="right")
+    rows = {**result["tasks"], "all": result} if len(result["tasks"]) > 1 else result["tasks"]
+    for name, means in rows.items():
+        table.add_row(escape(name), str(means["n"]), f"{means['accuracy']:.1%}", f"{means['chance']:.1%}")
+    return table

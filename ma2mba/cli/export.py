@@ -1,0 +1,39 @@
+"""`ma2mba export`: copy a checkpoint's model to a folder of its own."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ma2mba.cli.output import out
+from ma2mba.errors import UserError
+from ma2mba.files import atomic_folder
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+    step: Annotated[int | None, typer.Option("--step", min=0, help="Step to export (default: the latest).")] = None,
+) -> None:
+    """Copy a checkpoint's model to a folder of its own, and verify its checksums."""
+    source = export_model(run, out_dir, step)
+    out.print(f"{out_dir}: the model of {source}, checksums verified", markup=False, soft_wrap=True)
+
+
+def export_model(run: Path, out_dir: Path, step: int | None = None) -> Path:
+    """Copy the model of a run's checkpoint to `out_dir` and verify it there; return the checkpoint's folder.
+
+    Raises UserError if `out_dir` is not empty, if there is no such checkpoint, and if a checksum differs.
+    """
+    from ma2mba.model.pretrained import verify_model
+    from ma2mba.training.checkpoint.folder import whole_checkpoint
+
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise UserError(f"{out_dir}: exists and is not empty. Choose another --out or remove it")
+    checkpoint = whole_checkpoint(run, step)
+    verify_model(checkpoint / "model")
+    with atomic_folder(out_dir) as temporary:
+        shutil.copytree(checkpoint / "model", temporary, dirs_exist_ok=True)
+        verify_model(temporary)
+    return checkpoint
