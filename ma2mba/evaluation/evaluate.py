@@ -1,4 +1,4 @@
-"""A model folder and a task file -> how many questions it answers right."""
+"""The accuracy of a model on a task file."""
 
 import time
 from collections.abc import Callable
@@ -29,11 +29,11 @@ def evaluate(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Ask every question of the file and compare by normalised exact match.
+    """Ask every question of the file and compare answers by normalised exact match.
 
-    Returns model, task_file, frames, n, accuracy, chance, tasks {name: {n, accuracy, chance}}, unreadable (questions
-    whose video could not be read: they count as wrong), seconds, records (one a question). `progress(done, total)` is
-    called as questions are answered. Raises UserError for bad input.
+    Returns model, task_file, frames, n, accuracy, chance, tasks {name: {n, accuracy, chance}}, unreadable (the number
+    of questions whose video could not be decoded; they count as wrong), seconds, and records (one a question).
+    Calls `progress(done, total)` after every answer. Raises UserError for bad input.
     """
     count = parse_frames(str(frames))
     questions = read_tasks(task_file, task=task, limit=limit)

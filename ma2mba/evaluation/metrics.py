@@ -1,4 +1,4 @@
-"""How right a list of answers is."""
+"""The accuracy of a list of answers."""
 
 import re
 import string
@@ -8,27 +8,27 @@ from typing import Any
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = re.compile(rf"(?!(?<!\w)-\.?\d)[{re.escape(string.punctuation)}]")
-"""All but the minus before a number."""
+"""All punctuation except the minus before a number."""
 
 
 def normalise(text: str) -> str:
-    """Lower case, without punctuation, articles and double spaces: what counts when answers are compared.
+    """Return an answer in lower case, without punctuation, articles and double spaces.
 
-    Articles stay where nothing else is left: "(A)" names an option.
+    Articles stay if nothing else is left: "(A)" names an option.
     """
     words = PUNCTUATION.sub(" ", text.lower().replace("\N{MINUS SIGN}", "-"))
     return " ".join(ARTICLES.sub(" ", words).split() or words.split())
 
 
 def is_correct(prediction: str, answer: str) -> bool:
-    """Exact match after `normalise`. An answer of punctuation alone is compared as it stands."""
+    """Compare after `normalise`. An answer of punctuation alone is compared unchanged."""
     if not normalise(answer):
         return prediction.strip().lower() == answer.strip().lower()
     return normalise(prediction) == normalise(answer)
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Records with `task`, `correct` and `chance` -> n, accuracy and chance (means), over all and per task."""
+    """Return n and the means accuracy and chance of records (`task`, `correct`, `chance`), in all and per task."""
     by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_task[record["task"]].append(record)

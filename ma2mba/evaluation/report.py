@@ -1,4 +1,4 @@
-"""What a demo or an experiment came to: one JSON file and one picture, from run folders and evaluation results."""
+"""The report of a demo or an experiment: one JSON file and one plot, from run folders and evaluation results."""
 
 import json
 import os
@@ -17,10 +17,10 @@ Report = dict[str, Any]
 def build_report(
     model: Path, results: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Path], seconds: Mapping[str, float]
 ) -> Report:
-    """Put a report together.
+    """Return a report.
 
-    `results` maps a way to sample frames ("1fps", "8", ...) to what `evaluate` returned for the needle task; `runs` a
-    stage's name to its run folder; `seconds` a step of the work to the time it took.
+    `results` maps a frame sampling ("1fps", "8", ...) to the result of `evaluate` on the needle task, `runs` maps a
+    stage's name to its run folder, `seconds` maps a step of the work to its duration.
     """
     accuracies = {frames: result["tasks"]["needle"]["accuracy"] for frames, result in results.items()}
     return {
@@ -39,7 +39,7 @@ def build_report(
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write report.json and report.png into `folder`, each whole or not at all; returns their paths."""
+    """Write report.json and report.png to `folder`, each whole or not at all; return their paths."""
     numbers, picture = folder / "report.json", folder / "report.png"
     with atomic_write(numbers) as file:
         json.dump(report, file, indent=1)
@@ -50,7 +50,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file, [] when there is none; a line cut short by a crash ends it."""
+    """Return the objects of a JSONL file, [] if it is missing. Stops at a line that a crash cut short."""
     records: list[dict[str, Any]] = []
     if not path.is_file():
         return records
@@ -63,19 +63,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def curve(run: Path, key: str) -> dict[str, list[float]]:
-    """A metric of a run over its steps: {"step": [...], key: [...]}; of a step that ran twice the later counts."""
+    """Return a metric over a run's steps, {"step": [...], key: [...]}: the later value of a step that ran twice."""
     values = {record["step"]: record[key] for record in read_jsonl(run / "metrics.jsonl") if key in record}
     return {"step": sorted(values), key: [values[step] for step in sorted(values)]}
 
 
 def median(run: Path, key: str) -> float | None:
-    """The median of a metric over a run's steps, None when it has none."""
+    """Return the median of a metric over a run's steps, None without a step."""
     values = curve(run, key)[key]
     return statistics.median(values) if values else None
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Return the machine that the numbers were measured on."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

@@ -1,4 +1,4 @@
-"""Questions about videos, from a JSONL file: one object a line."""
+"""Questions about videos, read from a JSONL file with one object a line."""
 
 import json
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True)
 class Question:
-    """`options` may be empty (an open question); `video` is absolute or as found from the task file's folder."""
+    """A question. `options` is empty for an open question; `video` counts from the task file's folder."""
 
     id: str
     video: Path
@@ -43,30 +43,32 @@ class Question:
 
     @property
     def chance(self) -> float:
-        """How often a guess among the options is right; 0 for an open question."""
+        """Return the probability that a guess among the options is right, 0 for an open question."""
         return 1 / len(self.options) if self.options else 0.0
 
 
 def read_tasks(path: Path | str, *, task: str | None = None, limit: int | None = None) -> list[Question]:
-    """The questions of a task file, of one `task` if given, the first `limit` of them.
+    """Return the questions of a task file: only those of `task` if given, and only the first `limit`.
 
-    Raises UserError for a file that cannot be read, a malformed line or a missing video (with its line), and when
-    nothing is left.
+    Raises UserError for an unreadable file, a malformed line or a missing video (with its line), and if no question is
+    left.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such task file; give a JSONL file of questions")
+        raise UserError(f"{path}: this task file does not exist. Give a JSONL file of questions")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a readable task file") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}). Make it readable, or give another task file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+        raise UserError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8") from error
     found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     chosen = [q for q in found if task in (None, q.task)][:limit]
     if not chosen:
         tasks = ", ".join(sorted({q.task for q in found})) or "none"
-        raise UserError(f"{path}: no question{f' of task {task}' if task else ''}; its tasks are: {tasks}")
+        raise UserError(f"{path}: no question{f' of task {task}' if task else ''}. Its tasks are: {tasks}")
     return chosen
 
 
@@ -74,14 +76,16 @@ def _question(path: Path, number: int, text: str) -> Question:
     try:
         line = _Line.model_validate(json.loads(text))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error.msg}); write one object a line") from error
+        raise UserError(f"{path}, line {number}: not JSON ({error.msg}). Write one object a line") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "line"
-        raise UserError(f"{path}, line {number}: {where}: {first['msg']}; correct this line") from error
+        raise UserError(f"{path}, line {number}: {where}: {first['msg']}. Correct this line") from error
     if line.options and line.answer not in line.options:
-        raise UserError(f"{path}, line {number}: answer {line.answer!r} is not among its options; correct this line")
+        raise UserError(f"{path}, line {number}: answer {line.answer!r} is not among its options. Correct this line")
     video = path.parent / line.video
     if not video.is_file():
-        raise UserError(f"{path}, line {number}: video {video} does not exist; paths count from the task file's folder")
+        raise UserError(
+            f"{path}, line {number}: video {video} does not exist. A path in a task file counts from that file's folder"
+        )
     return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task)

@@ -21,23 +21,23 @@ from ma2mba.video.frames import read_frames
 
 ONE_A_SECOND = "1fps"
 ANY_QUESTION = "?"
-"""Stands for the question while the frames before it are read."""
+"""A placeholder: the frames are read before the question is known."""
 
 
 def parse_frames(text: str) -> int | None:
-    """How a video is sampled: "1fps" -> None (every second), "8" -> 8 frames spread over it. Raises UserError."""
+    """Return the number of frames to sample: None for "1fps", 8 for "8". Raise UserError for other text."""
     if text == ONE_A_SECOND:
         return None
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--frames {text}: give 1fps or a number of frames from 1 up, such as 8")
+        raise UserError(f"--frames {text}: use 1fps, or a number of frames such as 8")
     return int(text)
 
 
 class VideoChat:
-    """A video that was watched once; every question starts from the states right after its last frame."""
+    """A video that was read once. Every question starts from the recurrent states after its last frame."""
 
     def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, video: Path, frames: int | None = None):
-        """Read the video at 1 FPS (`frames=None`) or as that many frames. Raises UserError for a broken video."""
+        """Decode the video at 1 FPS (`frames=None`) or at `frames` frames. Raises UserError for a damaged video."""
         found = read_frames(video, model.config.image_size, count=frames)
         self.model, self.tokenizer = model, tokenizer
         self.frames = len(found.frames_NHWC)
@@ -48,7 +48,7 @@ class VideoChat:
         self._watched: Session | None = None
 
     def watch(self) -> Session:
-        """The session that has read up to the last frame: the same for every question, so read once."""
+        """Return the session after the last frame. It is the same for every question, so the video is read once."""
         if self._watched is None:
             assert self._frames_NCHW is not None
             encoded = encode_prompt(self.tokenizer, ANY_QUESTION, self.frames)
@@ -60,7 +60,7 @@ class VideoChat:
         return self._watched
 
     def ask(self, question: str, max_tokens: int = 256) -> Iterator[str]:
-        """Stream the answer in pieces of text. Raises UserError when the question is empty."""
+        """Yield the answer in pieces of text. Raises UserError if the question is empty."""
         encoded = encode_prompt(self.tokenizer, question, self.frames)
         session = self.watch().fork()
         session.feed_text(encoded.token_ids[encoded.frame_positions[-1] :])
@@ -71,7 +71,7 @@ class VideoChat:
 
 
 def with_frames(token_ids: list[int], frame_positions: list[int], tokens_per_frame: int) -> tuple[Tensor, Tensor]:
-    """Text with frames between its tokens -> ids_S and visual_S int64, as `Session.feed` reads them."""
+    """Return ids_S and visual_S, int64, of text with frames between its tokens, for `Session.feed`."""
     text_T, seen_NK = token_places(np.asarray(frame_positions, np.int64), len(token_ids), tokens_per_frame)
     ids_S = torch.zeros(text_T.size + seen_NK.size, dtype=torch.long)
     visual_S = torch.full_like(ids_S, -1)

@@ -1,4 +1,4 @@
-"""Greedy generation from a session, one token at a time, and text that grows with it."""
+"""Greedy generation from a session, one token at a time, and the text that grows with it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,9 +12,9 @@ UNFINISHED = "\ufffd"
 
 
 def generate(session: Session, max_tokens: int) -> Iterator[int]:
-    """Yield token ids as they are chosen, the likeliest each time.
+    """Yield token ids greedily: the most likely token each time.
 
-    Ends at `<|endoftext|>` (not yielded), after `max_tokens`, or when the last five tokens, in a row, stand earlier in
+    Stops at `<|endoftext|>` (not yielded), after `max_tokens`, or when the last five tokens in a row appear earlier in
     the output: a loop (the paper's rule for evaluation).
     """
     end = session.tokenizer.token_to_id(END)
@@ -32,14 +32,14 @@ def generate(session: Session, max_tokens: int) -> Iterator[int]:
 
 
 def repeats(written: Sequence[int], length: int = REPEAT) -> bool:
-    """Whether the last `length` tokens, in a row, also stand earlier in `written` (they may overlap themselves)."""
+    """Return True if the last `length` tokens in a row also appear earlier in `written` (overlap is allowed)."""
     tail = list(written[-length:])
     starts = range(len(written) - length)
     return any(list(written[i : i + length]) == tail for i in starts)
 
 
 class TextStream:
-    """Tokens in, text out as soon as it is certain: a character whose bytes span tokens appears once it is whole."""
+    """Turn tokens into text as soon as the text is certain: a character that spans tokens appears once it is whole."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -47,16 +47,16 @@ class TextStream:
         self._start = self._read = 0
 
     def push(self, token: int) -> str:
-        """The text that this token completes, "" when it ends inside a character."""
+        """Return the text that this token completes, "" if the token ends inside a character."""
         self._ids.append(token)
         return self._new(final=False)
 
     def finish(self) -> str:
-        """What was held back: bytes that never became a character, as U+FFFD."""
+        """Return the text that was held back: bytes that never became a character, as U+FFFD."""
         return self._new(final=True)
 
     def _new(self, *, final: bool) -> str:
-        # Decoding from the last emitted piece on, not from the new token: decoders strip or join by what stands before.
+        # Decode from the last emitted piece, not from the new token: decoders strip or join by the preceding text.
         before = self.tokenizer.decode(self._ids[self._start : self._read])
         text = self.tokenizer.decode(self._ids[self._start :])
         if len(text) <= len(before) or (text.endswith(UNFINISHED) and not final):

@@ -1,6 +1,6 @@
-"""What the model has seen so far, as recurrent states: constant memory however long the video is.
+"""The recurrent states after everything that the model has read: constant memory for any length of video.
 
-B batch (1 here), S tokens fed at once, T tokens of a chunk of them, D model width, N frames, C colours, H and W pixels,
+B batch (1 here), S tokens of one feed, T tokens of a chunk, D model width, N frames, C colours, H and W pixels,
 V vocabulary.
 """
 
@@ -16,9 +16,9 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 
 
 class Session:
-    """The states after everything that was fed, and the logits of what comes next.
+    """The recurrent states after all tokens that were fed, and the logits of the next token.
 
-    `states` is None before the first token; afterwards one (convolution, SSM) pair a layer.
+    `states` is None before the first token; afterwards it holds one recurrent state a layer.
     """
 
     def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, chunk_tokens: int = 4096):
@@ -34,7 +34,7 @@ class Session:
         return next(self.model.parameters()).device
 
     def fork(self) -> "Session":
-        """A second session that continues from here; neither sees what the other is fed afterwards."""
+        """Return a second session that continues from here. Later feeds of one session do not change the other."""
         other = Session(self.model, self.tokenizer, self.chunk_tokens)
         other.tokens, other.states, other._last_1D = self.tokens, self.states, self._last_1D
         return other
@@ -43,7 +43,7 @@ class Session:
     def feed(self, ids_S: Tensor, visual_S: Tensor, frames_NCHW: Tensor) -> None:
         """Read S tokens, at most `chunk_tokens` at a time.
 
-        `ids_S` int64, `visual_S` int64: n * K + k where token k of frame n of `frames_NCHW` (uint8) stands, else -1.
+        `ids_S` int64; `visual_S` int64: n * K + k at token k of frame n of `frames_NCHW` (uint8), -1 at text.
         """
         per_frame = self.model.config.tokens_per_frame
         for start, stop in itertools.pairwise(cuts(visual_S[None], self.chunk_tokens, per_frame)):
@@ -60,15 +60,18 @@ class Session:
         self.feed(ids_S, torch.full_like(ids_S, -1), self.no_frames())
 
     def no_frames(self) -> Tensor:
-        """frames_NCHW for a feed of text alone."""
+        """Return an empty frames_NCHW, for a feed of text alone."""
         size = self.model.config.image_size
         return torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
     @torch.no_grad()
     def logits(self) -> Tensor:
-        """Of the next token: logits_V fp32 over the tokenizer's vocabulary. Raises ValueError before the first feed."""
+        """Return the logits of the next token, logits_V fp32 over the tokenizer's vocabulary.
+
+        Raises ValueError before the first feed.
+        """
         if self._last_1D is None:
-            raise ValueError("nothing was fed to this session yet")
+            raise ValueError("this session has not read any token; call feed or feed_text first")
         logits_1V = self.model.logits(self._last_1D[None])[0]
         return logits_1V[0, : self.tokenizer.get_vocab_size()].float()
 

@@ -93,7 +93,7 @@ def test_forks_do_not_disturb_each_other(model, tokenizer):
 
 
 def test_logits_before_the_first_token_are_refused(model, tokenizer):
-    with pytest.raises(ValueError, match="nothing was fed"):
+    with pytest.raises(ValueError, match="has not read any token"):
         Session(model, tokenizer).logits()
 
 
