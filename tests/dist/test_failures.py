@@ -44,7 +44,7 @@ def test_a_step_that_hangs_ends_every_rank_with_its_story(fail):
     code, said, run = fail("hang:1:5", "watchdog.seconds=10", "watchdog.factor=1")
     assert code == 3, said
     assert re.search(r"rank [01]: stuck for \d+ s \(the limit is 10 s\): step 5", said)
-    assert re.search(r"rank 0: step 5, backward for \d+ s, samples s\d, s\d, at training/agreement.py", said)
+    assert re.search(r"rank 0: step 5, backward for \d+ s, samples s\d, s\d, at training/faults/stop_vote.py", said)
     assert re.search(r"rank 1: step 5, forward for \d+ s, samples s\d, s\d, .*faulty_train.py:\d+ faulty", said)
     for rank, phase in ((0, "backward"), (1, "forward")):
         facts = json.loads((run / "stuck" / f"rank-{rank}.json").read_text())

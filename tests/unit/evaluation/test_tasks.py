@@ -20,7 +20,7 @@ def test_task_is_chosen_before_the_limit(task_file):
 
 
 def test_a_task_that_does_not_exist_is_refused_with_those_that_do(task_file):
-    with pytest.raises(UserError, match=r"no question of task order; Its tasks are: count, needle"):
+    with pytest.raises(UserError, match=r"no question of task order. Its tasks are: count, needle"):
         read_tasks(task_file, task="order")
 
 
