@@ -34,8 +34,8 @@ from ma2mba.data.dataset import Dataset, StoredFrames  # noqa: E402
 from ma2mba.data.loader import Loader  # noqa: E402
 from ma2mba.data.sampler import Sampler  # noqa: E402
 from ma2mba.magc import Plan  # noqa: E402
-from ma2mba.model.config import VisionConfig  # noqa: E402
-from ma2mba.model.vision import VisionEncoder  # noqa: E402
+from ma2mba.model.clip import ClipEncoder  # noqa: E402
+from ma2mba.model.clip_config import ClipConfig  # noqa: E402
 from ma2mba.shards.format import IndexRow  # noqa: E402
 from ma2mba.shards.manifest import FeatureInfo  # noqa: E402
 from ma2mba.shards.reader import ShardReader  # noqa: E402
@@ -180,7 +180,7 @@ def features(folder: Path, jpegs: list[bytes], options: argparse.Namespace) -> d
     samples = [[jpegs[(i + k) % len(jpegs)] for k in range(frames // count)] for i in range(count)]
     pictures = ShardReader(write_shards(folder / "to_encode", samples))
     encoder = (
-        VisionEncoder(VisionConfig(num_hidden_layers=layers))
+        ClipEncoder(ClipConfig(num_hidden_layers=layers))
         .to(options.device, torch.bfloat16)
         .eval()
         .requires_grad_(False)
@@ -243,7 +243,7 @@ def bytes_per_hour(shards: Path, features_folder: Path) -> dict[str, float]:
     """Of payload files, for 3,600 frames."""
     frames = ShardReader(shards).manifest.frames
     stored = sum(path.stat().st_size for path in (shards / "payload").iterdir())
-    per_frame = TOKENS_PER_FRAME * VisionConfig().hidden_size * 2
+    per_frame = TOKENS_PER_FRAME * ClipConfig().hidden_size * 2
     features_stored = sum(path.stat().st_size for path in (features_folder / "payload").iterdir())
     rows = features_stored // per_frame
     return {

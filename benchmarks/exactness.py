@@ -20,16 +20,18 @@ from benchmarks.gpu import DEVICE
 from ma2mba.data.batch import Batch, Sample, collate
 from ma2mba.magc import Plan
 from ma2mba.magc.plan import StashPlace
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops.selftest import relative
 from ma2mba.training.streaming import build_streamer, streaming_loss
 
 LAYERS = 4
-VISION = VisionConfig(
+VISION = ClipConfig(
     hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4, image_size=56, patch_size=14
 )
-BACKBONE = BackboneConfig(d_model=2560, n_layer=LAYERS, vocab_size=500)
+BACKBONE = Mamba2Config(d_model=2560, n_layer=LAYERS, vocab_size=500)
 DRAWS, CERTAIN = 16, 4
 Gradients = dict[str, Tensor]
 Errors = dict[str, list[float]]

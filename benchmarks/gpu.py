@@ -19,8 +19,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.backbone import LanguageModel
+from ma2mba.model.sizes import SIZES
 from ma2mba.ops import backend, cross_entropy_sum
 
 DEVICE = torch.device("cuda")
@@ -28,12 +28,6 @@ GIB = 2**30
 EAGER_TOKENS = 8192
 """Chunks of so many tokens keep a GPU busy without graphs."""
 VOCABULARY = 50277
-SIZES = {"370m": (48, 1024), "1.3b": (48, 2048), "2.7b": (64, 2560)}
-
-
-def config_of(size: str) -> BackboneConfig:
-    layers, width = SIZES[size]
-    return BackboneConfig(d_model=width, n_layer=layers)
 
 
 def machine() -> dict[str, str]:
@@ -53,14 +47,14 @@ def machine() -> dict[str, str]:
     }
 
 
-def language_model(size: str) -> Mamba2LanguageModel:
+def language_model(size: str) -> LanguageModel:
     """Random weights in bf16, made where they stay."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        return Mamba2LanguageModel(config_of(size)).to(torch.bfloat16)
+        return LanguageModel(SIZES[size]).to(torch.bfloat16)
 
 
-def streamer(model: Mamba2LanguageModel, plan: Plan) -> Streamer:
+def streamer(model: LanguageModel, plan: Plan) -> Streamer:
     """The sum of the cross-entropies of every token, chunk by chunk."""
     backbone = model.backbone
 
@@ -74,7 +68,7 @@ def streamer(model: Mamba2LanguageModel, plan: Plan) -> Streamer:
     return Streamer(front, backbone.layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
 
 
-def fast_plan(model: Mamba2LanguageModel, chunk: int, memos: int = 0) -> Plan:
+def fast_plan(model: LanguageModel, chunk: int, memos: int = 0) -> Plan:
     """States in pinned host memory; short chunks are captured."""
     graphs = chunk < EAGER_TOKENS
     return Plan("sequence", chunk, len(model.backbone.layers), "host", memo_chunks=memos, graphs=graphs)
@@ -96,7 +90,7 @@ class RandomTokens(Sequence[tuple[Tensor, Tensor]]):
         return self.ids_BS[:, start:stop], self.ids_BS[:, start + 1 : stop + 1]
 
 
-def step(run: Streamer, model: Mamba2LanguageModel, tokens: int) -> float:
+def step(run: Streamer, model: LanguageModel, tokens: int) -> float:
     """Forward and backward over random tokens; the mean cross-entropy."""
     like_x_BTD = torch.empty(1, 0, model.lm_head.in_features, device=DEVICE)
     model.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import gpu
-from ma2mba.model.backbone import Mamba2LanguageModel
+from ma2mba.model.backbone import LanguageModel
 from ma2mba.training.engine import ds_config, start_processes
 from ma2mba.training.recipe.loading import parse_recipe
 from ma2mba.training.world import World, load_policy
@@ -27,7 +27,7 @@ RECIPE = {
 
 
 class _Loss(nn.Module):
-    def __init__(self, model: Mamba2LanguageModel, chunk: int):
+    def __init__(self, model: LanguageModel, chunk: int):
         super().__init__()
         self.model = model
         self.streamer = gpu.streamer(model, gpu.fast_plan(model, chunk))

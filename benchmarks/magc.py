@@ -142,7 +142,7 @@ def _official_model(checkout: Path) -> Any:
 def _peer(kind: Any, arguments: argparse.Namespace, tokens: int, every_token: bool) -> Iterator[dict[str, Any]]:
     from mamba_ssm.models.config_mamba import MambaConfig
 
-    config = gpu.config_of(arguments.size)
+    config = gpu.SIZES[arguments.size]
     shape = MambaConfig(config.d_model, 0, config.n_layer, vocab_size=VOCABULARY, ssm_cfg={"layer": "Mamba2"})
     model = kind(shape, device="cuda", dtype=torch.bfloat16)
     if not every_token:

@@ -25,20 +25,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import gpu
 from benchmarks.gpu import GIB
 from ma2mba.magc import Plan
-from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.backbone import LanguageModel
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
+from ma2mba.model.sizes import CLIP
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.schedule import Sequence
-from ma2mba.training.fit.pricing import CLIP, Machine, Priced, Setup, config_of_size, planner
+from ma2mba.training.fit.pricing import Machine, Priced, Setup, config_of_size, planner
 
 TOKENS = {"cuda": (2**14, 2**16, 2**17, 2**18), "cpu": (2**9, 2**10, 2**11)}
 ROOM_GIB = {"cuda": (24.0, 18.0, 12.0, 6.0), "cpu": (0.5, 0.3, 0.25)}
 """What a step may take beside the weights and the sums of their gradients, length by length: so plans differ."""
 WITHIN = 0.1
 TINY = ModelConfig(
-    language_model=BackboneConfig(d_model=128, n_layer=4, d_state=16, headdim=16, ssd_block=64),
-    vision=VisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
+    language_model=Mamba2Config(d_model=128, n_layer=4, d_state=16, headdim=16, ssd_block=64),
+    vision=ClipConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2),
 )
 
 
@@ -66,7 +69,7 @@ def cases(size: str, device: str) -> Iterator[dict[str, Any]]:
     setup = Setup(config, ("language_model",), torch.bfloat16 if device == "cuda" else torch.float32)
     torch.manual_seed(0)
     with torch.device(device):
-        model = Mamba2LanguageModel(config.language_model).to(setup.dtype)
+        model = LanguageModel(config.language_model).to(setup.dtype)
     weights = sum(p.nbytes for p in model.parameters())
     sums = sum(4 * p.numel() for p in model.parameters())
     longest = Sequence(max(TOKENS[device]))
@@ -111,7 +114,7 @@ def alone(one: Planner, weights: int, device: str) -> Planner:
     )
 
 
-def peak(model: Mamba2LanguageModel, plan: Plan, tokens: int, device: str) -> dict[str, float]:
+def peak(model: LanguageModel, plan: Plan, tokens: int, device: str) -> dict[str, float]:
     """GiB that a step held at most, weights included on a GPU: what was allocated, or reserved where chunks are
     captured (memory of captured graphs is not seen as allocated). The seconds are of a step after the first."""
     run = gpu.streamer(model, plan)

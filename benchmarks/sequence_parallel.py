@@ -32,16 +32,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu import EAGER_TOKENS, GIB
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.model.config import BackboneConfig
-from ma2mba.model.sequence_parallel import SplitLayer
+from ma2mba.model import sizes
+from ma2mba.model.backbone import LanguageModel
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend, cross_entropy_sum
 
 SIZES = {
-    "tiny": BackboneConfig(d_model=64, n_layer=2, d_state=16, headdim=16, ssd_block=16, vocab_size=256),
-    "370m": BackboneConfig(d_model=1024, n_layer=48),
-    "1.3b": BackboneConfig(d_model=2048, n_layer=48),
-    "2.7b": BackboneConfig(d_model=2560, n_layer=64),
+    "tiny": Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=16, ssd_block=16, vocab_size=256),
+    **sizes.SIZES,
 }
 DRAWS = 4
 Gradients = dict[str, Tensor]
@@ -58,7 +56,7 @@ def main() -> int:
     dist.init_process_group(backend_of, timeout=timedelta(hours=1), device_id=itself)
     low, high = (torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32, torch.float64)
     torch.manual_seed(0)
-    model = Mamba2LanguageModel(SIZES[arguments.size]).to(device, low)
+    model = LanguageModel(SIZES[arguments.size]).to(device, low)
     report: dict[str, Any] = {"machine": machine(device), "size": arguments.size, "ranks": dist.get_world_size()}
     report["check"] = check(model, arguments.chunk, high)
     say(report["check"])
@@ -100,7 +98,7 @@ def say(value: Any) -> None:
         print(json.dumps(value), file=sys.stderr, flush=True)
 
 
-def build(model: Mamba2LanguageModel, chunk: int, shared: bool) -> Streamer:
+def build(model: LanguageModel, chunk: int, shared: bool) -> Streamer:
     """Chunks of `chunk` tokens on every GPU that takes part."""
     backbone, weight = model.backbone, model.lm_head.weight
     high = torch.promote_types(weight.dtype, torch.float32)
@@ -113,13 +111,13 @@ def build(model: Mamba2LanguageModel, chunk: int, shared: bool) -> Streamer:
 
     group = dist.group.WORLD
     assert group is not None
-    layers = [SplitLayer(layer, group) for layer in backbone.layers] if shared else backbone.layers
+    layers = [layer.split(group) for layer in backbone.layers] if shared else backbone.layers
     tokens = chunk * dist.get_world_size() if shared else chunk
     plan = Plan("sequence", tokens, len(layers), "host", graphs=not shared and chunk < EAGER_TOKENS)
     return Streamer(front, layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
 
 
-def step(run: Streamer, model: Mamba2LanguageModel, tokens: int, shared: bool, draw: int = 0) -> float:
+def step(run: Streamer, model: LanguageModel, tokens: int, shared: bool, draw: int = 0) -> float:
     """Gradients of the mean cross-entropy over random tokens, summed over the ranks if they share them; its value."""
     weight = model.lm_head.weight
     generator = torch.Generator(weight.device).manual_seed(tokens + draw)
@@ -143,7 +141,7 @@ def step(run: Streamer, model: Mamba2LanguageModel, tokens: int, shared: bool, d
     return total.item()
 
 
-def check(model: Mamba2LanguageModel, chunk: int, high: torch.dtype) -> dict[str, Any]:
+def check(model: LanguageModel, chunk: int, high: torch.dtype) -> dict[str, Any]:
     """How far gradients are from higher precision, by all ranks and by rank 0 alone; the worst parameter of each."""
     draws = [distances(model, min(chunk, 1024), high, draw) for draw in range(DRAWS)]
     far, own = (
@@ -161,7 +159,7 @@ def check(model: Mamba2LanguageModel, chunk: int, high: torch.dtype) -> dict[str
     }
 
 
-def distances(model: Mamba2LanguageModel, chunk: int, high: torch.dtype, draw: int) -> dict[str, tuple[float, float]]:
+def distances(model: LanguageModel, chunk: int, high: torch.dtype, draw: int) -> dict[str, tuple[float, float]]:
     """By parameter, relative: of the gradient by all ranks, and of that by rank 0 alone."""
     tokens = 3 * chunk * dist.get_world_size() + 101
     together = gradients(model, chunk, tokens, True, draw)
@@ -172,7 +170,7 @@ def distances(model: Mamba2LanguageModel, chunk: int, high: torch.dtype, draw: i
     return {name: (relative(together[name], g), relative(alone[name], g)) for name, g in exact.items()}
 
 
-def gradients(model: Mamba2LanguageModel, chunk: int, tokens: int, shared: bool, draw: int) -> Gradients:
+def gradients(model: LanguageModel, chunk: int, tokens: int, shared: bool, draw: int) -> Gradients:
     step(build(model, chunk, shared), model, tokens, shared, draw)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     forget(model)
@@ -184,14 +182,14 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return ((found - expected).norm() / expected.norm()).item()
 
 
-def forget(model: Mamba2LanguageModel) -> None:
+def forget(model: LanguageModel) -> None:
     model.zero_grad(set_to_none=True)
     gc.collect()
     if model.lm_head.weight.is_cuda:
         torch.cuda.empty_cache()
 
 
-def measure(model: Mamba2LanguageModel, arguments: argparse.Namespace, shared: bool) -> dict[str, Any]:
+def measure(model: LanguageModel, arguments: argparse.Namespace, shared: bool) -> dict[str, Any]:
     """Median seconds of a step by all ranks, or by rank 0 while the others wait (those know nothing then)."""
     figures: dict[str, Any] = {}
     if shared or dist.get_rank() == 0:
@@ -202,7 +200,7 @@ def measure(model: Mamba2LanguageModel, arguments: argparse.Namespace, shared: b
     return figures
 
 
-def timed(run: Streamer, model: Mamba2LanguageModel, arguments: argparse.Namespace, shared: bool) -> dict[str, Any]:
+def timed(run: Streamer, model: LanguageModel, arguments: argparse.Namespace, shared: bool) -> dict[str, Any]:
     on_gpu = arguments.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

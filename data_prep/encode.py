@@ -97,9 +97,7 @@ def check_encoder(reader: ShardReader, encoder: VisionEncoder, source: str) -> F
             f"{source}: sees {encoder.config.image_size} pixels but the frames of {reader.folder} are "
             f"{reader.manifest.image_size} wide; build the shards with image_size {encoder.config.image_size}"
         )
-    return FeatureInfo(
-        tokens=encoder.config.tokens_per_frame, width=encoder.config.hidden_size, encoder=fingerprint(encoder)
-    )
+    return FeatureInfo(tokens=encoder.config.tokens_per_frame, width=encoder.config.width, encoder=fingerprint(encoder))
 
 
 def _finish(

@@ -64,7 +64,7 @@ def run(recipe: Recipe) -> None:
     processes.start_processes(job.world)
     activity = Activity()
     with open_loader(job) as loader, guard(job, activity):
-        check_operations(job.world.device, job.model.config.language_model)
+        check_operations(job.world.device, job.model)
         engine = open_engine(job)
         with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
             train(job, engine, loader, metrics, activity)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ma2mba.model.mamba2 import Mamba2Layer, State
+from ma2mba.model.layer import State
+from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product
 
 LIMITLESS = (0.0, float("inf"))

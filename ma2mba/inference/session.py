@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ma2mba.data.cuts import cuts
-from ma2mba.model.mamba2 import State
+from ma2mba.model.layer import State
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
 

@@ -1,43 +1,42 @@
-"""The Mamba-2 language model, with the parameter names of `state-spaces/mamba2-*`.
+"""A recurrent language model, with the parameter names of `state-spaces/mamba2-*`.
 
 B batch, T tokens, D model width, V padded vocabulary.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
 
 from ma2mba.model.config import BackboneConfig
-from ma2mba.model.mamba2 import Mamba2Layer, RMSNorm
+from ma2mba.model.norm import RMSNorm
+from ma2mba.model.registry import BACKBONES
 
 
-class Mamba2Backbone(nn.Module):
+class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig):
         super().__init__()
+        layer = BACKBONES.module(config.layer)
         self.embedding = nn.Embedding(config.padded_vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Mamba2Layer(config) for _ in range(config.n_layer))
+        self.layers = nn.ModuleList(layer(config) for _ in range(config.n_layer))
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
 
 
-class Mamba2LanguageModel(nn.Module):
-    """Embedding, layers, final norm and a head tied to the embedding. How the layers run is the caller's choice."""
+class LanguageModel(nn.Module):
+    """Embedding, layers, final norm, and a head tied to the embedding. The caller runs the layers."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.backbone = Mamba2Backbone(config)
+        self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
-        self._initialise(config)
+        self._initialise()
         self.lm_head.weight = self.backbone.embedding.weight
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """Final norm and head: the residual stream -> logits_BTV in the weights' dtype."""
+        """Apply the final norm and the head to the residual stream; return logits_BTV in the weights' dtype."""
         return self.lm_head(self.backbone.norm_f(x_BTD))
 
     @torch.no_grad()
-    def _initialise(self, config: BackboneConfig) -> None:
-        """As state-spaces/mamba: embedding N(0, 0.02), output projections over the square root of the depth."""
+    def _initialise(self) -> None:
+        """As state-spaces/mamba: embedding N(0, 0.02), and what the layers scale by the depth."""
         self.backbone.embedding.weight.normal_(std=0.02)
         for layer in self.backbone.layers:
-            assert isinstance(layer, Mamba2Layer)
-            layer.mixer.out_proj.weight.div_(math.sqrt(config.n_layer))
+            layer.scale_init(len(self.backbone.layers))  # type: ignore[operator]

@@ -1,86 +1,87 @@
-"""What a model is made of: read from `config.json`, and from recipes for a model that starts from scratch."""
+"""The configuration of a model: `config.json`, and `model` in a recipe that trains a new model. Imports no torch."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveInt,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from ma2mba.errors import UserError
+from ma2mba.model.registry import BACKBONES, DEFAULT_ENCODER, DEFAULT_LAYER, VISION_ENCODERS, Registry
 
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BackboneConfig(_Config):
-    """Mamba-2 (DESIGN: 370m is 48 layers of 1,024, 1.3b 48 of 2,048, 2.7b 64 of 2,560)."""
+class _Named(_Config):
+    """A configuration that a registry finds by its field KEY."""
 
+    KEY: ClassVar[str]
+    DEFAULT: ClassVar[str]
+    LAST: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the default's name and write LAST at the end: as every existing config.json is written."""
+        values = handler(self)
+        if values.get(self.KEY) == self.DEFAULT:
+            del values[self.KEY]
+        return values | {name: values.pop(name) for name in self.LAST if name in values}
+
+    @classmethod
+    def of_published(cls, source: str) -> Self:
+        """Return the configuration of published weights, read without the weights.
+
+        `source` is what `init_from` gives. Raises UserError if it cannot be read.
+        """
+        raise UserError(f"{source}: {cls.__name__} does not read published weights; describe the model under `model`")
+
+
+class BackboneConfig(_Named):
+    """What every language model has. A subclass adds the fields of its layer and declares its name:
+    `layer: Literal["NAME"] = "NAME"`."""
+
+    KEY, DEFAULT, LAST = "layer", DEFAULT_LAYER, ("vocab_size", "pad_vocab_size_multiple", "norm_eps")
+
+    layer: str
     d_model: PositiveInt
     n_layer: PositiveInt
-    d_state: PositiveInt = 128
-    headdim: PositiveInt = 64
-    expand: PositiveInt = 2
-    d_conv: PositiveInt = 4
-    ngroups: PositiveInt = 1
-    ssd_block: PositiveInt = 256
     vocab_size: PositiveInt = 50277
     pad_vocab_size_multiple: PositiveInt = 16
     norm_eps: float = 1e-5
 
     @property
-    def d_inner(self) -> int:
-        return self.expand * self.d_model
-
-    @property
-    def heads(self) -> int:
-        return self.d_inner // self.headdim
-
-    @property
-    def conv_width(self) -> int:
-        return self.d_inner + 2 * self.ngroups * self.d_state
-
-    @property
     def padded_vocab_size(self) -> int:
         return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
 
-    @model_validator(mode="after")
-    def _divides(self) -> "BackboneConfig":
-        if self.d_inner % self.headdim:
-            raise ValueError(f"expand * d_model = {self.d_inner} is not a multiple of headdim = {self.headdim}")
-        if self.heads % self.ngroups:
-            raise ValueError(f"{self.heads} heads cannot be shared out to ngroups = {self.ngroups}")
-        return self
 
+class VisionConfig(_Named):
+    """What every vision encoder has. A subclass adds its fields, the two properties, and declares its name:
+    `encoder: Literal["NAME"] = "NAME"`. Frames are square, `image_size` pixels wide."""
 
-class VisionConfig(_Config):
-    """A CLIP-shaped vision encoder; the fields are those of transformers' CLIPVisionConfig."""
+    KEY, DEFAULT = "encoder", DEFAULT_ENCODER
 
-    hidden_size: PositiveInt = 1024
-    intermediate_size: PositiveInt = 4096
-    num_hidden_layers: PositiveInt = Field(24, ge=2)
-    num_attention_heads: PositiveInt = 16
-    image_size: PositiveInt = 336
-    patch_size: PositiveInt = 14
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
-
-    @property
-    def patches_per_side(self) -> int:
-        return self.image_size // self.patch_size
+    encoder: str
+    image_size: PositiveInt
 
     @property
     def tokens_per_frame(self) -> int:
-        return (-(-self.patches_per_side // 2)) ** 2
+        raise NotImplementedError
 
-    @model_validator(mode="after")
-    def _divides(self) -> "VisionConfig":
-        if self.image_size % self.patch_size:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} cannot be shared by {self.num_attention_heads} heads")
-        return self
+    @property
+    def width(self) -> int:
+        """The size of a visual token, which the projector reads."""
+        raise NotImplementedError
 
 
 class ModelConfig(_Config):
@@ -88,8 +89,18 @@ class ModelConfig(_Config):
 
     architecture: Literal["video_ma2mba"] = "video_ma2mba"
     format_version: Literal[1] = 1
-    language_model: BackboneConfig
-    vision: VisionConfig
+    language_model: SerializeAsAny[BackboneConfig]
+    vision: SerializeAsAny[VisionConfig]
+
+    @field_validator("language_model", mode="before")
+    @classmethod
+    def _choose_backbone(cls, value: Any) -> Any:
+        return _choose(BACKBONES, DEFAULT_LAYER, value)
+
+    @field_validator("vision", mode="before")
+    @classmethod
+    def _choose_encoder(cls, value: Any) -> Any:
+        return _choose(VISION_ENCODERS, DEFAULT_ENCODER, value)
 
     @property
     def tokens_per_frame(self) -> int:
@@ -98,3 +109,17 @@ class ModelConfig(_Config):
     @property
     def image_size(self) -> int:
         return self.vision.image_size
+
+
+def _choose(registry: Registry, default: str, value: Any) -> Any:
+    """Validate a mapping with the class that its name chooses. pydantic adds the key before the errors' keys."""
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get(registry.key, default)
+    try:
+        config = registry.config(str(name))
+    except ValueError as error:
+        kind = PydanticCustomError("unknown_name", "{reason}", {"reason": str(error)})
+        details = InitErrorDetails(type=kind, loc=(registry.key,), input=name)
+        raise ValidationError.from_exception_data("config", [details]) from error
+    return config.model_validate(value)

@@ -1,36 +1,28 @@
-"""One Mamba-2 layer, a pure step `layer(x, state) -> (x, state)`, with the parameter names of state-spaces/mamba.
+"""A Mamba-2 layer, with the parameter names of state-spaces/mamba.
 
 B batch, T tokens, D model width, I inner width (heads * head width), H heads, P head width, N state size,
-V channels of the convolution (I + 2 groups N), W taps of the convolution less one.
+V channels of the convolution (I + 2 head groups * N), W taps of the convolution less one.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from ma2mba.model.config import BackboneConfig
-from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, rms_norm
+from ma2mba.model.layer import LayerFlops, RecurrentLayer, State
+from ma2mba.model.mamba2_config import Mamba2Config
+from ma2mba.model.norm import RMSNorm
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, most_tokens, selftest
 
-State = tuple[Tensor, Tensor]
-
-
-class RMSNorm(nn.Module):
-    """Root mean square norm in fp32, returned in the dtype of the weight."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+BEYOND_A_BLOCK = 44
+"""Tokens after the first block in the comparison of kernels: the second block is not full."""
 
 
 class Mamba2Mixer(nn.Module):
     """The parameters of the Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: Mamba2Config):
         super().__init__()
         self.config = config
         heads, inner = config.heads, config.d_inner
@@ -45,29 +37,34 @@ class Mamba2Mixer(nn.Module):
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
 
 
-class Mamba2Layer(nn.Module):
-    """Norm, mixer, residual. The residual stream stays in fp32 (or fp64) whatever the weights are in."""
+class Mamba2Layer(RecurrentLayer):
+    """Norm, mixer, residual."""
 
-    def __init__(self, config: BackboneConfig):
+    group: ProcessGroup | None = None
+    """The ranks that take each step together; None: this process alone."""
+
+    def __init__(self, config: Mamba2Config):
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.mixer = Mamba2Mixer(config)
         self.shape = LayerShape(config.headdim, config.ngroups, config.d_state, config.ssd_block, config.norm_eps)
 
     def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        """x (batch, tokens, width) and the state before its first token -> x after the layer and the state after it."""
-        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, self.weights, self.shape)
-        return x_BTD, (conv_BVW, ssm_BHPN)
+        conv_BVW, ssm_BHPN = state
+        x_BTD, *after = mamba2_layer(x_BTD, conv_BVW, ssm_BHPN, self.weights, self.shape, None, self.group)
+        return x_BTD, tuple(after)
 
     def remember(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """As forward, without gradients, and a memo (batch, tokens, width) in the weights' dtype that `recall` uses."""
-        x_BTD, conv_BVW, ssm_BHPN, memo = mamba2_layer_product(x_BTD, *state, self.weights, self.shape)
-        return x_BTD, (conv_BVW, ssm_BHPN), memo
+        """As forward, without gradients. The memo (batch, tokens, width) is in the weights' dtype."""
+        conv_BVW, ssm_BHPN = state
+        x_BTD, *after, memo = mamba2_layer_product(x_BTD, conv_BVW, ssm_BHPN, self.weights, self.shape, self.group)
+        return x_BTD, tuple(after), memo
 
     def recall(self, x_BTD: Tensor, state: State, memo: Tensor) -> tuple[Tensor, State]:
-        """As forward, without the last projection: `memo` is what it gave."""
-        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer(x_BTD, *state, self.weights, self.shape, memo)
-        return x_BTD, (conv_BVW, ssm_BHPN)
+        """As forward, without the last projection: `memo` is its result."""
+        conv_BVW, ssm_BHPN = state
+        x_BTD, *after = mamba2_layer(x_BTD, conv_BVW, ssm_BHPN, self.weights, self.shape, memo, self.group)
+        return x_BTD, tuple(after)
 
     @property
     def weights(self) -> LayerWeights:
@@ -86,8 +83,11 @@ class Mamba2Layer(nn.Module):
         )
 
     def initial_state(self, x_BTD: Tensor) -> State:
-        """Zeros: (batch, channels, taps - 1) in the weights' dtype, channels neighbours in memory as kernels want them,
-        and (batch, heads, head width, state size) in fp32 or wider."""
+        """Return zeros: the last inputs of the convolution (batch, channels, taps - 1) in the weights' dtype, and the
+        state of the scan (batch, heads, head width, state size) in fp32 or wider.
+
+        Channels are contiguous in memory, as the kernels need them.
+        """
         w, shape, batch = self.weights, self.shape, x_BTD.shape[0]
         channels, _, taps = w.conv_V1W.shape
         high = torch.promote_types(w.in_proj_XD.dtype, torch.float32)
@@ -95,3 +95,49 @@ class Mamba2Layer(nn.Module):
             w.in_proj_XD.new_zeros(batch, taps - 1, channels).transpose(1, 2),
             w.in_proj_XD.new_zeros(batch, len(w.D_H), shape.headdim, shape.d_state, dtype=high),
         )
+
+    def flops(self) -> LayerFlops:
+        """The scan is counted in blocks of `ssd_block` tokens (arXiv 2405.21060, section 6)."""
+        w, shape = self.weights, self.shape
+        inner = len(w.gated_norm_I)
+        within = shape.block * (shape.ngroups * shape.d_state + inner)
+        return LayerFlops(
+            matrices=2.0 * (w.in_proj_XD.numel() + w.out_proj_DI.numel()),
+            scan=2.0 * (within + 2 * shape.d_state * inner),
+        )
+
+    def longest_call(self, rows: int) -> int | None:
+        return most_tokens(rows, len(self.weights.in_proj_XD), self.shape.block)
+
+    def split(self, group: ProcessGroup) -> "Mamba2Layer":
+        return _SplitMamba2Layer(self, group)
+
+    @torch.no_grad()
+    def scale_init(self, depth: int) -> None:
+        """Divide the output projection by the square root of the depth, as state-spaces/mamba does."""
+        self.mixer.out_proj.weight.div_(math.sqrt(depth))
+
+    def check_kernels(self, device: torch.device) -> list[selftest.Row]:
+        """Run one short chunk; takes seconds."""
+        w, shape = self.weights, self.shape
+        sizes = selftest.Sizes(
+            width=len(w.norm_D),
+            heads=len(w.D_H),
+            headdim=shape.headdim,
+            ngroups=shape.ngroups,
+            d_state=shape.d_state,
+            block=shape.block,
+            taps=w.conv_V1W.shape[-1],
+        )
+        tokens = shape.block + BEYOND_A_BLOCK
+        return selftest.attempt(
+            "layer", f"{tokens} tokens", lambda: selftest.layer_results(device, sizes, tokens, batch=1)
+        )
+
+
+class _SplitMamba2Layer(Mamba2Layer):
+    """A layer on this rank's slice of a chunk's tokens (`ma2mba.ops.sequence_parallel`)."""
+
+    def __init__(self, layer: Mamba2Layer, group: ProcessGroup):
+        nn.Module.__init__(self)
+        self.norm, self.mixer, self.shape, self.group = layer.norm, layer.mixer, layer.shape, group

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_folder, sha256_file
-from ma2mba.model.config import BackboneConfig, ModelConfig
+from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.registry import BACKBONES, DEFAULT_ENCODER, DEFAULT_LAYER, VISION_ENCODERS
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import VisionEncoder, load_clip
+from ma2mba.model.vision import VisionEncoder
 
 CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tokenizer.json", "checksums.json"
 TIED = "language_model.lm_head.weight"
@@ -106,39 +107,40 @@ def init_language_model(model: VideoMa2mba, source: str) -> None:
     _load_into(model.language_model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS, tied="lm_head.weight")
 
 
-def state_spaces_config(source: str) -> BackboneConfig:
-    """The backbone that a `config.json` of state-spaces/mamba describes. Raises UserError for anything but Mamba-2."""
-    path = Path(source) / CONFIG
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        ssm = values.get("ssm_cfg") or {}
-        if ssm.get("layer") != "Mamba2" or values.get("attn_layer_idx"):
-            raise UserError(
-                f"{path}: not a pure Mamba-2 model (ssm_cfg.layer is {ssm.get('layer')!r}); use a mamba2-* one"
-            )
-        fields = {name: values[name] for name in ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")}
-        names = ("d_state", "headdim", "expand", "d_conv", "ngroups")
-        return BackboneConfig(**fields, **{name: ssm[name] for name in names if name in ssm})
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: cannot be read as a config.json of state-spaces/mamba ({error})") from error
-
-
 def init_vision(model: VideoMa2mba, source: str) -> None:
-    """Start the vision encoder from a CLIP folder or hub name. Raises UserError when its shape is another."""
-    encoder = load_clip(source)
+    """Start the vision encoder from published weights. Raises UserError if their configuration is another."""
+    encoder = type(model.vision).load(source)
     if encoder.config != model.config.vision:
         differing = [name for name, value in encoder.config if value != getattr(model.config.vision, name)]
         raise UserError(
-            f"{source}: its vision encoder differs from the recipe's model.vision in {', '.join(differing)}"
+            f"{source}: its vision encoder differs from model.vision of the recipe in {', '.join(differing)}; "
+            "change model.vision, or name another encoder in init_from.vision"
         )
     model.vision.load_state_dict(encoder.state_dict())
 
 
-def load_vision(source: str) -> VisionEncoder:
-    """The vision encoder of one of our model folders, or of a CLIP folder or hub name. Raises UserError for others."""
+def load_vision(source: str, encoder: str = DEFAULT_ENCODER) -> VisionEncoder:
+    """Return the vision encoder of a model folder of this project, else published weights of the encoder so named.
+
+    Raises UserError if `source` is neither.
+    """
     if (Path(source) / CHECKSUMS).is_file():
         return load_model(source)[0].vision
-    return load_clip(source)
+    return VISION_ENCODERS.module(encoder).load(source)
+
+
+def published_config(language_model: str, vision: str, download: bool = False) -> ModelConfig:
+    """Return the configuration of a model that starts from published weights.
+
+    The layer and the encoder are the default ones; a recipe describes other models under `model`. With `download`, an
+    encoder on a hub is loaded to read its configuration. Without it, an encoder that is not a local folder is assumed
+    to have the default size. Raises UserError if a configuration cannot be read.
+    """
+    module, config = VISION_ENCODERS.module(DEFAULT_ENCODER), VISION_ENCODERS.config(DEFAULT_ENCODER)
+    return ModelConfig(
+        language_model=BACKBONES.config(DEFAULT_LAYER).of_published(language_model),
+        vision=module.load(vision).config if download else config.of_published(vision),
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ma2mba.model.backbone import Mamba2LanguageModel
+from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.config import ModelConfig
-from ma2mba.model.mamba2 import State
+from ma2mba.model.layer import State
 from ma2mba.model.projector import Projector
+from ma2mba.model.registry import VISION_ENCODERS
 from ma2mba.model.vision import VisionEncoder
 from ma2mba.ops import cross_entropy_sum
 
@@ -33,9 +34,9 @@ class VideoMa2mba(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.vision = VisionEncoder(config.vision)
-        self.projector = Projector(config.vision.hidden_size, config.language_model.d_model)
-        self.language_model = Mamba2LanguageModel(config.language_model)
+        self.vision: VisionEncoder = VISION_ENCODERS.module(config.vision.encoder)(config.vision)
+        self.projector = Projector(config.vision.width, config.language_model.d_model)
+        self.language_model = LanguageModel(config.language_model)
 
     @property
     def projector_dtype(self) -> torch.dtype:

@@ -19,10 +19,10 @@ from ma2mba.model.pretrained import (
     init_vision,
     init_weights,
     load_model,
-    state_spaces_config,
+    published_config,
 )
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import fingerprint, load_clip
+from ma2mba.model.vision import fingerprint
 from ma2mba.training.checkpoint.code_version import code_version, describe
 from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
 from ma2mba.training.checkpoint.resume import find_start
@@ -157,7 +157,7 @@ def _new_config(recipe: Recipe) -> ModelConfig:
     language_model, vision = recipe.init_from.language_model, recipe.init_from.vision
     assert language_model is not None, "the recipe's validation asks for a model otherwise"
     assert vision is not None, "the recipe's validation asks for a model otherwise"
-    return ModelConfig(language_model=state_spaces_config(language_model), vision=load_clip(vision).config)
+    return published_config(language_model, vision, download=True)
 
 
 def _check_tokenizer(recipe: Recipe, start: Start | None, config: ModelConfig, dataset: Dataset) -> None:

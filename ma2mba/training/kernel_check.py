@@ -1,4 +1,4 @@
-"""Whether training computes what it should on this machine: the schedules of MA-GC, and the operations of a model."""
+"""Does training compute what it should on this machine? Checks the schedules of MA-GC and the kernels of a model."""
 
 import math
 from collections.abc import Iterator
@@ -8,40 +8,54 @@ from torch import Tensor, nn
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan, checkpoint
-from ma2mba.model.config import BackboneConfig
-from ma2mba.model.mamba2 import Mamba2Layer, State
+from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import backend
-from ma2mba.ops.reference.layer import mamba2_layer_reference
-from ma2mba.ops.selftest import Result, Row, Sizes, attempt, layer_results, loss_results, relative
+from ma2mba.ops.selftest import Result, Row, attempt, loss_results, relative
 
-TINY = BackboneConfig(d_model=16, n_layer=3, d_state=8, headdim=8, ngroups=2, ssd_block=4, vocab_size=16)
-TOKENS = 13
+LAYERS, WIDTH, TOKENS = 3, 16, 13
 PLANS = (
-    Plan("sequence", 4, TINY.n_layer),
+    Plan("sequence", 4, LAYERS),
     Plan("sequence", 4, 2, "host"),
-    Plan("sequence", 2, TINY.n_layer, "host", stash_every=3),
+    Plan("sequence", 2, LAYERS, "host", stash_every=3),
     Plan("layer", 4, 2),
     Plan("layer", 5, 1, "host"),
 )
 EXACT = 1e-10
-"""Measured worst case on a CPU: 2e-15."""
-BEYOND_A_BLOCK = 44
+"""Relative; measured worst case on a CPU: 2e-15."""
+POSITIONS = 300
 
 
-class _PlainLayer(Mamba2Layer):
-    """In plain torch on every device, without memos: there are no kernels for fp64."""
+class _TinyLayer(nn.Module):
+    """A recurrent layer in plain torch: a difference to the token before, then a running mean with learned decays.
 
-    def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
-        x_BTD, conv_BVW, ssm_BHPN = mamba2_layer_reference(x_BTD, *state, self.weights, self.shape)
-        return x_BTD, (conv_BVW, ssm_BHPN)
+    It has two states of different shapes, one of them not contiguous, as real layers have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.decay_D = nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x_BTD: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        before_BD1, mean_BD = state
+        u_BTD = self.mix(x_BTD)
+        shifted_BTD = torch.cat([before_BD1.transpose(1, 2), u_BTD], dim=1)
+        means = []
+        for change_BD in (u_BTD.sin() - shifted_BTD[:, :-1]).unbind(1):
+            mean_BD = torch.lerp(change_BD, mean_BD, self.decay_D.sigmoid())
+            means.append(mean_BD)
+        return x_BTD + torch.stack(means, dim=1), (shifted_BTD[:, -1:].transpose(1, 2), mean_BD)
+
+    def initial_state(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        return x_BTD.new_zeros(len(x_BTD), 1, WIDTH).transpose(1, 2), x_BTD.new_zeros(len(x_BTD), WIDTH)
 
 
 def schedule_rows(device: torch.device) -> Iterator[Row]:
-    """Outputs and every gradient under each of PLANS against plain autograd, in fp64; the worst of them."""
+    """Compare outputs and all gradients under each of PLANS with plain autograd, in fp64. Yield the worst of a plan."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = nn.ModuleList(_PlainLayer(TINY) for _ in range(TINY.n_layer)).double().to(device)
-        x_BTD = torch.randn(2, TOKENS, TINY.d_model, dtype=torch.float64).to(device).requires_grad_()
+        layers = nn.ModuleList(_TinyLayer() for _ in range(LAYERS)).double().to(device)
+        x_BTD = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64).to(device).requires_grad_()
 
     def outcome(plan: Plan | None) -> list[Tensor]:
         y_BTD = x_BTD
@@ -64,17 +78,16 @@ def schedule_rows(device: torch.device) -> Iterator[Row]:
         yield from attempt("MA-GC", case, results)
 
 
-def check_operations(device: torch.device, config: BackboneConfig) -> None:
-    """Compare the kernels that a model will run on this device with plain torch, on one short chunk; seconds.
+def check_operations(device: torch.device, model: VideoMa2mba) -> None:
+    """Compare the kernels that a model will run on this device with plain torch, on one short chunk. Takes seconds.
 
-    Nothing to do where plain torch runs. Raises UserError with the operation that is wrong most.
+    Does nothing where plain torch runs. Raises UserError that names the operation with the largest error.
     """
     if backend(device) == "torch":
         return
-    tokens, c = config.ssd_block + BEYOND_A_BLOCK, config
-    sizes = Sizes(c.d_model, c.heads, c.headdim, c.ngroups, c.d_state, c.ssd_block, c.d_conv)
-    rows = attempt("layer", f"{tokens} tokens", lambda: layer_results(device, sizes, tokens, batch=1))
-    rows += attempt("loss", f"{tokens} positions", lambda: loss_results(device, tokens, c.padded_vocab_size))
+    vocabulary = model.config.language_model.padded_vocab_size
+    rows: list[Row] = model.layers[0].check_kernels(device)  # type: ignore[operator]
+    rows += attempt("loss", f"{POSITIONS} positions", lambda: loss_results(device, POSITIONS, vocabulary))
     if device.type == "cuda":
         torch.cuda.empty_cache()
     wrong = [row for row in rows if not row.ok]

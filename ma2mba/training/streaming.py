@@ -15,7 +15,6 @@ from torch import Tensor
 from ma2mba.data.batch import Batch
 from ma2mba.data.cuts import cuts, parts
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.sequence_parallel import SplitLayer
 from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
 
 FEATURE_BITS = torch.int16
@@ -70,7 +69,7 @@ def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | No
 
     backbone = model.language_model.backbone
     outside_layers = [model.vision, model.projector, backbone.embedding, backbone.norm_f, model.language_model.lm_head]
-    layers = [SplitLayer(layer, group) for layer in model.layers] if group else model.layers
+    layers = [layer.split(group) for layer in model.layers] if group else model.layers  # type: ignore[operator]
     return Streamer(front, layers, head, outside_layers, plan)
 
 

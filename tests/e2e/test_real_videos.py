@@ -12,10 +12,11 @@ from data_prep.build import build
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
 from ma2mba.magc import Plan
-from ma2mba.model.config import BackboneConfig, ModelConfig
+from ma2mba.model.clip import ClipEncoder
+from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import load_clip
 from ma2mba.shards.reader import ShardReader, verify
 from ma2mba.training.streaming import streaming_loss
 from ma2mba.video.probe import probe
@@ -85,8 +86,8 @@ def test_only_the_answers_are_supervised(shards):
 @pytest.mark.slow
 def test_a_model_with_the_real_encoder_learns_from_them(shards, shared):
     """A frame of every video through the encoder, and one whole sample through the streamed training step."""
-    encoder = load_clip(str(shared / "vision" / "dinov2-small-as-clip-vision-336"))
-    backbone = BackboneConfig(d_model=32, n_layer=1, d_state=16, headdim=16)
+    encoder = ClipEncoder.load(str(shared / "vision" / "dinov2-small-as-clip-vision-336"))
+    backbone = Mamba2Config(d_model=32, n_layer=1, d_state=16, headdim=16)
     dataset = Dataset([shards[0]], 336, encoder.config.tokens_per_frame)
     with torch.no_grad():
         tokens = [encoder(dataset[i].frames[0:1]) for i in range(len(dataset))]

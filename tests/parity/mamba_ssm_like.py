@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 from torch import Tensor, nn
 
-from ma2mba.model.config import BackboneConfig
-from ma2mba.model.mamba2 import Mamba2Mixer, RMSNorm
+from ma2mba.model.mamba2 import Mamba2Mixer
+from ma2mba.model.mamba2_config import Mamba2Config
+from ma2mba.model.norm import RMSNorm
 from ma2mba.ops.norm import rms_norm
 from ma2mba.ops.reference.conv import causal_conv
 from ma2mba.ops.reference.ssd import ssd_scan
@@ -30,7 +31,7 @@ def add_norm(hidden: Tensor, norm: nn.Module, residual: Tensor | None, residual_
 class Mamba2(Mamba2Mixer):
     """The attributes of mamba-ssm's mixer on this project's parameters, and the recurrence from zero states."""
 
-    def __init__(self, config: BackboneConfig, norm_before_gate: bool):
+    def __init__(self, config: Mamba2Config, norm_before_gate: bool):
         super().__init__(config)
         self.headdim, self.ngroups, self.d_state = config.headdim, config.ngroups, config.d_state
         self.chunk_size = config.ssd_block
@@ -53,7 +54,7 @@ class Mamba2(Mamba2Mixer):
 
 
 class Block(nn.Module):
-    def __init__(self, config: BackboneConfig, switches: SimpleNamespace):
+    def __init__(self, config: Mamba2Config, switches: SimpleNamespace):
         super().__init__()
         self.residual_in_fp32, self.fused_add_norm = switches.residual_in_fp32, switches.fused_add_norm
         self.norm = _norm(config.d_model, switches.norm_epsilon)
@@ -71,7 +72,7 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    def __init__(self, config: BackboneConfig, switches: SimpleNamespace):
+    def __init__(self, config: Mamba2Config, switches: SimpleNamespace):
         super().__init__()
         self.fused_add_norm, self.residual_in_fp32 = switches.fused_add_norm, switches.residual_in_fp32
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -88,7 +89,7 @@ class Backbone(nn.Module):
 
 
 class MambaLMHeadModel(nn.Module):
-    def __init__(self, config: BackboneConfig, **switches):
+    def __init__(self, config: Mamba2Config, **switches):
         super().__init__()
         defaults = {"fused_add_norm": True, "residual_in_fp32": True, "norm_epsilon": 1e-5, "norm_before_gate": False}
         self.backbone = Backbone(config, SimpleNamespace(**(defaults | switches)))

@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import Mamba2Config, Mamba2ForCausalLM
 from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
 
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model import mamba2_config
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
 
 TOKENS, VOCABULARY, LAYERS = 37, 50, 3
@@ -42,7 +42,7 @@ def hf_model(**changes) -> Mamba2ForCausalLM:
 def ssm_model(ngroups: int = 1, **switches) -> MambaLMHeadModel:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "n_layer": LAYERS, "vocab_size": VOCABULARY, "d_state": 16, "headdim": 8, "ssd_block": 16}
-    return MambaLMHeadModel(BackboneConfig(**sizes, ngroups=ngroups), **switches)
+    return MambaLMHeadModel(mamba2_config.Mamba2Config(**sizes, ngroups=ngroups), **switches)
 
 
 def ids(batch: int, seed: int = 1) -> Tensor:

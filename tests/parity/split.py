@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.sequence_parallel import SplitLayer
 from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
 from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
 from tests.parity.worlds import mamba_layers
@@ -45,7 +44,7 @@ def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGrou
     zeros = [layer.initial_state(torch.empty(batch, 0)) for layer in layers]
     states = [tuple(torch.randn_like(t).requires_grad_() for t in state) for state in zeros]
     seeds = [torch.randn_like(t) for state in zeros for t in state]
-    steps = [SplitLayer(layer, group) for layer in layers] if group else layers
+    steps = [layer.split(group) for layer in layers] if group else layers
     streamer = Streamer(ends.front, steps, ends.head, [ends], plan)
     loss, after = streamer([(ids_BT,) for ids_BT in cut(parts, batch, group)], states)
     flat_after = [t for state in after for t in state]

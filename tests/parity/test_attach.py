@@ -13,7 +13,7 @@ from torch import nn
 from ma2mba.adapters import auto_plan
 from ma2mba.adapters.mamba2 import Transformers
 from ma2mba.magc import Plan, attach, detach
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend
 from ma2mba.planner.meter import measuring
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
@@ -53,7 +53,7 @@ def real_mamba_ssm() -> tuple[nn.Module, nn.Module]:
     inner = {"d_state": 64, "headdim": 64, "ngroups": 1}
     config = MambaConfig(**sizes, ssm_cfg={"layer": "Mamba2", "chunk_size": 64, **inner})
     model = RealModel(config, device="cuda", dtype=torch.bfloat16)
-    exact = MambaLMHeadModel(BackboneConfig(**sizes, **inner, ssd_block=64)).double()
+    exact = MambaLMHeadModel(Mamba2Config(**sizes, **inner, ssd_block=64)).double()
     exact.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
     return model, exact
 

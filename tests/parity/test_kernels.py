@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.selftest import CASES, POSITIONS, relative, self_test
 from ma2mba.planner.cost import measure
@@ -30,7 +30,7 @@ def test_layer_and_loss_in_bf16_are_as_near_to_fp64_as_plain_torch_in_bf16():
 def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
     """Two steps, a ragged last chunk. Measured 1.6e-4 relative for 64 layers of 2,560: bf16 sums in another order."""
     torch.manual_seed(0)
-    config = BackboneConfig(d_model=WIDTH, n_layer=3)
+    config = Mamba2Config(d_model=WIDTH, n_layer=3)
     layers = torch.nn.ModuleList(Mamba2Layer(config) for _ in range(3)).to("cuda", torch.bfloat16)
     x = torch.randn(1, 4 * 512 + 100, WIDTH, device="cuda")
     chunks = [(part,) for part in x.split(512, dim=1)]
@@ -50,7 +50,7 @@ def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
 
 def test_two_recordings_of_the_same_layers_may_live_side_by_side():
     torch.manual_seed(0)
-    layers = torch.nn.ModuleList([Mamba2Layer(BackboneConfig(d_model=WIDTH, n_layer=1))]).to("cuda", torch.bfloat16)
+    layers = torch.nn.ModuleList([Mamba2Layer(Mamba2Config(d_model=WIDTH, n_layer=1))]).to("cuda", torch.bfloat16)
     x = torch.randn(1, 2048, WIDTH, device="cuda")
     runs, found = [], []
     for tokens in (512, 256, 512):
@@ -66,7 +66,7 @@ def test_two_recordings_of_the_same_layers_may_live_side_by_side():
 @pytest.mark.parametrize("tokens", [512, 4096])
 def test_the_shadows_on_the_meta_device_cost_what_the_kernels_cost(tokens):
     """Not measured yet; the allocator's blocks are 512 bytes."""
-    config = BackboneConfig(d_model=1024, n_layer=1)
+    config = Mamba2Config(d_model=1024, n_layer=1)
     layer = Mamba2Layer(config).to("cuda", torch.bfloat16)
     real = measure(layer, torch.empty(1, 1, 1024, device="cuda"), 1, lengths=(tokens,))
     with kernels_on_meta():

@@ -5,8 +5,8 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 
-from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.mamba2_config import Mamba2Config
 
 
 class GRULayer(nn.Module):
@@ -45,7 +45,7 @@ class Counted(nn.Module):
 
 
 def mamba_layers(count: int, width: int = 16) -> nn.ModuleList:
-    config = BackboneConfig(d_model=width, n_layer=count, d_state=8, headdim=8, ngroups=2, ssd_block=4, vocab_size=16)
+    config = Mamba2Config(d_model=width, n_layer=count, d_state=8, headdim=8, ngroups=2, ssd_block=4, vocab_size=16)
     return nn.ModuleList(Mamba2Layer(config) for _ in range(count)).double()
 
 

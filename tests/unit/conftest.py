@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from data_prep.toy.words import build_tokenizer
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
@@ -20,10 +22,10 @@ def tokenizer():
 def model(tokenizer) -> VideoMa2mba:
     """4 visual tokens a frame of 56 x 56 pixels."""
     torch.manual_seed(0)
-    language = BackboneConfig(
+    language = Mamba2Config(
         d_model=32, n_layer=3, d_state=8, headdim=8, ssd_block=16, vocab_size=tokenizer.get_vocab_size()
     )
-    vision = VisionConfig(
+    vision = ClipConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
     )
     model = VideoMa2mba(ModelConfig(language_model=language, vision=vision)).eval()

@@ -33,7 +33,7 @@ ONE_DOOR = {
     "av": ("ma2mba/video/",),
     "decord": ("ma2mba/video/decord_reader.py",),
     "pyarrow": ("ma2mba/shards/",),
-    "transformers": ("ma2mba/model/vision.py",),
+    "transformers": ("ma2mba/model/clip.py",),
     "mamba_ssm": ("ma2mba/ops/",),
     "causal_conv1d": ("ma2mba/ops/",),
     "ray": ("data_prep/ray_executor.py",),

@@ -3,11 +3,9 @@
 B rows of a micro-batch, T tokens of a chunk, D model width, N frames, K tokens of a frame.
 """
 
-import json
 from collections.abc import Sequence as Many
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,11 +13,11 @@ from torch import Tensor
 
 from ma2mba.errors import UserError
 from ma2mba.magc.cell import Piece, State, Values
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
-from ma2mba.model.mamba2 import Mamba2Layer
-from ma2mba.model.pretrained import read_config, state_spaces_config
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.pretrained import published_config, read_config
+from ma2mba.model.sizes import CLIP, SIZES
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.ops import backend, kernels_on_meta, most_tokens
+from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.types import PART
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price, measure, price
@@ -29,11 +27,8 @@ from ma2mba.training.checkpoint.folder import model_folder
 from ma2mba.training.recipe.schema import PART_NAMES, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
 
-SIZES = {"370m": (48, 1024), "1.3b": (48, 2048), "2.7b": (64, 2560)}
 USABLE = 0.94
 """Of a device's memory; the rest is CUDA's context and what the allocator cannot use of its blocks."""
-CLIP = VisionConfig(num_hidden_layers=24)
-"""ViT-L/14-336."""
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed's ZeRO 2 and 3 reduce gradients (its default)."""
 CONVERSATION_TOKENS = 1024
@@ -111,8 +106,7 @@ def config_of_size(name: str) -> ModelConfig:
     """The paper's models: 370m, 1.3b, 2.7b, with CLIP ViT-L/14-336."""
     if name not in SIZES:
         raise UserError(f"--model {name}: neither one of {', '.join(SIZES)} nor a recipe (a YAML file)")
-    layers, width = SIZES[name]
-    return ModelConfig(language_model=BackboneConfig(d_model=width, n_layer=layers), vision=CLIP)
+    return ModelConfig(language_model=SIZES[name], vision=CLIP)
 
 
 def setup_of_recipe(
@@ -137,14 +131,7 @@ def _config(recipe: Recipe) -> ModelConfig:
         return read_config(model_folder(source))
     assert source is not None, "the recipe's validation asks for a model otherwise"
     assert source.language_model is not None, "the recipe's validation asks for a model otherwise"
-    language_model = state_spaces_config(source.language_model)
-    path = Path(source.vision or "") / "config.json"
-    if not path.is_file():
-        return ModelConfig(language_model=language_model, vision=CLIP)
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values = values.get("vision_config", values)
-    known = {name: values[name] for name in VisionConfig.model_fields if name in values}
-    return ModelConfig(language_model=language_model, vision=CLIP.model_copy(update=known))
+    return published_config(source.language_model, source.vision or "")
 
 
 def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
@@ -162,15 +149,8 @@ def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
     base, host = base_bytes(model, setup)
     host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
     budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host, machine.one_memory)
-    reach = None if machine.priced == "torch" else _reach(model, setup.rows)
+    reach = None if machine.priced == "torch" else model.layers[0].longest_call(setup.rows)  # type: ignore[operator]
     return Planner(cost, speed, budget, machine.graphs, reach)
-
-
-def _reach(model: VideoMa2mba, rows: int) -> int:
-    """Tokens of so many rows that one call of the kernels takes."""
-    layer = model.layers[0]
-    assert isinstance(layer, Mamba2Layer)
-    return most_tokens(rows, layer.weights.in_proj_XD.shape[0], layer.shape.block)
 
 
 def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
@@ -254,5 +234,5 @@ def _frames(model: VideoMa2mba, setup: Setup, frames: int) -> Tensor:
     """Pictures, or the bits of features, as `streaming.Chunks` gives them."""
     config, device = model.config, model.language_model.lm_head.weight.device
     if setup.features:
-        return torch.zeros(frames, config.tokens_per_frame, config.vision.hidden_size, dtype=torch.int16, device=device)
+        return torch.zeros(frames, config.tokens_per_frame, config.vision.width, dtype=torch.int16, device=device)
     return torch.zeros(frames, 3, config.image_size, config.image_size, dtype=torch.uint8, device=device)

@@ -23,7 +23,7 @@ def benchmark(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     small = {"hidden_size": WIDTH, "intermediate_size": 64, "num_attention_heads": 1}
-    monkeypatch.setattr(module, "VisionConfig", partial(module.VisionConfig, **small))
+    monkeypatch.setattr(module, "ClipConfig", partial(module.ClipConfig, **small))
     return module
 
 

@@ -5,12 +5,12 @@ import torch
 
 from benchmarks import exactness
 from ma2mba.magc import Plan
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 
 
 def test_every_schedule_has_a_row_of_each_dtype(monkeypatch):
     monkeypatch.setattr(exactness, "DEVICE", torch.device("cpu"))
-    monkeypatch.setattr(exactness, "BACKBONE", BackboneConfig(d_model=64, n_layer=2, vocab_size=500))
+    monkeypatch.setattr(exactness, "BACKBONE", Mamba2Config(d_model=64, n_layer=2, vocab_size=500))
     monkeypatch.setattr(exactness, "DRAWS", 2)
     plans = [Plan("sequence", 512, 2), Plan("layer", 512, 1)]
     rows = list(exactness.rows(plans))

@@ -12,7 +12,9 @@ from ma2mba.data.dataset import Dataset
 from ma2mba.data.frames import Frames
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.training.streaming import streaming_loss
@@ -41,8 +43,8 @@ def folder(request):
 @pytest.fixture
 def model() -> VideoMa2mba:
     torch.manual_seed(0)
-    language = BackboneConfig(d_model=16, n_layer=2, d_state=8, headdim=8, ssd_block=16, vocab_size=32)
-    vision = VisionConfig(
+    language = Mamba2Config(d_model=16, n_layer=2, d_state=8, headdim=8, ssd_block=16, vocab_size=32)
+    vision = ClipConfig(
         hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7
     )
     return VideoMa2mba(ModelConfig(language_model=language, vision=vision))

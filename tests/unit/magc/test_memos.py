@@ -9,8 +9,8 @@ from torch import nn
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan, checkpoint
-from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.planner.choose import Planner
 from ma2mba.planner.cost import measure
 from ma2mba.planner.meter import measuring
@@ -22,7 +22,7 @@ from ma2mba.training.fit.fitting import GIB, describe, given_plan, remedy
 from ma2mba.training.fit.pricing import Machine, Setup, config_of_size, planner
 from ma2mba.training.recipe.schema import Magc
 
-CONFIG = BackboneConfig(d_model=48, n_layer=3, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
+CONFIG = Mamba2Config(d_model=48, n_layer=3, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
 
 
 class Remembering(Mamba2Layer):

@@ -5,14 +5,16 @@ import torch
 from pydantic import ValidationError
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.clip import ClipEncoder
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import VisionEncoder
 
-VISION = VisionConfig(
+VISION = ClipConfig(
     hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=56, patch_size=14
 )
-BACKBONE = BackboneConfig(d_model=24, n_layer=2, d_state=8, headdim=8, ssd_block=8, vocab_size=20)
+BACKBONE = Mamba2Config(d_model=24, n_layer=2, d_state=8, headdim=8, ssd_block=8, vocab_size=20)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_vision_is_clip_penultimate_layer_pooled_to_a_quarter():
     torch.manual_seed(0)
     fields = VISION.model_dump(exclude={"image_mean", "image_std"})
     clip = CLIPVisionModel(CLIPVisionConfig(**fields)).eval()
-    encoder = VisionEncoder(VISION)
+    encoder = ClipEncoder(VISION)
     encoder.clip.load_state_dict(clip.state_dict(), strict=False)
     frames_NCHW = frames(2)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (VISION.image_mean, VISION.image_std))
@@ -75,17 +77,17 @@ def test_vocabulary_is_padded_and_the_head_tied(model):
 
 def test_paper_sizes():
     """DESIGN facts: 144 tokens a frame; 2.7B parameters of the largest backbone (paper, Table 7's model)."""
-    assert VisionConfig().tokens_per_frame == 144
+    assert ClipConfig().tokens_per_frame == 144
     with torch.device("meta"):
-        model = VideoMa2mba(ModelConfig(language_model=BackboneConfig(d_model=2560, n_layer=64), vision=VisionConfig()))
+        model = VideoMa2mba(ModelConfig(language_model=Mamba2Config(d_model=2560, n_layer=64), vision=ClipConfig()))
     parameters = sum(p.numel() for p in model.language_model.parameters())
     assert 2.69e9 < parameters < 2.71e9
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"headdim": 7}, "multiple of headdim"), ({"ngroups": 4}, "shared out"), ({"typo": 1}, "typo")],
+    [({"headdim": 7}, "multiple of headdim"), ({"ngroups": 4}, "multiple of ngroups"), ({"typo": 1}, "typo")],
 )
 def test_impossible_backbones_are_refused(fields, message):
     with pytest.raises(ValidationError, match=message):
-        BackboneConfig(**{"d_model": 24, "n_layer": 1, "headdim": 8, "vocab_size": 9} | fields)
+        Mamba2Config(**{"d_model": 24, "n_layer": 1, "headdim": 8, "vocab_size": 9} | fields)

@@ -7,16 +7,16 @@ import torch
 from safetensors.torch import save_file
 
 from ma2mba.errors import UserError
+from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.pretrained import (
     init_language_model,
     init_vision,
     load_model,
     save_model,
-    state_spaces_config,
 )
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.vision import load_clip
 from tests.unit.model.test_model import BACKBONE, VISION
 
 
@@ -123,17 +123,17 @@ def test_state_spaces_config(tmp_path):
     values |= {"attn_layer_idx": [], "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True}
     values |= {"fused_add_norm": True, "pad_vocab_size_multiple": 16, "tie_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    config = state_spaces_config(str(tmp_path))
+    config = Mamba2Config.of_published(str(tmp_path))
     assert (config.d_model, config.n_layer, config.padded_vocab_size, config.heads) == (2560, 64, 50288, 80)
     values["ssm_cfg"] = {"layer": "Mamba1"}
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="Mamba-2"):
-        state_spaces_config(str(tmp_path))
+        Mamba2Config.of_published(str(tmp_path))
 
 
 def test_a_real_vision_encoder_loads(shared):
     source = shared / "vision" / "dinov2-small-as-clip-vision-336"
-    encoder = load_clip(str(source))
+    encoder = ClipEncoder.load(str(source))
     assert encoder.config.tokens_per_frame == 144
     assert encoder.config.image_mean == (0.485, 0.456, 0.406)
     assert len(encoder.clip.encoder.layers) == 11
@@ -151,4 +151,4 @@ def test_a_vision_encoder_of_another_shape_is_refused(model, shared):
 
 def test_no_vision_encoder_there(model, tmp_path):
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        load_clip(str(tmp_path))
+        ClipEncoder.load(str(tmp_path))

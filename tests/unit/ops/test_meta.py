@@ -3,22 +3,22 @@
 import pytest
 import torch
 
-from ma2mba.model.backbone import Mamba2LanguageModel
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.backbone import LanguageModel
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend, kernels_on_meta, mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.types import PART
 from ma2mba.planner.cost import measure
 from ma2mba.planner.meter import measuring
 
-CONFIG = BackboneConfig(d_model=256, n_layer=1)
+CONFIG = Mamba2Config(d_model=256, n_layer=1)
 META = torch.device("meta")
 
 
 @pytest.fixture
 def layer():
     with META:
-        return Mamba2LanguageModel(CONFIG).to(torch.bfloat16).backbone.layers[0]
+        return LanguageModel(CONFIG).to(torch.bfloat16).backbone.layers[0]
 
 
 def test_only_the_meta_device_and_only_in_the_block():

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ma2mba.magc.cell import Piece
-from ma2mba.model.config import BackboneConfig
 from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.planner.cost import Curve, measure, price
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.speed import clock
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def mamba(width: int = 64, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Mamba2Layer:
     with torch.device(device):
-        config = BackboneConfig(d_model=width, n_layer=1, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
+        config = Mamba2Config(d_model=width, n_layer=1, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
         return Mamba2Layer(config).to(dtype)
 
 

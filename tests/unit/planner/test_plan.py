@@ -10,8 +10,10 @@ from torch import nn
 from ma2mba.data.batch import Sample, collate
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan, checkpoint
-from ma2mba.model.config import BackboneConfig, ModelConfig, VisionConfig
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import kernels_on_meta
 from ma2mba.ops.types import PART
@@ -38,7 +40,7 @@ WITHIN = 0.05
 
 
 def mamba_layers(width: int, layers: int) -> nn.ModuleList:
-    config = BackboneConfig(d_model=width, n_layer=layers, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
+    config = Mamba2Config(d_model=width, n_layer=layers, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
     return nn.ModuleList(Mamba2Layer(config) for _ in range(layers))
 
 
@@ -54,7 +56,7 @@ def test_checkpoint_takes_the_predicted_bytes(plan, width, layers, tokens):
 @pytest.mark.parametrize("plan", COARSE, ids=str)
 def test_states_kept_seldom_take_the_predicted_bytes(plan):
     """Eleven chunks, the last a short one; states count for more than elsewhere here. Measured worst case: 4%."""
-    config = BackboneConfig(d_model=48, n_layer=5, d_state=128, headdim=16, ssd_block=32, vocab_size=64)
+    config = Mamba2Config(d_model=48, n_layer=5, d_state=128, headdim=16, ssd_block=32, vocab_size=64)
     modules = nn.ModuleList(Mamba2Layer(config) for _ in range(5))
     cost = measure(modules[0], torch.empty(1, 1, 48), 5, lengths=(32, 64))
     predicted = predict(cost, estimate(cost), Sequence(672), plan).device_bytes
@@ -94,8 +96,8 @@ def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
 
     Measured: 3% too little to 10% too much (the chunk that holds the text is taken to be full of frames as well).
     """
-    language = BackboneConfig(d_model=64, n_layer=4, d_state=16, headdim=16, ssd_block=128, vocab_size=2000)
-    vision = VisionConfig(
+    language = Mamba2Config(d_model=64, n_layer=4, d_state=16, headdim=16, ssd_block=128, vocab_size=2000)
+    vision = ClipConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=112
     )
     setup = Setup(ModelConfig(language_model=language, vision=vision), trained, torch.float32)
@@ -112,7 +114,7 @@ def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
     assert 0.95 < machine.predict(sequence, plan).device_bytes / meter.peak < 1.1
 
 
-def conversation(workload: Workload, vision: VisionConfig):
+def conversation(workload: Workload, vision: ClipConfig):
     text = torch.ones(workload.text_tokens, dtype=torch.int64).numpy()
     side = vision.image_size
     frames = torch.zeros(workload.frames, 3, side, side, dtype=torch.uint8).numpy()
@@ -123,8 +125,8 @@ def conversation(workload: Workload, vision: VisionConfig):
 @pytest.mark.parametrize("rows", [1, 3, 4, 100])
 def test_the_head_of_several_rows_has_its_step_where_the_kernel_has_it(rows):
     """Before and behind the most positions whose logits exist at one time. Measured worst case: 0.6%."""
-    language = BackboneConfig(d_model=64, n_layer=2, d_state=16, headdim=16, vocab_size=20_000)
-    setup = Setup(ModelConfig(language_model=language, vision=VisionConfig(num_hidden_layers=2)), rows=rows)
+    language = Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=16, vocab_size=20_000)
+    setup = Setup(ModelConfig(language_model=language, vision=ClipConfig(num_hidden_layers=2)), rows=rows)
     head = planner(setup, Sequence(8192), Machine(80 * GIB, priced="kernels")).cost.head
     with torch.device("meta"), kernels_on_meta():
         model = VideoMa2mba(setup.config).to(setup.dtype)
@@ -138,8 +140,8 @@ SEQUENCE = Sequence(100_000)
 
 @pytest.fixture(scope="module")
 def small() -> Planner:
-    language = BackboneConfig(d_model=64, n_layer=12, d_state=64, headdim=16, vocab_size=500)
-    vision = VisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    language = Mamba2Config(d_model=64, n_layer=12, d_state=64, headdim=16, vocab_size=500)
+    vision = ClipConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     setup = Setup(ModelConfig(language_model=language, vision=vision), dtype=torch.float32)
     return replace(planner(setup, SEQUENCE, Machine(GIB)), budget=Budget(1 << 62))
 

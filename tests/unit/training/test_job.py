@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from ma2mba.errors import UserError
-from ma2mba.model.config import VisionConfig
-from ma2mba.model.vision import VisionEncoder, fingerprint
+from ma2mba.model.clip import ClipEncoder
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.vision import fingerprint
 from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.training.job import build
 from ma2mba.training.recipe.loading import parse_recipe
@@ -29,7 +30,7 @@ def recipe(tmp_path, **changes):
 def encoder_of_the_recipe() -> str:
     """build_model draws new weights from the recipe's seed, the encoder first."""
     torch.manual_seed(0)
-    return fingerprint(VisionEncoder(VisionConfig(**TINY_MODEL["vision"])))
+    return fingerprint(ClipEncoder(ClipConfig(**TINY_MODEL["vision"])))
 
 
 def features(encoder: str) -> FeatureInfo:
@@ -52,7 +53,7 @@ def test_features_are_refused_where_the_encoder_trains_or_is_another(tmp_path):
 
 def test_the_fingerprint_knows_weights_but_not_their_rounding():
     torch.manual_seed(0)
-    encoder = VisionEncoder(VisionConfig(**TINY_MODEL["vision"]))
+    encoder = ClipEncoder(ClipConfig(**TINY_MODEL["vision"]))
     before = fingerprint(encoder)
     assert fingerprint(encoder.to(torch.bfloat16)) == before
     encoder.clip.embeddings.patch_embedding.weight.data[0, 0, 0, 0] += 1

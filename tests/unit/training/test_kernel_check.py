@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from ma2mba.errors import UserError
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import selftest
 from ma2mba.training import kernel_check
+from tests.tiny import TINY_MODEL
 
-CONFIG = BackboneConfig(d_model=32, n_layer=2, d_state=8, headdim=8, ngroups=2, ssd_block=8, vocab_size=64)
+MODEL = VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -38,7 +40,7 @@ def kernels(monkeypatch):
 
 def test_sound_kernels_pass(kernels):
     kernels(lambda y, conv, ssm: (y, conv, ssm))
-    kernel_check.check_operations(CPU, CONFIG)
+    kernel_check.check_operations(CPU, MODEL)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_sound_kernels_pass(kernels):
 def test_wrong_ones_are_named(kernels, fault, what):
     kernels(fault)
     with pytest.raises(UserError, match=what) as refused:
-        kernel_check.check_operations(CPU, CONFIG)
+        kernel_check.check_operations(CPU, MODEL)
     assert "layer" in str(refused.value)
     assert "MA2MBA_OPS=torch" in str(refused.value)
 
@@ -64,18 +66,18 @@ def test_kernels_that_do_not_run_are_named(kernels):
 
     kernels(fault)
     with pytest.raises(UserError, match=r"layer, does not run \(RuntimeError: ptxas failed"):
-        kernel_check.check_operations(CPU, CONFIG)
+        kernel_check.check_operations(CPU, MODEL)
 
 
 def test_plain_torch_needs_no_check(monkeypatch):
-    monkeypatch.setattr(kernel_check, "layer_results", lambda *_, **__: pytest.fail("was run"))
-    kernel_check.check_operations(CPU, CONFIG)
+    monkeypatch.setattr(selftest, "layer_results", lambda *_, **__: pytest.fail("was run"))
+    kernel_check.check_operations(CPU, MODEL)
 
 
 def test_the_check_leaves_random_numbers_alone(kernels):
     kernels(lambda y, conv, ssm: (y, conv, ssm))
     before = torch.get_rng_state()
-    kernel_check.check_operations(CPU, CONFIG)
+    kernel_check.check_operations(CPU, MODEL)
     list(kernel_check.schedule_rows(CPU))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -99,8 +101,7 @@ def test_the_trainer_ends_with_2_before_its_engine_opens(kernels, monkeypatch, c
     from ma2mba.training.faults import failures, guard
 
     monkeypatch.setattr(guard, "guard", lambda job, activity: nullcontext())  # it would end this process
-    job = SimpleNamespace(first_step=0, steps=1, world=SimpleNamespace(device=CPU))
-    job.model = SimpleNamespace(config=SimpleNamespace(language_model=CONFIG))
+    job = SimpleNamespace(first_step=0, steps=1, world=SimpleNamespace(device=CPU), model=MODEL)
     monkeypatch.setattr(build, "build", lambda recipe, world: job)
     monkeypatch.setattr(deepspeed_engine, "start_processes", lambda world: None)
     monkeypatch.setattr(failures, "clear", lambda run: None)

@@ -1,0 +1,74 @@
+"""A CLIP vision encoder: transformers' CLIPVisionModel up to its penultimate layer, its patches pooled to a quarter.
+
+N frames, H and W pixels, P patches and one class token, K tokens of a frame, V vision width.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.utils import cached_file
+
+from ma2mba.errors import UserError
+from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig, normalisation
+from ma2mba.model.vision import VisionEncoder, VisionFlops
+
+
+class ClipEncoder(VisionEncoder):
+    """Penultimate layer, class token dropped, 2x2 bilinear pooling (paper, section 4).
+
+    The last layer and the norm behind it are not built, as nothing reads them: every parameter here gets a gradient.
+    """
+
+    config: ClipConfig
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, config: ClipConfig):
+        super().__init__(config)
+        fields = config.model_dump(exclude={"image_mean", "image_std"})
+        self.clip = _cut(CLIPVisionModel(CLIPVisionConfig(**fields)))
+        self.register_buffer("mean_C11", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std_C11", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
+
+    def forward(self, frames_N3HW: Tensor) -> Tensor:
+        weight = self.clip.embeddings.patch_embedding.weight
+        pixels_N3HW = ((frames_N3HW.to(torch.float32) / 255 - self.mean_C11) / self.std_C11).to(weight.dtype)
+        x_NPV = self.clip(pixel_values=pixels_N3HW).last_hidden_state[:, 1:]
+        side = self.config.patches_per_side
+        x_NVHW = x_NPV.transpose(1, 2).unflatten(-1, (side, side))
+        half = -(-side // 2)
+        return F.interpolate(x_NVHW, size=(half, half), mode="bilinear").flatten(2).transpose(1, 2)
+
+    def flops(self) -> VisionFlops:
+        c = self.config
+        tokens, width = c.patches_per_side**2 + 1, c.hidden_size
+        layer = tokens * (4 * width * width + 2 * width * c.intermediate_size) + 2 * tokens * tokens * width
+        patches = 2.0 * c.patches_per_side**2 * 3 * c.patch_size**2 * width
+        return VisionFlops(pixels=patches, rest=2.0 * (c.num_hidden_layers - 1) * layer)
+
+    @classmethod
+    def load(cls, source: str) -> Self:
+        """Read a folder, or download a hub repository. The weights must be in safetensors."""
+        try:
+            clip = CLIPVisionModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{source}: cannot be loaded as a CLIP vision encoder ({str(error).strip().splitlines()[0]}); "
+                "give a hub repository or a folder with config.json and model.safetensors"
+            ) from error
+        names = ClipConfig.model_fields.keys() - {"encoder", "image_mean", "image_std"}
+        fields: dict[str, Any] = {name: getattr(clip.config, name) for name in names}
+        preprocessor = cached_file(source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
+        encoder = cls(ClipConfig(**fields, **normalisation(Path(preprocessor) if preprocessor else None)))
+        encoder.clip = _cut(clip)
+        return encoder
+
+
+def _cut(clip: CLIPVisionModel) -> CLIPVisionModel:
+    del clip.encoder.layers[-1]
+    clip.post_layernorm = nn.Identity()  # type: ignore[assignment]
+    return clip

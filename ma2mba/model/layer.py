@@ -1,0 +1,71 @@
+"""What a recurrent layer offers to the rest of the project.
+
+B batch, T tokens, D model width.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from ma2mba.errors import UserError
+from ma2mba.ops.selftest import Row
+
+State = tuple[Tensor, ...]
+"""The recurrent state of one layer, batch first."""
+
+
+class LayerFlops(NamedTuple):
+    """Operations of a layer's forward for one token: products with weight matrices, and of activations alone."""
+
+    matrices: float
+    scan: float
+
+
+class RecurrentLayer(nn.Module, ABC):
+    """A layer with its residual as a pure step: the state is an argument and a result, never an attribute.
+
+    The class is built with the model's `BackboneConfig`. The residual stream x_BTD is in fp32 or wider, whatever the
+    dtype of the weights. A call may have any number of tokens, also 0.
+
+    A layer may also have two methods that spare MA-GC work when it recomputes the layer:
+
+        remember(x_BTD, state) -> (x_BTD, state, memo)    as forward, without gradients; memo is a tensor or None
+        recall(x_BTD, state, memo) -> (x_BTD, state)      as forward, with gradients, at less cost
+    """
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, state: State) -> tuple[Tensor, State]:
+        """Return x after the layer, and the state after its last token. `state` is the one before its first token."""
+
+    @abstractmethod
+    def initial_state(self, x_BTD: Tensor) -> State:
+        """Return the state at the start of a sequence, for the batch size of x, on the device of the weights."""
+
+    @abstractmethod
+    def flops(self) -> LayerFlops:
+        """Count the matrix products of forward for one token; a multiplication and an addition are two operations."""
+
+    def longest_call(self, rows: int) -> int | None:
+        """Return the most tokens that one call of the GPU kernels takes for `rows` rows. None means no limit."""
+        return None
+
+    def split(self, group: ProcessGroup) -> "RecurrentLayer":
+        """Return this layer, with the same parameters, as a step that all ranks of a process group take together.
+
+        Each rank brings its slice of the tokens, in rank order; a slice may be empty. States are the same on every
+        rank, and so are their gradients. The gradient of a parameter is this rank's share. Raises UserError for a
+        layer that cannot be split.
+        """
+        raise UserError(
+            f"parallel.sequence: {type(self).__name__} cannot share a sequence among ranks; set parallel.sequence=1"
+        )
+
+    def scale_init(self, depth: int) -> None:
+        """Scale the initial weights of this layer, which is one of `depth` layers."""
+
+    def check_kernels(self, device: torch.device) -> list[Row]:
+        """Compare the kernels of this layer on a device with plain torch. A layer without kernels returns no rows."""
+        return []

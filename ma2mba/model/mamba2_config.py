@@ -1,0 +1,65 @@
+"""The configuration of a Mamba-2 language model. In a file of its own, because it must not import torch."""
+
+import json
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import PositiveInt, model_validator
+
+from ma2mba.errors import UserError
+from ma2mba.model.config import BackboneConfig
+
+
+class Mamba2Config(BackboneConfig):
+    """The names of the fields are those of state-spaces/mamba; `ssd_block` is the block of the SSD scan, in tokens."""
+
+    layer: Literal["mamba2"] = "mamba2"
+    d_state: PositiveInt = 128
+    headdim: PositiveInt = 64
+    expand: PositiveInt = 2
+    d_conv: PositiveInt = 4
+    ngroups: PositiveInt = 1
+    ssd_block: PositiveInt = 256
+
+    @property
+    def d_inner(self) -> int:
+        return self.expand * self.d_model
+
+    @property
+    def heads(self) -> int:
+        return self.d_inner // self.headdim
+
+    @property
+    def conv_width(self) -> int:
+        return self.d_inner + 2 * self.ngroups * self.d_state
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.d_inner % self.headdim:
+            raise ValueError(f"expand * d_model = {self.d_inner} is not a multiple of headdim = {self.headdim}")
+        if self.heads % self.ngroups:
+            raise ValueError(f"the number of heads, {self.heads}, is not a multiple of ngroups = {self.ngroups}")
+        return self
+
+    @classmethod
+    def of_published(cls, source: str) -> Self:
+        """Read the config.json of a folder in the format of state-spaces/mamba2-*.
+
+        Raises UserError for a model that is not pure Mamba-2.
+        """
+        path = Path(source) / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            ssm = values.get("ssm_cfg") or {}
+            if ssm.get("layer") != "Mamba2" or values.get("attn_layer_idx"):
+                raise UserError(
+                    f"{path}: not a pure Mamba-2 model (ssm_cfg.layer is {ssm.get('layer')!r}); use a mamba2-* model"
+                )
+            fields = {name: values[name] for name in ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")}
+            names = ("d_state", "headdim", "expand", "d_conv", "ngroups")
+            return cls(**fields, **{name: ssm[name] for name in names if name in ssm})
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{path}: cannot be read as a config.json of state-spaces/mamba ({error}); "
+                "give a folder in the format of state-spaces/mamba2-*"
+            ) from error
