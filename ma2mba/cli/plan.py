@@ -129,7 +129,7 @@ def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tup
 
 
 def _machine(device_gib: float, host_gib: float | None, ops: Ops, graphs: bool) -> "Machine":
-    """`graphs` where chunks can be captured: not under ZeRO 3, which moves the weights, nor with exchanges of ranks."""
+    """Return the machine to plan for. `graphs` allows plans that capture chunks as CUDA graphs (`can_capture`)."""
     from ma2mba.training.fit.pricing import Machine, priced_here
 
     here = priced_here(ops is Ops.KERNELS)

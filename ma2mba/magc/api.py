@@ -4,6 +4,7 @@ That is what ZeRO needs (it sees each parameter ready once), and why the paramet
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +36,7 @@ def checkpoint(layers: Layers, x: Tensor, states: Sequence[State] | None, plan: 
     """
     if x.dim() != 3 or x.shape[1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; it must be (batch, tokens, width) with at least one token")
+    plan = replace(plan, graphs=False)
     root, parameters = _root(_groups(layers, plan), plan)
     if states is None:
         states = [layer.initial_state(x) for layer in layers]  # type: ignore[operator]
@@ -73,14 +75,15 @@ class Streamer:
         modules: Iterable[nn.Module],
         plan: Plan,
     ):
-        groups = _groups(layers, plan)
+        graphed = plan.graphs and len(layers) > 0 and next(layers[0].parameters()).is_cuda
+        groups = _groups(layers, replace(plan, graphs=graphed))
         modules = tuple(modules)
         ends = Piece.of_function(front, modules), Piece.of_function(head, modules)
         self.plan = plan
         self._sink: GradientSums | None = None
         self._first = layers[0]
         self._made_for = _kind(self._first)
-        if plan.graphs and next(self._first.parameters()).is_cuda:
+        if graphed:
             self._root, self._parameters = _graphed_root(ends, groups, plan)
             self._sink = PersistentSums(self._parameters)
         else:
@@ -116,6 +119,8 @@ def _kind(layer: nn.Module) -> str:
 def _groups(layers: Layers, plan: Plan) -> list[list[Piece]]:
     if not len(layers):
         raise ValueError("there are no layers; give at least one")
+    if problems := plan.conflicts(len(layers)):
+        raise ValueError("; ".join(map(str, problems)))
     pieces = [Piece.of_layer(layer) for layer in layers]
     return [pieces[start : start + plan.group_layers] for start in range(0, len(pieces), plan.group_layers)]
 
@@ -128,10 +133,6 @@ def _check_states(states: Sequence[State], root: Step) -> None:
 def _root(groups: Sequence[Sequence[Piece]], plan: Plan) -> tuple[Step, tuple[nn.Parameter, ...]]:
     cells = [Cell(group) for group in groups]
     if plan.nesting == "sequence":
-        if plan.memo_chunks and len(cells) > 1:
-            raise ValueError(
-                f"memo_chunks needs one group of layers, not {len(cells)}; set group_layers to all of them"
-            )
         step: Step = GraphCell(cells[0]) if len(cells) == 1 else Chain(cells)
         return Scan(step, plan.stash, plan.stash_every, plan.memo_chunks), _parameters(cells)
     return Chain([Scan(cell, plan.stash, plan.stash_every) for cell in cells]), _parameters(cells)
@@ -140,8 +141,6 @@ def _root(groups: Sequence[Sequence[Piece]], plan: Plan) -> tuple[Step, tuple[nn
 def _graphed_root(
     ends: tuple[Piece, Piece], groups: Sequence[Sequence[Piece]], plan: Plan
 ) -> tuple[Step, tuple[nn.Parameter, ...]]:
-    if len(groups) > 1:
-        raise ValueError(f"graphs need one group of layers, not {len(groups)}; set group_layers to all of them")
     front, layers, head = Cell([ends[0]]), Cell(groups[0]), Cell([ends[1]])
     steps: list[Step] = [GraphCell(front), CapturedCell(layers, plan.chunk_tokens), GraphCell(head)]
     return Scan(Chain(steps), plan.stash, plan.stash_every), _parameters([front, layers, head])

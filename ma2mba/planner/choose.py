@@ -109,8 +109,8 @@ class Planner:
         """The plan with as many memos as fit, or with one where none do; nothing where memos spare nothing."""
         chunk = sequence.chunk(plan)
         others = range(1, ceil(sequence.tokens / chunk))  # the last chunk is not recomputed
-        alone = plan.nesting == "sequence" and plan.group_layers >= self.cost.layers and not plan.graphs
-        if alone and others and self.cost.memo > 0 and self.speed.memo.at(chunk) > 0:
+        possible = plan.allows(self.cost.layers, memo_chunks=1)
+        if possible and others and self.cost.memo > 0 and self.speed.memo.at(chunk) > 0:
 
             def remembering(memos: int) -> Prediction:
                 return self.predict(sequence, replace(plan, memo_chunks=memos))
@@ -224,7 +224,7 @@ def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list
     ]
     if not graphs:
         return plans
-    return plans + [replace(p, graphs=True) for p in plans if p.nesting == "sequence" and p.group_layers == cost.layers]
+    return plans + [replace(p, graphs=True) for p in plans if p.allows(cost.layers, graphs=True)]
 
 
 def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:

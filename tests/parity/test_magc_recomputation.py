@@ -88,11 +88,11 @@ def test_what_is_kept_does_not_outlive_the_result():
     [
         ({"nesting": "both"}, "sequence, layer"),
         ({"stash": "disk"}, "device, host"),
-        ({"chunk_tokens": 0}, "chunk_tokens is 0"),
-        ({"group_layers": 1.5}, "group_layers is 1.5"),
-        ({"stash_every": 0}, "stash_every is 0"),
-        ({"memo_chunks": -1}, "memo_chunks is -1"),
-        ({"memo_chunks": 1, "graphs": True}, "beside graphs"),
+        ({"chunk_tokens": 0}, "chunk_tokens=0 is invalid"),
+        ({"group_layers": 1.5}, "group_layers=1.5 is invalid"),
+        ({"stash_every": 0}, "stash_every=0 is invalid"),
+        ({"memo_chunks": -1}, "memo_chunks=-1 is invalid"),
+        ({"memo_chunks": 1, "graphs": True}, "memo_chunks=1 is incompatible with graphs=True"),
     ],
 )
 def test_an_impossible_plan_is_refused(values, message):

@@ -15,7 +15,18 @@ from ma2mba.planner.choose import Planner
 from ma2mba.planner.host_memory import Host
 from ma2mba.planner.predict import Prediction
 from ma2mba.planner.schedule import Sequence
-from ma2mba.training.fit.pricing import USABLE, Machine, Priced, Setup, Workload, can_capture, planner, setup_of_recipe
+from ma2mba.training.fit.pricing import (
+    USABLE,
+    Machine,
+    Priced,
+    Setup,
+    Workload,
+    can_capture,
+    moves_weights,
+    planner,
+    setup_of_recipe,
+)
+from ma2mba.training.recipe.rules import in_recipe
 from ma2mba.training.recipe.schema import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
@@ -62,21 +73,11 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
 
 
 def given_plan(magc: Magc, layers: int, zero_stage: int) -> Plan:
-    """A recipe's section as the plan of a model of so many layers. Raises UserError for memos or graphs in several
-    groups, and for graphs under ZeRO 3."""
-    in_groups = (
-        f"needs all {layers} layers in one group, and magc.group_layers is {magc.group_layers}; set it to {layers}"
-    )
-    if magc.memo_chunks and magc.group_layers < layers:
-        raise UserError(f"magc.memo_chunks: {magc.memo_chunks} {in_groups}, or memo_chunks to 0")
-    if magc.graphs and magc.group_layers < layers:
-        raise UserError(f"magc.graphs: true {in_groups}, or graphs to false")
-    if magc.graphs and zero_stage == 3:
-        raise UserError(
-            "magc.graphs: true stands beside a zero_config of stage 3, which moves the weights: a recording would read "
-            "where they were; set graphs to false, or take a policy of stage 1 or 2"
-        )
-    return Plan(**magc.model_dump())
+    """Return the plan of a recipe's section `magc`. Raise UserError if a model of `layers` layers cannot train so."""
+    plan = Plan(**magc.model_dump())
+    if problems := plan.conflicts(layers, moves_weights=moves_weights(zero_stage)):
+        raise UserError("\n".join(problem.describe(in_recipe) for problem in problems))
+    return plan
 
 
 def _with_program(prediction: Prediction) -> Prediction:

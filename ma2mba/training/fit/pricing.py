@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ma2mba.errors import UserError
 from ma2mba.magc.cell import Piece, State, Values
+from ma2mba.magc.plan import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import published_config, read_config
 from ma2mba.model.sizes import CLIP, SIZES
@@ -72,11 +73,13 @@ class Machine:
 
 
 def can_capture(zero_stage: int, ranks: int) -> bool:
-    """Whether chunks may be captured as CUDA graphs where so many ranks share a sequence.
+    """Return True if some plan may use CUDA graphs when `ranks` ranks share each sequence."""
+    return not Plan.problems(graphs=True, ranks=ranks, moves_weights=moves_weights(zero_stage))
 
-    Exchanges are not captured, and ZeRO 3 moves the weights from step to step: a recording would read where they were.
-    """
-    return zero_stage < 3 and ranks == 1
+
+def moves_weights(zero_stage: int) -> bool:
+    """Return True for ZeRO 3, which gathers the weights at new addresses in every step."""
+    return zero_stage == 3
 
 
 def priced_here(kernels: bool) -> bool:

@@ -1,5 +1,6 @@
 """Values of a recipe that are right alone and wrong together."""
 
+from ma2mba.magc.plan import Plan
 from ma2mba.training.recipe.schema import Recipe
 
 Conflict = tuple[tuple[str, ...], str]
@@ -42,36 +43,26 @@ def conflicts(recipe: Recipe) -> list[Conflict]:
 
 
 def _magc_conflicts(recipe: Recipe) -> list[Conflict]:
-    """The same for how a sequence is checkpointed."""
-    magc, ranks = recipe.magc, recipe.parallel.sequence
-    if magc == "auto":
+    """Return the conflicts that `Plan` finds without the model; `given_plan` checks the number of layers later."""
+    if recipe.magc == "auto":
         return []
-    rules: list[tuple[bool, tuple[str, ...], str]] = [
-        (
-            magc.graphs and ranks > 1,
-            ("magc", "parallel"),
-            f"magc.graphs: true stands beside parallel.sequence: {ranks}, whose exchanges between ranks are not "
-            "recorded; set one to false or 1",
-        ),
-        (
-            magc.graphs and magc.nesting == "layer",
-            ("magc",),
-            "magc.graphs: true stands beside magc.nesting: layer, which is not captured; set one to false or sequence",
-        ),
-        (
-            magc.memo_chunks > 0 and magc.graphs,
-            ("magc",),
-            f"magc.memo_chunks: {magc.memo_chunks} stands beside magc.graphs: true, and captured chunks keep no memos; "
-            "set one to 0 or false",
-        ),
-        (
-            magc.memo_chunks > 0 and magc.nesting == "layer",
-            ("magc",),
-            f"magc.memo_chunks: {magc.memo_chunks} stands beside magc.nesting: layer, which keeps no memos; "
-            "set one to 0 or sequence",
-        ),
+    problems = Plan.problems(ranks=recipe.parallel.sequence, **recipe.magc.model_dump())
+    return [
+        (tuple(key_of(setting.name).split(".")[0] for setting in problem.settings), problem.describe(in_recipe))
+        for problem in problems
     ]
-    return [(keys, text) for broken, keys, text in rules if broken]
+
+
+def key_of(setting: str) -> str:
+    """Return the recipe's key for a setting of `Plan.problems`."""
+    return {"ranks": "parallel.sequence", "moves_weights": "zero_config"}.get(setting, f"magc.{setting}")
+
+
+def in_recipe(setting: str, value: object) -> str:
+    """Return a setting of `Plan.problems` as a recipe writes it, for example "magc.graphs: true"."""
+    if setting == "moves_weights":
+        value = "(a policy of ZeRO stage 3)" if value else "(a policy of ZeRO stage 1 or 2)"
+    return f"{key_of(setting)}: {str(value).lower() if isinstance(value, bool) else value}"
 
 
 def _start_conflicts(recipe: Recipe) -> list[Conflict]:

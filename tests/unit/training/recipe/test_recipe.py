@@ -88,20 +88,24 @@ def test_all_problems_at_once_each_with_its_path():
         ({"clip": float("nan")}, "clip: nan is wrong"),
         (
             {"parallel": {"sequence": 2}, "magc": {"graphs": True}},
-            "magc.graphs: true stands beside parallel.sequence: 2, whose exchanges between ranks are not recorded",
+            "magc.graphs: true is incompatible with parallel.sequence: 2: CUDA graphs cannot capture the exchange "
+            "between ranks; use magc.graphs: false or parallel.sequence: 1",
         ),
         ({"magc": {"memo_chunks": -1}}, "magc.memo_chunks: -1 is wrong: input should be greater than or equal to 0"),
         (
             {"magc": {"memo_chunks": 3, "graphs": True}},
-            "magc.memo_chunks: 3 stands beside magc.graphs: true, and captured chunks keep no memos; set one to 0",
+            "magc.memo_chunks: 3 is incompatible with magc.graphs: true: captured chunks keep no memos; "
+            "use magc.memo_chunks: 0 or magc.graphs: false",
         ),
         (
             {"magc": {"memo_chunks": 3, "nesting": "layer"}},
-            "magc.memo_chunks: 3 stands beside magc.nesting: layer, which keeps no memos; set one to 0 or sequence",
+            "magc.memo_chunks: 3 is incompatible with magc.nesting: layer: only sequence nesting keeps memos; "
+            "use magc.memo_chunks: 0 or magc.nesting: sequence",
         ),
         (
             {"magc": {"graphs": True, "nesting": "layer"}},
-            "magc.graphs: true stands beside magc.nesting: layer, which is not captured; set one to false or sequence",
+            "magc.graphs: true is incompatible with magc.nesting: layer: CUDA graphs capture sequence nesting only; "
+            "use magc.graphs: false or magc.nesting: sequence",
         ),
         ({"precision": "fp16"}, "precision: 'fp16' is wrong: input should be 'auto', 'bf16' or 'fp32'"),
     ],
