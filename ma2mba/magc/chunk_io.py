@@ -1,4 +1,4 @@
-"""The two ends of a run: how a sequence becomes chunks, and how the chunks' outputs become one tensor."""
+"""How a sequence becomes chunks, and how the outputs of the chunks become one tensor."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -10,24 +10,26 @@ from ma2mba.magc.cell import Gradients, Values
 
 
 class ChunkIO(Protocol):
+    """Input and output of one run. `cut` and `join` serve forward; `spread`, `collect` and `done` serve backward."""
+
     def cut(self, x: Tensor | None) -> Sequence[Values]:
-        """The chunks."""
+        """Return the chunks."""
 
     def join(self, outputs: Sequence[Values]) -> Tensor:
-        """The outputs of all chunks as one tensor."""
+        """Return the outputs of all chunks as one tensor, y."""
 
     def spread(self, d_y: Tensor | None) -> list[Gradients]:
-        """The gradient of the joined output for each chunk."""
+        """Return the gradient of each chunk's output from the gradient of y."""
 
     def collect(self, d_chunks: Sequence[Gradients]) -> Tensor | None:
-        """The gradient of x."""
+        """Return the gradient of x from the gradients of the chunks."""
 
     def done(self) -> None:
-        """Backward is computed; nothing of it has been handed over."""
+        """Report that all gradients are computed. Autograd has received none of them yet."""
 
 
 class Tokens:
-    """x (batch, tokens, width) is cut along its tokens, and y joined along them."""
+    """Cuts x (batch, tokens, width) along its tokens and concatenates y along its tokens."""
 
     def __init__(self, tokens: int, chunk_tokens: int):
         self.lengths = [min(chunk_tokens, tokens - start) for start in range(0, tokens, chunk_tokens)]
@@ -49,18 +51,18 @@ class Tokens:
         if known is None:
             return None
         batch, _, width = known.shape
-        parts = [
+        filled = [
             known.new_zeros(batch, length, width) if d is None else d
             for (d,), length in zip(d_chunks, self.lengths, strict=True)
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(filled, dim=1)
 
     def done(self) -> None:
-        """Nobody is told."""
+        """Do nothing: `checkpoint` has no callback."""
 
 
 class Summed:
-    """The caller cuts the sequence; the scalar of each chunk is summed."""
+    """Takes the chunks as the caller has cut them, and sums the scalar that each chunk gives."""
 
     def __init__(self, chunks: Sequence[Values], when_done: Callable[[], None] | None = None):
         self.chunks, self._when_done = chunks, when_done
@@ -75,6 +77,7 @@ class Summed:
         return [(d_y,)] * len(self.chunks)
 
     def collect(self, d_chunks: Sequence[Gradients]) -> Tensor | None:
+        """Return None: there is no x."""
         return None
 
     def done(self) -> None:

@@ -1,4 +1,4 @@
-"""What a recomputation must find as it was: the random number generators and autocast."""
+"""What a recomputation must share with its forward: the random numbers and the autocast mode."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,12 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ForwardContext:
+    """The states of torch's random number generators, and for each kind of device: autocast enabled, and its dtype."""
+
     cpu_generator: Tensor
     device_generator: Tensor | None
     autocast: tuple[tuple[str, bool, torch.dtype], ...]
 
     @staticmethod
-    def capture() -> "ForwardContext":
+    def current() -> "ForwardContext":
+        """Return the context of this moment. Includes the current GPU if CUDA is initialized."""
         on_device = torch.cuda.is_available() and torch.cuda.is_initialized()
         kinds = ("cpu", "cuda") if on_device else ("cpu",)
         return ForwardContext(
@@ -26,10 +29,10 @@ class ForwardContext:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """Run a block as if at the time of `capture`; afterwards the generators go on from where they were."""
-        now = ForwardContext.capture()
+        """Run a block in this context. Restore the generators of the caller afterwards."""
+        caller = ForwardContext.current()
         with ExitStack() as stack:
-            stack.callback(now._set_generators)
+            stack.callback(caller._set_generators)
             self._set_generators()
             for kind, enabled, dtype in self.autocast:
                 stack.enter_context(torch.autocast(kind, enabled=enabled, dtype=dtype, cache_enabled=False))

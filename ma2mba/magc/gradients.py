@@ -1,4 +1,7 @@
-"""Sums of the gradients of parameters over the cells of a backward, in fp32."""
+"""Sums of parameter gradients over all cells of a backward, in fp32.
+
+Every chunk gives every parameter a gradient. Adding these in bf16 would round once per chunk; the sums here round once.
+"""
 
 from collections.abc import Iterable
 
@@ -9,11 +12,11 @@ MAIN_GRAD = "main_grad"
 
 
 class GradientSums:
-    """Sums the gradients of parameters over cells in fp32 (fp64 for fp64 parameters), rounded once at the end.
+    """One sum per parameter, in fp32 (fp64 for an fp64 parameter). Use it as a context manager around one backward.
 
-    A parameter on a GPU carries its sum as `main_grad` meanwhile: an operation may add its part there itself (that of a
-    matrix inside the product) and give autograd None. That spares passes over gradients and their rounding to the
-    parameter's dtype (the convention of Megatron).
+    Inside the context, each parameter on a GPU has its sum as the attribute `main_grad` (Megatron's convention). An
+    operation may add its gradient there itself and give autograd None. A matrix product can then add to the sum while
+    it multiplies, which saves passes over memory and does not round to the parameter's dtype.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()) -> None:
@@ -34,6 +37,7 @@ class GradientSums:
         self._sums.clear()
 
     def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
+        """Add a gradient to the parameter's sum; None adds nothing."""
         if gradient is None:
             return
         if parameter in self._sums:
@@ -43,19 +47,26 @@ class GradientSums:
             self._sums[parameter] = gradient.to(high, copy=True)
 
     def take(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient in the parameter's dtype; zeros when no cell used it, so that every rank has one."""
+        """Return the sum in the parameter's dtype and free it. Return zeros if no cell used the parameter.
+
+        ZeRO needs the zeros: every rank must reduce the same gradients.
+        """
         if parameter not in self._sums:
             return torch.zeros_like(parameter)
         self._detach(parameter)
         return self._sums.pop(parameter).to(parameter.dtype)
 
     def _detach(self, parameter: nn.Parameter) -> None:
+        """Remove `main_grad` if it is this object's sum."""
         if parameter.__dict__.get(MAIN_GRAD) is self._sums[parameter]:
             delattr(parameter, MAIN_GRAD)
 
 
 class PersistentSums(GradientSums):
-    """A sink whose sums stay where they are from step to step, as captured CUDA graphs need; zeroed when entered."""
+    """Sums that keep their memory from step to step, because captured CUDA graphs add to fixed addresses.
+
+    Entering the context sets them to zero.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__(parameters)
@@ -68,11 +79,11 @@ class PersistentSums(GradientSums):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The sums stay."""
         for parameter in self._sums:
             self._detach(parameter)
 
     def take(self, parameter: nn.Parameter) -> Tensor:
+        """Return a copy of the sum in the parameter's dtype."""
         return self._sums[parameter].to(parameter.dtype, copy=True)
 
 

@@ -1,9 +1,10 @@
-"""A live step captured in CUDA graphs: a chunk of layers costs three launches instead of thousands.
+"""A `GraphCell` whose work is captured in CUDA graphs: a chunk costs three launches instead of thousands.
 
-Three graphs: forward without gradients, forward with them, backward. The first chunk runs as it is (it compiles and
-tunes kernels), the second is captured, the others replay. Captured work reads and writes fixed memory: inputs are
-copied in; outputs are copied out, for they outlive the next replay. Every replay draws the same random numbers, so
-layers with dropout must not be graphed.
+There are three CUDA graphs: forward without autograd, forward with autograd (the tape), and backward. The first chunk
+runs plainly, which compiles and tunes kernels. The second chunk is captured. All later chunks replay.
+
+A CUDA graph reads and writes fixed memory. So inputs are copied in, and outputs that must outlive the next replay are
+copied out. Every replay draws the same random numbers, so captured layers must not use dropout.
 """
 
 from collections.abc import Sequence
@@ -21,8 +22,11 @@ from ma2mba.magc.packing import PackedStates, State, pack
 
 @dataclass
 class _Capture:
-    """The fixed memory and the graphs of one shape: x, the states, and gradients of both. `d_states` holds those of the
-    states after the chunk before a backward, and those of the states before it afterwards."""
+    """The CUDA graphs of one shape of chunk, and their fixed memory: x, the states, and the gradients of both.
+
+    d_states  Before a backward: gradients of the final states. After it: gradients of the initial states.
+    runs      How often each of "forward", "tape" and "backward" has run.
+    """
 
     x: Tensor
     states: PackedStates
@@ -40,6 +44,7 @@ class _Capture:
         return _Capture(x.detach().clone(), packed, packed.clone())
 
     def load_gradients(self, d_y: Tensor | None, d_states: Sequence[Gradients]) -> None:
+        """Copy the gradients of the outputs into fixed memory. None becomes zeros."""
         assert self.tape is not None
         if self.d_y is None:
             self.d_y = torch.zeros_like(self.tape.values_out[0])
@@ -51,96 +56,100 @@ class _Capture:
 
 
 @cache
-def _recording_stream(device: int) -> torch.cuda.Stream:
-    """One for all recordings: those of the same parameters share the parameters' nodes."""
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """Return the one stream for all captures on a device: captures of the same parameters share autograd's nodes."""
     return torch.cuda.Stream(device)
 
 
 class CapturedCell:
-    """Runs like `GraphCell`; captures chunks of `tokens` tokens and the first batch size seen, runs others plainly.
+    """A `GraphCell` that captures chunks of `tokens` tokens, for the first batch size that it sees. Others run plainly.
 
-    Of a chunk's values the layers see the first, x; the others pass by. The sink of every backward must be one
-    `PersistentSums`: additions to its sums are captured. A residual is good until the next forward.
+    The layers see x, the first value of a chunk; the other values pass by unchanged. Every backward must get the same
+    `PersistentSums`, because the captured backward adds to them. A residual is valid until the next forward.
     """
 
     def __init__(self, cell: Cell, tokens: int):
         self.cell, self.depth, self.tokens = cell, cell.depth, tokens
-        self._live = GraphCell(cell)
-        self._recording: _Capture | None = None
+        self._graph_cell = GraphCell(cell)
+        self._capture: _Capture | None = None
         self._pool: Any = None
-        self._stream = _recording_stream(torch.cuda.current_device())
-        # Autograd hands a gradient over on the stream that was current when the parameter's node was made; a recording
-        # may touch no other. So make the nodes here, and keep them; a torch that warns of that where a chunk is not
-        # captured waits as it should.
+        self._stream = _capture_stream(torch.cuda.current_device())
+        # Autograd hands a parameter's gradient over on the stream that was current when it made the parameter's node,
+        # and a capture may use no other stream. So make the nodes on the capture stream, and keep them. For a chunk that
+        # is not captured torch waits for that stream correctly, but newer versions warn; switch the warning off.
         getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", bool)(False)
         with torch.cuda.stream(self._stream):
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
-        recording = self._load(values[0], states)
-        if recording is None:
-            return self._live.forward(values, states, keep)
+        capture = self._load(values[0], states)
+        if capture is None:
+            return self._graph_cell.forward(values, states, keep)
         if keep:
-            self._record_tape(recording)
-            assert recording.tape is not None
-            (y,), after = recording.tape.outputs()
-            return (y.clone(), *values[1:]), pack(after), recording
+            self._run_tape(capture)
+            assert capture.tape is not None
+            (y,), final = capture.tape.outputs()
+            return (y.clone(), *values[1:]), pack(final), capture
 
         def run() -> None:
-            (recording.y,), states_out, _ = self.cell.forward((recording.x,), recording.states, keep=False)
-            recording.states.load(states_out)
+            (capture.y,), states_out, _ = self.cell.forward((capture.x,), capture.states, keep=False)
+            capture.states.load(states_out)
 
-        self._do(recording, "forward", run)
-        assert recording.y is not None
-        return (recording.y, *values[1:]), recording.states.clone(), None
+        self._run_or_replay(capture, "forward", run)
+        assert capture.y is not None
+        return (capture.y, *values[1:]), capture.states.clone(), None
 
     def residual(self, values: Values, states: Sequence[State]) -> Any:
-        recording = self._load(values[0], states)
-        if recording is None:
-            return self._live.residual(values, states)
-        self._record_tape(recording)
-        return recording
+        capture = self._load(values[0], states)
+        if capture is None:
+            return self._graph_cell.residual(values, states)
+        self._run_tape(capture)
+        return capture
 
     def backward(
-        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sink: GradientSums
+        self, residual: Any, d_values: Gradients, d_states: Sequence[Gradients], sums: GradientSums
     ) -> tuple[Gradients, list[Gradients]]:
         if not isinstance(residual, _Capture):
-            return self._live.backward(residual, d_values, d_states, sink)
-        recording, tape = residual, residual.tape
+            return self._graph_cell.backward(residual, d_values, d_states, sums)
+        capture, tape = residual, residual.tape
         assert tape is not None
-        recording.load_gradients(d_values[0], d_states)
+        capture.load_gradients(d_values[0], d_states)
 
         def run() -> None:
-            (recording.d_x,), d_before = tape.backward((recording.d_y,), recording.d_states, sink)
-            recording.d_states.load_gradients(d_before)
+            (capture.d_x,), d_initial = tape.backward((capture.d_y,), capture.d_states, sums)
+            capture.d_states.load_gradients(d_initial)
 
-        self._do(recording, "backward", run)
-        return (recording.d_x, *d_values[1:]), recording.d_states.clone()  # type: ignore[return-value]
-
-    def _record_tape(self, recording: _Capture) -> None:
-        def run() -> None:
-            recording.tape = Tape(self.cell, (recording.x,), recording.states)
-
-        if recording.runs.get("tape") and not recording.runs.get("backward"):
-            run()  # no backward followed the first one; it cannot run plainly from a captured tape
-        else:
-            self._do(recording, "tape", run)
+        self._run_or_replay(capture, "backward", run)
+        return (capture.d_x, *d_values[1:]), capture.d_states.clone()  # type: ignore[return-value]
 
     def _load(self, x: Tensor, states: Sequence[State]) -> _Capture | None:
-        """The recording with these inputs in its fixed memory, or None for a chunk that is not captured."""
+        """Copy the inputs into fixed memory and return the capture; None if the chunk must run plainly."""
         if x.shape[1] != self.tokens:
             return None
-        if self._recording is None:
-            self._recording = _Capture.like(x, states)
-        if x.shape != self._recording.x.shape:
+        if self._capture is None:
+            self._capture = _Capture.like(x, states)
+        if x.shape != self._capture.x.shape:
             return None
-        self._recording.x.copy_(x)
-        self._recording.states.load(states)
-        return self._recording
+        self._capture.x.copy_(x)
+        self._capture.states.load(states)
+        return self._capture
 
-    def _do(self, recording: _Capture, name: str, run: Any) -> None:
-        seen = recording.runs.get(name, 0)
-        recording.runs[name] = seen + 1
+    def _run_tape(self, capture: _Capture) -> None:
+        """Run forward with autograd on the loaded inputs."""
+
+        def run() -> None:
+            capture.tape = Tape(self.cell, (capture.x,), capture.states)
+
+        if capture.runs.get("tape") and not capture.runs.get("backward"):
+            # The first tape had no backward. The first backward runs plainly and needs a plain tape: do not capture yet.
+            run()
+        else:
+            self._run_or_replay(capture, "tape", run)
+
+    def _run_or_replay(self, capture: _Capture, name: str, run: Any) -> None:
+        """Run plainly the first time, capture and replay the second time, replay from then on."""
+        seen = capture.runs.get(name, 0)
+        capture.runs[name] = seen + 1
         if seen == 0:
             run()
             return
@@ -149,5 +158,5 @@ class CapturedCell:
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 run()
             self._pool = graph.pool()
-            recording.graphs[name] = graph
-        recording.graphs[name].replay()
+            capture.graphs[name] = graph
+        capture.graphs[name].replay()

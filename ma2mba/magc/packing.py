@@ -1,4 +1,4 @@
-"""The states of every layer in one buffer: one allocation and one copy for all of them."""
+"""The states of all layers in one buffer, which needs one allocation and one copy for all layers."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,27 +8,31 @@ from torch import Tensor
 
 State = tuple[Tensor, ...]
 ALIGNMENT = 256
-"""Bytes; what CUDA's allocator aligns to."""
+"""Bytes. Tensors in a buffer are aligned as CUDA's allocator aligns them."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How states lie in a buffer: how many tensors each has; every tensor's dtype, shape, strides and first byte."""
+class BufferLayout:
+    """Where states are in a buffer of `nbytes` bytes.
+
+    sizes   Number of tensors of each state.
+    places  Dtype, shape, strides and first byte of each tensor.
+    """
 
     sizes: tuple[int, ...]
     places: tuple[tuple[torch.dtype, torch.Size, tuple[int, ...], int], ...]
     nbytes: int
 
     @staticmethod
-    def of(states: Sequence[State]) -> "Layout":
+    def of(states: Sequence[State]) -> "BufferLayout":
         places, end = [], 0
         for tensor in _flat(states):
             places.append((tensor.dtype, tensor.shape, torch.empty_like(tensor, device="meta").stride(), end))
             end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        return Layout(tuple(map(len, states)), tuple(places), end)
+        return BufferLayout(tuple(map(len, states)), tuple(places), end)
 
     def states(self, buffer: Tensor) -> "PackedStates":
-        """The states that lie in `buffer`, a tensor of `nbytes` bytes: views."""
+        """Return the states in `buffer`, a uint8 tensor of `nbytes` bytes, as views."""
         views = (
             buffer[start : start + shape.numel() * dtype.itemsize].view(dtype).as_strided(shape, strides)
             for dtype, shape, strides, start in self.places
@@ -37,21 +41,21 @@ class Layout:
 
 
 class PackedStates(list[State]):
-    """States that lie in one buffer."""
+    """States that are views of one buffer."""
 
-    def __init__(self, states: Iterable[State], layout: Layout, buffer: Tensor):
+    def __init__(self, states: Iterable[State], layout: BufferLayout, buffer: Tensor):
         super().__init__(states)
         self.layout, self.buffer = layout, buffer
 
     def load(self, states: Sequence[State]) -> None:
-        """Copy other states of the same shapes here."""
+        """Copy states of the same shapes into this buffer."""
         if isinstance(states, PackedStates) and states.layout == self.layout:
             self.buffer.copy_(states.buffer)
         else:
             _copy(_flat(self), _flat(states))
 
     def load_gradients(self, gradients: Sequence[tuple[Tensor | None, ...]]) -> None:
-        """The same with gradients: zeros where there is none."""
+        """Copy gradients of the same shapes into this buffer. None becomes zeros."""
         pairs = [*zip(_flat(self), (g for state in gradients for g in state), strict=True)]
         if isinstance(gradients, PackedStates) or all(given is not None for _, given in pairs):
             self.load(gradients)  # type: ignore[arg-type]
@@ -64,21 +68,21 @@ class PackedStates(list[State]):
 
 
 def pack(states: Sequence[State]) -> PackedStates:
-    """The same states in one buffer on their device: themselves if they are packed already, else a copy."""
+    """Return the states in one buffer on their device: a copy, or the same object if they are packed already."""
     if isinstance(states, PackedStates):
         return states
-    layout = Layout.of(states)
+    layout = BufferLayout.of(states)
     packed = layout.states(torch.empty(layout.nbytes, dtype=torch.uint8, device=_flat(states)[0].device))
     packed.load(states)
     return packed
 
 
 def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """One kernel for each dtype, not one for each tensor."""
+    """Copy with one kernel per dtype instead of one kernel per tensor."""
     for dtype in {t.dtype for t in targets}:
         pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if t.dtype == dtype]
-        ours, theirs = zip(*pairs, strict=True)
-        torch._foreach_copy_(ours, theirs)
+        into, given = zip(*pairs, strict=True)
+        torch._foreach_copy_(into, given)
 
 
 def _flat(states: Sequence[State]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Where the recurrent states at chunk boundaries live between forward and backward."""
+"""Where recurrent states between chunks are stored between forward and backward: on the device or in host memory."""
 
 import mmap
 import weakref
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ma2mba.magc.packing import Layout, PackedStates, State, pack
+from ma2mba.magc.packing import BufferLayout, PackedStates, State, pack
 from ma2mba.magc.plan import StashPlace
 
 
 class HostMemory:
-    """Pinned buffers that steps use again, and the stream that fills and reads them beside the computation.
+    """Pinned host buffers, reused from step to step, and the CUDA stream that copies to and from them.
 
-    A buffer takes the bytes asked for and no more (PyTorch's own pinned memory rounds up to a power of two).
+    A buffer has exactly the requested size. PyTorch's own pinned memory rounds up to a power of two.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class HostMemory:
         return self._stream
 
     def take(self, nbytes: int) -> Tensor:
-        """A buffer of so many bytes. Raises MemoryError where the host has no more to pin."""
+        """Return a buffer of `nbytes` bytes. Raises MemoryError if the host cannot pin more memory."""
         free = self._free.get(nbytes)
         if free:
             return free.pop()
@@ -41,6 +41,7 @@ class HostMemory:
         return buffer
 
     def give(self, buffer: Tensor) -> None:
+        """Take a buffer back for reuse."""
         self._free.setdefault(len(buffer), []).append(buffer)
 
 
@@ -52,8 +53,8 @@ def _pin(nbytes: int) -> Tensor:
     error = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), nbytes, 0)
     if int(error) != 0:
         raise MemoryError(
-            f"{nbytes:,} bytes of host memory cannot be pinned ({error}); keep fewer boundaries by longer chunks or a "
-            'larger stash_every, or keep them on the device (stash "device")'
+            f"cannot pin {nbytes:,} bytes of host memory ({error}); store fewer states (longer chunks or a larger "
+            'stash_every), or store states on the device (stash="device")'
         )
     return buffer
 
@@ -65,16 +66,17 @@ def _unpin(buffers: list[Tensor]) -> None:
 
 
 class Stash:
-    """Keeps states on their device, or those of a GPU in pinned host memory, with copies beside the computation.
+    """A stack of states. Stores them on their device, or moves states of a GPU to pinned host memory.
 
-    The computation waits, on the device, for a copy before memory that it reads or fills is used again: at most two
-    boundaries are on their way out and one on its way back, however far the host runs ahead of the device.
+    Copies run on a stream of their own, in parallel to the computation. The GPU waits for a copy before it reuses the
+    memory of that copy. So at most two boundaries are on their way to the host and one on its way back, however far the
+    CPU runs ahead of the GPU.
     """
 
     def __init__(self, place: StashPlace, memory: HostMemory):
         self.place, self.memory = place, memory
-        self._kept: list[Sequence[State]] = []
-        self._away: list[tuple[Layout, Tensor]] = []
+        self._on_device: list[Sequence[State]] = []
+        self._on_host: list[tuple[BufferLayout, Tensor]] = []
         self._leaving: deque[tuple[PackedStates, torch.cuda.Event]] = deque()
         self._fetched: PackedStates | None = None
 
@@ -82,50 +84,51 @@ class Stash:
         if self.place == "host" and any(t.is_cuda for state in states for t in state):
             self._send(pack(states))
         else:
-            self._kept.append([tuple(t.detach() for t in state) for state in states])
+            self._on_device.append([tuple(t.detach() for t in state) for state in states])
 
     def pop(self) -> Sequence[State]:
-        """The states pushed last, on the device that they came from."""
-        if self._kept:
-            return self._kept.pop()
-        self._let_go(0)
+        """Remove and return the newest states, on the device that they came from."""
+        if self._on_device:
+            return self._on_device.pop()
+        self._free_sent(keep=0)
         states = self._fetched if self._fetched is not None else self._fetch()
         torch.cuda.current_stream().wait_stream(self.memory.stream)
-        self._fetched = self._fetch() if self._away else None
+        self._fetched = self._fetch() if self._on_host else None
         return states
 
     def drop(self) -> None:
-        """Forget the states pushed last."""
-        if self._kept:
-            self._kept.pop()
+        """Remove the newest states."""
+        if self._on_device:
+            self._on_device.pop()
         elif self._fetched is not None:
             self._fetched = None
         else:
-            self.memory.give(self._away.pop()[1])
+            self.memory.give(self._on_host.pop()[1])
 
     def __del__(self) -> None:
-        """A forward whose backward never came gives its buffers back."""
-        for _, buffer in self._away:
+        """Return the buffers of a forward that had no backward."""
+        for _, buffer in self._on_host:
             self.memory.give(buffer)
 
     def _send(self, states: PackedStates) -> None:
-        self._let_go(1)
+        """Start to copy states to the host."""
+        self._free_sent(keep=1)
         buffer, side = self.memory.take(states.layout.nbytes), self.memory.stream
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             buffer.copy_(states.buffer, non_blocking=True)
         self._leaving.append((states, side.record_event()))
-        self._away.append((states.layout, buffer))
+        self._on_host.append((states.layout, buffer))
 
-    def _let_go(self, most: int) -> None:
-        """Free all but the newest `most` of the states that are being copied out, behind their copies."""
-        while len(self._leaving) > most:
+    def _free_sent(self, keep: int) -> None:
+        """Free the device memory of all but the newest `keep` states on their way to the host, after their copies."""
+        while len(self._leaving) > keep:
             _, copied = self._leaving.popleft()
             torch.cuda.current_stream().wait_event(copied)
 
     def _fetch(self) -> PackedStates:
-        """Begin to copy the last boundary back. Its buffer is free at once: what fills it again queues behind."""
-        layout, buffer = self._away.pop()
+        """Start to copy the newest states back. Their buffer is free at once: the next copy into it queues behind."""
+        layout, buffer = self._on_host.pop()
         states = layout.states(torch.empty(layout.nbytes, dtype=torch.uint8, device="cuda"))
         side = self.memory.stream
         side.wait_stream(torch.cuda.current_stream())

@@ -1,4 +1,4 @@
-"""What is copied into and out of a captured chunk's fixed memory, without a GPU: captured work runs again instead.
+"""What a captured chunk copies into and out of its fixed memory, without a GPU: the work runs where a GPU replays.
 
 The graphs themselves are tested in test_kernels.py, on a GPU.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ma2mba.magc import Plan, Streamer, gradients, graphs
-from ma2mba.magc.api import _run
+from ma2mba.magc.api import _apply, _Run
 from ma2mba.magc.cell import Cell, GraphCell, Piece
 from ma2mba.magc.chain import Chain
 from ma2mba.magc.chunk_io import Summed
@@ -25,13 +25,13 @@ WIDTH = 16
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(graphs, "_recording_stream", lambda device: None)
+    monkeypatch.setattr(graphs, "_capture_stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
 
 
 @pytest.fixture
 def run_again(monkeypatch):
-    monkeypatch.setattr(CapturedCell, "_do", lambda self, recording, name, run: run())
+    monkeypatch.setattr(CapturedCell, "_run_or_replay", lambda self, capture, name, run: run())
 
 
 def front(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +46,7 @@ def head(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor]:
 @pytest.mark.parametrize("every", [1, 2, 4])
 @pytest.mark.parametrize("world", [gru_layers, mamba_layers])
 def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
-    """A whole and a ragged last chunk, other numbers of places in every chunk, a gradient that passes the layers by."""
+    """The last chunk is whole or short, chunks have different numbers of places, a gradient bypasses the layers."""
     torch.manual_seed(0)
     layers = world(2)
     x, weigh = (torch.randn(2, tokens, WIDTH, dtype=torch.double) for _ in range(2))
@@ -63,9 +63,9 @@ def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
     places = [torch.arange(0, 2 * min(4, tokens - start) * WIDTH, 3 + start) for start in range(0, tokens, 4)]
     chunks = [*zip(x.split(4, 1), weigh.split(4, 1), places, strict=True)]
     states = [layer.initial_state(x) for layer in layers]
-    sink = PersistentSums(parameters)
+    sums = PersistentSums(parameters)
     for _ in range(2):
-        total, _ = _run(root, parameters, Summed(chunks), None, states, sink)
+        total, _ = _apply(_Run(root, parameters, Summed(chunks), sums), None, states)
         found = torch.autograd.grad(total, parameters)
     y, _ = run_plainly(layers, x * 2, states)
     parts = zip(y.split(4, 1), (weigh * scale).exp().split(4, 1), places, strict=True)
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
 
 
 class Captured:
-    """In place of a CUDA graph: what a replay would compute is computed once, when it is captured."""
+    """Stands for a CUDA graph: the work runs once, during the capture, and a replay does nothing."""
 
     def replay(self):
         pass
@@ -84,8 +84,8 @@ class Captured:
         return None
 
 
-def test_a_forward_without_its_backward_spoils_nothing(monkeypatch):
-    """The first tape is left unused; then the same inputs again, until all three graphs are there."""
+def test_a_forward_without_a_backward_changes_no_gradient(monkeypatch):
+    """The first tape is never used. The same inputs then run until tape and backward are captured."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Captured)
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
     torch.manual_seed(0)
@@ -95,21 +95,21 @@ def test_a_forward_without_its_backward_spoils_nothing(monkeypatch):
     root = CapturedCell(Cell([Piece.of_layer(layer) for layer in layers]), 4)
     parameters = tuple(layers.parameters())
     expected = torch.autograd.grad(run_plainly(layers, x, states)[0].sum(), parameters)
-    sink = PersistentSums(parameters)
+    sums = PersistentSums(parameters)
     root.forward((x,), states, keep=True)
     for turn in range(3):
         _, _, residual = root.forward((x,), states, keep=True)
-        with sink:
-            root.backward(residual, (torch.ones_like(x),), [(None,) * len(state) for state in states], sink)
-            found = [sink.take(parameter) for parameter in parameters]
-        if turn < 2:  # a replay adds nothing here
+        with sums:
+            root.backward(residual, (torch.ones_like(x),), [(None,) * len(state) for state in states], sums)
+            found = [sums.take(parameter) for parameter in parameters]
+        if turn < 2:  # the replay of the stand-in adds nothing
             for a, b in zip(found, expected, strict=True):
                 assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
-    assert root._recording.graphs.keys() == {"tape", "backward"}
+    assert root._capture.graphs.keys() == {"tape", "backward"}
 
 
 @pytest.mark.parametrize("kind", [torch.float32, "meta"])
-def test_a_model_that_is_moved_after_it_was_streamed_is_refused(kind):
+def test_layers_that_move_after_the_streamer_was_made_are_an_error(kind):
     layers = gru_layers(1)
     x = torch.randn(1, 4, WIDTH, dtype=torch.double)
     states = [layer.initial_state(x) for layer in layers]
@@ -124,12 +124,12 @@ class OnGpu(torch.nn.Parameter):
     is_cuda = True
 
 
-def test_sums_that_stand_are_not_made_again(monkeypatch):
-    """A step of the 2.7B model made and dropped one of half a GiB."""
+def test_persistent_sums_allocate_once(monkeypatch):
+    """Each extra allocation cost half a GiB in a step of the 2.7B model."""
     made, zeros = [], gradients._zeros
     monkeypatch.setattr(gradients, "_zeros", lambda parameter: made.append(parameter.shape) or zeros(parameter))
-    sink = PersistentSums([OnGpu(torch.ones(3))])
+    sums = PersistentSums([OnGpu(torch.ones(3))])
     for _ in range(2):
-        with sink:
+        with sums:
             pass
     assert made == [(3,)]
