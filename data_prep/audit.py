@@ -9,9 +9,9 @@ from typing import Any
 from data_prep.audit_report import AuditReport
 from data_prep.build import finish, split
 from data_prep.parts import Job, load_fragment
+from data_prep.reading import read_sources
 from data_prep.recipe import differences, load_recipe, resolve
 from data_prep.running import build_missing
-from data_prep.sources import read_sources
 from data_prep.workfolder import claim
 from ma2mba.errors import UserError
 from ma2mba.files import fsync, sha256_file

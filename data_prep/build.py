@@ -10,9 +10,9 @@ from typing import Any
 from data_prep.clips import Clip, Reject
 from data_prep.lengths import lengths
 from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
+from data_prep.reading import Reading, read_sources
 from data_prep.recipe import Recipe, load_recipe, resolve
 from data_prep.running import Share, build_missing
-from data_prep.sources import Reading, read_sources
 from data_prep.workfolder import Busy, check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write

@@ -1,43 +1,35 @@
-"""What the readers of annotation formats produce."""
+"""Clips, rejected clips, and the joining of clips that show the same video."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from ma2mba.annotations.scenewalk import Scene
 from ma2mba.model.conversation import Turn
 
 
 @dataclass(frozen=True)
-class SceneSpan:
-    """Frames [start_frame, end_frame) of the video file and what is said of them."""
-
-    start_frame: int
-    end_frame: int
-    caption: str
-
-
-@dataclass(frozen=True)
 class Clip:
-    """One sample to be: what to watch and what to say (either `turns` or `scenes`).
+    """The plan of one sample: what to watch, and what is said about it (either `turns` or `scenes`).
 
-    `media` is None for a record of text alone; `name` is its path in the annotations; `where` names the record;
-    `dataset` is the name of its source in the recipe.
+    `media` is the file's path, None for text alone; `name` is the path in the annotations, "" for text alone. `where`
+    is the place of the annotation record. `dataset` is the name of the source in the recipe; readers leave it empty.
     """
 
     sample_id: str
     media: Path | None
     name: str
-    is_image: bool
-    turns: tuple[Turn, ...]
-    scenes: tuple[SceneSpan, ...]
     where: str
+    turns: tuple[Turn, ...] = ()
+    scenes: tuple[Scene, ...] = ()
+    is_image: bool = False
     dataset: str = ""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """Something that did not become a sample, and why. `where` names the annotation record."""
+    """A record or clip that did not become a sample, and the reason. `where` is the place of the annotation record."""
 
     sample_id: str
     media: str
@@ -45,32 +37,27 @@ class Reject:
     reason: str
 
 
-class RecordError(ValueError):
-    """A record that is not what its format says."""
-
-
-def group_by_video(clips: list[Clip]) -> Iterator[Clip]:
-    """Join the conversations about one video, in order of appearance, into one clip in the place of the first."""
-    groups: dict[Path, list[Clip]] = {}
+def join_videos(clips: list[Clip]) -> Iterator[Clip]:
+    """Join the conversations about each video, in their order, into one clip, whose id is the video's name."""
+    by_video: dict[Path | str, list[Clip]] = {}
     for clip in clips:
-        assert clip.media is not None
-        groups.setdefault(clip.media, []).append(clip)
-    for some in groups.values():
-        turns = tuple(turn for clip in some for turn in clip.turns)
-        yield replace(some[0], sample_id=some[0].name, turns=turns)
+        by_video.setdefault(clip.media or clip.where, []).append(clip)
+    for same in by_video.values():
+        turns = tuple(turn for clip in same for turn in clip.turns)
+        yield replace(same[0], sample_id=same[0].name or same[0].sample_id, turns=turns)
 
 
 def join_scenes(clips: list[Clip], incomplete: set[str]) -> Iterator[Clip | Reject]:
-    """Join clips of one scene each that have one id, in time order.
+    """Join the clips of one data set that have the same id, and order their scenes by time.
 
-    A video of which a scene is missing (its id is in `incomplete`) or starts twice is rejected:
-    it would be captioned wrongly.
+    Reject a video when its id is in `incomplete` (the record of another scene is bad) or when two of its scenes start
+    at the same frame: captions would be assigned to the wrong frames.
     """
-    groups: dict[tuple[str, str], list[Clip]] = {}
+    by_id: dict[tuple[str, str], list[Clip]] = {}
     for clip in clips:
-        groups.setdefault((clip.dataset, clip.sample_id), []).append(clip)
-    for some in groups.values():
-        first, scenes = some[0], sorted((s for clip in some for s in clip.scenes), key=lambda s: s.start_frame)
+        by_id.setdefault((clip.dataset, clip.sample_id), []).append(clip)
+    for same in by_id.values():
+        first, scenes = same[0], sorted((s for clip in same for s in clip.scenes), key=lambda s: s.start_frame)
         starts = [scene.start_frame for scene in scenes]
         if first.sample_id in incomplete:
             yield Reject(first.sample_id, first.name, first.where, "malformed record: another scene of it is malformed")

@@ -1,43 +1,52 @@
-"""The recipe of a build: a YAML file, checked whole before anything is read or written."""
+"""The recipe of a build: a YAML file, checked completely before annotations are read or anything is written."""
 
 import glob
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from data_prep.sources import find_format
 from ma2mba.errors import UserError
 from ma2mba.files import reading, sha256_file
 from ma2mba.shards.format import FORMAT_VERSION
 
+
+def _stage_name(text: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_]+", text):
+        raise ValueError(f"{text!r} is not a stage name; use letters, digits and _, as in stage1_5")
+    return text
+
+
 Names = Annotated[
     list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
-
-
-Format = Literal[
-    "llava",
-    "webvid",
-    "scenewalk",
-    "scenewalk_segments",
-    "llava_video",
-    "nextqa_mc",
-    "nextqa_oe",
-    "activitynet_qa",
-    "perception_test",
-]
+FormatName = Annotated[str, AfterValidator(lambda name: find_format(name).name)]
+Stage = Annotated[str, AfterValidator(_stage_name)]
+"""A label of the shards. The paper's stages are stage1, stage1_5 and stage2. No behaviour depends on the stage."""
 
 
 class Source(BaseModel):
-    """Annotation files of one format and the folder that their media paths are relative to.
+    """Annotation files of one format, and the folder that contains their media.
 
-    An annotation with `*` stands for all files that fit, in order of name. Sources of one `name` (by default the
-    format) are one data set; `weight` is how often training draws a sample of it beside one of weight 1.
+    An annotation with `*` is a pattern: it means all matching files, in order of name. Sources with the same `name`
+    (default: the format) are one data set. A sample of weight w is drawn in training w times as often as a sample of
+    weight 1.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    format: Format
+    format: FormatName
     name: str = Field(min_length=1)
     annotations: Names
     media: str
@@ -49,7 +58,10 @@ class Source(BaseModel):
         return {"name": given.get("format"), **given} if isinstance(given, dict) else given
 
     def files(self, base: Path) -> list[tuple[str, Path]]:
-        """(name, path) of every annotation file, once; a pattern that fits none gives nothing."""
+        """Return (name, path) of every annotation file, without repetition, for a recipe in the folder `base`.
+
+        A pattern without a matching file adds nothing.
+        """
         paths: dict[Path, str] = {}
         for given in self.annotations:
             for name in _expand(given, base):
@@ -62,10 +74,10 @@ def _expand(name: str, base: Path) -> list[str]:
 
 
 class Recipe(BaseModel):
-    """Everything that decides the bytes of a build. Paths are relative to the recipe's file."""
+    """All settings that decide the bytes of a build. Relative paths count from the folder of the recipe's file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    stage: Literal["stage1", "stage1_5", "stage2"]
+    stage: Stage
     tokenizer: str
     sources: list[Source] = Field(min_length=1)
     image_size: int = Field(default=336, ge=8, le=4096)
@@ -77,51 +89,64 @@ class Recipe(BaseModel):
 
     @field_validator("sources")
     @classmethod
-    def _one_meaning_of_a_name(cls, sources: list[Source]) -> list[Source]:
+    def _same_name_same_data_set(cls, sources: list[Source]) -> list[Source]:
         known: dict[str, Source] = {}
         for i, source in enumerate(sources):
             first = known.setdefault(source.name, source)
             if (first.format, first.weight) != (source.format, source.weight):
-                raise ValueError(f"source {i} is named {source.name} like one of another format or weight; rename it")
+                raise ValueError(
+                    f"source {i} has the same name {source.name} as an earlier source, but another format or weight; "
+                    f"rename it"
+                )
         return sources
 
 
 def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe. Raises UserError with every fault at once, each with the path to its key."""
+    """Read and check a recipe. Raise UserError that lists every fault with the path of its key."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}); name a YAML file") from error
+        raise UserError(f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+        raise UserError(f"{path}: not a recipe. A recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        faults = [f"  {'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        faults = [f"  {_fault(details)}" for details in error.errors()]
         raise UserError(f"{path}: the recipe has {len(faults)} fault(s):\n" + "\n".join(faults)) from error
     _check_paths(recipe, path)
     return recipe
 
 
+def _fault(details: Any) -> str:
+    return f"{'.'.join(map(str, details['loc']))}: {details['msg'].removeprefix('Value error, ')}"
+
+
 def _check_paths(recipe: Recipe, path: Path) -> None:
-    """Every annotation file and media folder must be there."""
+    """Raise UserError unless the tokenizer, every annotation file and every media folder exist."""
+    base = path.parent.absolute()
     missing = []
+    if not (base / recipe.tokenizer).is_file():
+        missing.append(f"  tokenizer: {base / recipe.tokenizer}: no such tokenizer file")
     for i, source in enumerate(recipe.sources):
-        if not (path.parent / source.media).is_dir():
-            missing.append(f"  sources.{i}.media: {path.parent / source.media} is not a folder")
+        if not (base / source.media).is_dir():
+            missing.append(f"  sources.{i}.media: {base / source.media} is not a folder")
         for j, name in enumerate(source.annotations):
-            if not (found := _expand(name, path.parent)):
-                missing.append(f"  sources.{i}.annotations.{j}: {path.parent / name} fits no file")
-            elif not all((path.parent / file).is_file() for file in found):
-                missing.append(f"  sources.{i}.annotations.{j}: {path.parent / name} is not a file")
+            if not (found := _expand(name, base)):
+                missing.append(f"  sources.{i}.annotations.{j}: {base / name} matches no file")
+            elif not all((base / file).is_file() for file in found):
+                missing.append(f"  sources.{i}.annotations.{j}: {base / name} is not a file")
     if missing:
-        raise UserError(f"{path}: the recipe names what is not there:\n" + "\n".join(missing))
+        raise UserError(
+            f"{path}: the recipe names missing files. Correct these keys; relative paths count from the recipe's "
+            f"folder, {base}:\n" + "\n".join(missing)
+        )
 
 
 def resolve(recipe: Recipe, base: Path, decoder_version: str) -> dict[str, Any]:
-    """The recipe with the hashes of the files it names: equal dictionaries mean equal shards (from equal media)."""
+    """Return the recipe with the hashes of its files. From the same media, equal dictionaries give equal shards."""
     content: dict[str, Any] = recipe.model_dump(mode="json")
     for source, named in zip(recipe.sources, content["sources"], strict=True):
         files = source.files(base)
@@ -136,7 +161,7 @@ def _hash(path: Path) -> str:
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Where two resolved recipes differ, as "key: old value -> new value"."""
+    """Return the differences of two resolved recipes, each as "key: old value -> new value"."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(old.keys() | new.keys())
         return [line for k in keys for line in differences(old.get(k), new.get(k), f"{key}.{k}" if key else k)]

@@ -1,4 +1,4 @@
-"""One clip to one sample: watch, resize, write down the conversation as tokens."""
+"""Build a sample from a clip: decode and resize its frames, and encode its conversation as tokens."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from data_prep.clips import Clip, SceneSpan
+from data_prep.clips import Clip
 from data_prep.recipe import Recipe
 from data_prep.spool import Slot, Spool, SpooledFrames
+from ma2mba.annotations.scenewalk import Scene
 from ma2mba.files import sha256_file
 from ma2mba.model.conversation import Encoded, encode_conversation, encode_scenes
 from ma2mba.shards.format import IndexRow
@@ -22,7 +23,11 @@ from ma2mba.video.pictures import clip_view, read_image, to_jpeg
 
 @dataclass(frozen=True)
 class Watched:
-    """A medium's sampled frames, the number of each among the file's `total`, its length in seconds, its damage."""
+    """The sampled frames of an image or a video.
+
+    `indices` holds the number of each frame in the file, which has `total` frames. `duration` is in seconds.
+    `problem` describes damage, "" for none.
+    """
 
     frames: SpooledFrames
     indices: list[int]
@@ -33,7 +38,7 @@ class Watched:
 
 @dataclass(frozen=True)
 class Built:
-    """A sample ready to be written; `silent_scenes` were left out because no sampled frame shows them."""
+    """A sample to be written. `silent_scenes` is the number of scenes left out because no sampled frame shows them."""
 
     row: IndexRow
     frames: Sequence[PayloadFrame]
@@ -41,7 +46,7 @@ class Built:
 
 
 def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) -> Watched:
-    """Sample the clip's medium into `spool`; `beat` is called at each packet. Raises MediaError."""
+    """Sample the frames of the clip's medium into `spool`. Call `beat` at each packet and frame. Raise MediaError."""
 
     def use(picture: np.ndarray) -> Slot:
         beat()
@@ -61,9 +66,9 @@ def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) ->
 def build_sample(
     clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokenizer, spool: Spool, beat: Callable[[], None]
 ) -> Built:
-    """Make a sample, its frames in `spool`; its place (`file`, `first_row_group`) is set by whoever writes it.
+    """Return a clip's sample, whose frames are in `spool`. The writer sets its `file` and `first_row_group`.
 
-    Raises MediaError, and MemoryError when decoding reaches the process's limit.
+    Raise MediaError when the medium cannot be used, MemoryError when decoding reaches the process's memory limit.
     """
     spool.clear()
     watched = watch(clip, recipe, spool, beat)
@@ -100,7 +105,7 @@ def _each(frames: Sequence[PayloadFrame], beat: Callable[[], None]) -> Iterator[
 
 
 def _identity(media: Path | None, beat: Callable[[], None]) -> tuple[int, str]:
-    """A medium's size in bytes and SHA-256. Raises MediaError when it cannot be read to its end."""
+    """Return a file's size in bytes and SHA-256, (0, "") for None. Raise MediaError when reading fails."""
     if media is None:
         return 0, ""
     try:
@@ -116,12 +121,15 @@ def _encode(clip: Clip, watched: Watched, tokenizer: Tokenizer) -> tuple[Encoded
     if last >= watched.total:
         raise MediaError(clip.media, f"its last scene starts at frame {last}, but it has {watched.total} frames")
     scenes = frames_of_scenes(clip.scenes, watched.indices)
-    told = [(count, scene.caption) for count, scene in zip(scenes, clip.scenes, strict=True) if count]
-    return encode_scenes(tokenizer, told), len(clip.scenes) - len(told)
+    shown = [(count, scene.caption) for count, scene in zip(scenes, clip.scenes, strict=True) if count]
+    return encode_scenes(tokenizer, shown), len(clip.scenes) - len(shown)
 
 
-def frames_of_scenes(scenes: tuple[SceneSpan, ...], indices: list[int]) -> list[int]:
-    """Sampled frames of each scene: a frame belongs to the last scene that starts at or before it, else the first."""
+def frames_of_scenes(scenes: tuple[Scene, ...], indices: list[int]) -> list[int]:
+    """Return the number of sampled frames of each scene.
+
+    A frame belongs to the last scene that starts at or before it. A frame before all scenes belongs to the first.
+    """
     starts, counts = [scene.start_frame for scene in scenes], [0] * len(scenes)
     for index in indices:
         counts[max(0, bisect_right(starts, index) - 1)] += 1

@@ -10,9 +10,10 @@ import yaml
 from PIL import Image
 
 from data_prep.build import build
-from data_prep.clips import RecordError, Reject
-from data_prep.sources.records import VideoFinder, writable
+from data_prep.clips import Reject
+from data_prep.reading import encodable
 from data_prep.toy.words import save_tokenizer
+from ma2mba.annotations import BadRecord, MediaFolder, RecordError
 from ma2mba.shards.reader import ShardReader
 from ma2mba.video import probe
 from ma2mba.video.errors import MediaError, file_size
@@ -100,8 +101,9 @@ def test_a_medium_that_is_not_there(name, tmp_path):
 
 def test_a_folder_that_cannot_be_listed_costs_its_record(tmp_path):
     with pytest.raises(RecordError, match="cannot be listed \\(File name too long\\)"):
-        VideoFinder(tmp_path).name("x" * 300 + "/video")
+        MediaFolder(tmp_path).find("x" * 300 + "/video")
 
 
 def test_rejects_can_be_printed():
-    assert writable(Reject(HALF, "é", "r.json line 1", "from 😀")) == Reject("\\ud83d", "é", "r.json line 1", "from 😀")
+    rejected = encodable(BadRecord("r.json line 1", HALF, "é", "from 😀"))
+    assert rejected == Reject("\\ud83d", "é", "r.json line 1", "malformed record: from 😀")

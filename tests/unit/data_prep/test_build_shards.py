@@ -311,7 +311,7 @@ def test_altered_shards_are_refused(built, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"stage": "x", "sze": 3, "sources": [SOURCES[0] | {"media": 1}]}, ["stage:", "sze:", "sources.0.media:"]),
+        ({"stage": "x y", "sze": 3, "sources": [SOURCES[0] | {"media": 1}]}, ["stage:", "sze:", "sources.0.media:"]),
         ({"sources": [SOURCES[0] | {"annotations": "gone.json"}]}, ["sources.0.annotations.0", "gone.json is not"]),
         ({"sources": [SOURCES[0] | {"media": "gone"}]}, ["sources.0.media", "is not a folder"]),
         ({"tokenizer": "gone.json"}, ["gone.json: no such tokenizer file"]),

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from data_prep.cli import app
 from data_prep.recipe import Recipe, resolve
-from data_prep.sources import READERS
+from data_prep.sources import find_format, format_names
 from ma2mba.errors import UserError
 from ma2mba.files import writing
 
@@ -35,13 +35,13 @@ def test_a_full_disk_is_named():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "index")
 
 
-@pytest.mark.parametrize("form", sorted(READERS))
+@pytest.mark.parametrize("form", format_names())
 def test_an_annotation_file_that_cannot_be_read(form, tmp_path):
     names = ["a_q.json", "a_a.json"] if form == "activitynet_qa" else ["a.json"] if "next" not in form else ["a.csv"]
     for name in names:
         (tmp_path / name).symlink_to(UNREADABLE)
     with pytest.raises(UserError, match=r"a[_qa]*\.(json|csv): "):
-        list(READERS[form]([(name, tmp_path / name) for name in names], tmp_path))
+        list(find_format(form).read([(name, tmp_path / name) for name in names], tmp_path))
     source = {"format": form, "annotations": names, "media": "."}
     recipe = Recipe.model_validate({"stage": "stage2", "tokenizer": "t.json", "sources": [source]})
     with pytest.raises(UserError, match=r"a[_qa]*\.(json|csv): cannot be read \(Input/output error\)"):
@@ -51,11 +51,11 @@ def test_an_annotation_file_that_cannot_be_read(form, tmp_path):
 def test_a_map_of_videos_that_cannot_be_read(tmp_path):
     (tmp_path / "map.json").symlink_to(UNREADABLE)
     with pytest.raises(UserError, match=r"map\.json: cannot be read"):
-        list(READERS["nextqa_mc"]([("map.json", tmp_path / "map.json")], tmp_path))
+        list(find_format("nextqa_mc").read([("map.json", tmp_path / "map.json")], tmp_path))
 
 
 @pytest.mark.parametrize("header", ['videoid,"contentUrl"x,duration,page_dir,name\n', 'videoid,"name'])
 def test_a_first_line_that_is_badly_quoted(header, tmp_path):
     (tmp_path / "w.csv").write_text(header)
-    with pytest.raises(UserError, match=r"w\.csv: its first line is not CSV"):
-        list(READERS["webvid"]([("w.csv", tmp_path / "w.csv")], tmp_path))
+    with pytest.raises(UserError, match=r"w\.csv: the first line is not CSV"):
+        list(find_format("webvid").read([("w.csv", tmp_path / "w.csv")], tmp_path))

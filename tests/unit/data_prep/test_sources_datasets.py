@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.clips import SceneSpan
+from data_prep.reading import read_sources
 from data_prep.recipe import Recipe
-from data_prep.sources import read_sources
-from data_prep.sources.wording import CHOOSE, DESCRIBE_VIDEO
+from data_prep.sources.turns import CHOOSE, DESCRIBE_VIDEO
+from ma2mba.annotations.scenewalk import Scene
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import Turn
 
@@ -180,7 +180,7 @@ def test_malformed_activitynet_qa(tmp_path):
         ("t_a.json line 22, record 5", "question 8 is in no _q.json"),
     ]
     assert len(reading.clips) == 1
-    with pytest.raises(UserError, match="needs both kinds"):
+    with pytest.raises(UserError, match="needs files of both kinds"):
         read(tmp_path, ("activitynet_qa", ["t_q.json"]))
 
 
@@ -234,7 +234,7 @@ def test_perception_test(tmp_path):
 @pytest.mark.parametrize("text", ["[1]", '{"a": 1', '{"a" 1}', '{"a": 1}}', '{"a": 1,}', "", "\xff"])
 def test_a_file_that_is_no_object(text, tmp_path):
     (tmp_path / "t.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"t\.json: .*one JSON object|goes on after"):
+    with pytest.raises(UserError, match=r"t\.json: .*one JSON object|text follows the JSON object"):
         read(tmp_path, ("perception_test", "t.json"))
 
 
@@ -320,8 +320,8 @@ def test_scenewalk_segments(tmp_path):
         ("s.parquet row 6", "two scenes of it start at frame 0"),
     ]
     a, b = reading.clips
-    assert (a.name, a.scenes) == ("a.mkv", (SceneSpan(0, 40, "one"), SceneSpan(40, 72, "two")))
-    assert (b.name, b.scenes) == ("b.mp4", (SceneSpan(0, 9, "alone"),))
+    assert (a.name, a.scenes) == ("a.mkv", (Scene(0, 40, "one"), Scene(40, 72, "two")))
+    assert (b.name, b.scenes) == ("b.mp4", (Scene(0, 9, "alone"),))
     assert (reading.records, reading.ungrouped) == (10, 6)
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from data_prep.clips import SceneSpan
+from data_prep.reading import read_sources
 from data_prep.recipe import Recipe
-from data_prep.sources import read_sources
+from ma2mba.annotations.scenewalk import Scene
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import Turn
 
@@ -107,7 +107,7 @@ def test_scenewalk(tmp_path):
         tmp_path, "scenewalk", json.dumps(WALK) + "\n\n{broken\n" + json.dumps(WALK | {"clip_num": 3}) + "\n"
     )
     (clip,) = reading.clips
-    assert clip.scenes == (SceneSpan(0, 40, "one"), SceneSpan(40, 72, "two"))
+    assert clip.scenes == (Scene(0, 40, "one"), Scene(40, 72, "two"))
     broken, miscounted = reading.rejects
     assert broken.where == "a0.json line 3"
     assert "not JSON" in broken.reason

@@ -37,7 +37,7 @@ def tasks(job: Job, *sizes: int) -> list[pool.Task]:
     talk = (Turn("user", "q"), Turn("assistant", "four"))
     media = job.tokenizer.parent / "a.png"
     return [
-        (part, [Clip(f"{part}-{i}", media, "a.png", True, talk, (), "r") for i in range(size)], {})
+        (part, [Clip(f"{part}-{i}", media, "a.png", "r", talk, is_image=True) for i in range(size)], {})
         for part, size in enumerate(sizes)
     ]
 

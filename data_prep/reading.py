@@ -1,0 +1,87 @@
+"""Read the annotations of a recipe: all clips, with those about the same video joined, and all bad records."""
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_prep.clips import Clip, Reject, join_scenes, join_videos
+from data_prep.recipe import Recipe
+from data_prep.sources import find_format
+from ma2mba.annotations.records import BadRecord
+
+
+@dataclass
+class Reading:
+    """The clips and rejects of a recipe, the number of records, and the number of clips before joining.
+
+    `by_dataset` holds the same counts for each data set.
+    """
+
+    clips: list[Clip] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    records: int = 0
+    ungrouped: int = 0
+    by_dataset: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def read_sources(recipe: Recipe, base: Path) -> Reading:
+    """Read all annotation files of a recipe whose folder is `base`. Raise UserError for a file of another format."""
+    reading = Reading()
+    found: dict[str, list[Clip]] = {"nothing": [], "scenes": [], "videos": []}
+    incomplete = set[str]()
+    records, before = Counter[str](), Counter[str]()
+    for source in recipe.sources:
+        form = find_format(source.format)
+        for item in form.read(source.files(base), base / source.media):
+            records[source.name] += 1
+            clip = encodable(item)
+            if isinstance(clip, Reject):
+                reading.rejects.append(clip)
+                incomplete |= {clip.sample_id} if form.join == "scenes" else set()
+            else:
+                before[source.name] += 1
+                found[form.join].append(replace(clip, dataset=source.name))
+    reading.records, reading.ungrouped = records.total(), before.total()
+    joined = [*found["nothing"], *join_scenes(found["scenes"], incomplete), *join_videos(found["videos"])]
+    reading.rejects += [clip for clip in joined if isinstance(clip, Reject)]
+    _resolve_repeated_ids(reading, [clip for clip in joined if isinstance(clip, Clip)])
+    after = Counter(clip.dataset for clip in reading.clips)
+    reading.by_dataset = {
+        name: {"records": records[name], "conversations": before[name], "grouped": after[name]}
+        for name in dict.fromkeys(source.name for source in recipe.sources)
+    }
+    return reading
+
+
+def _resolve_repeated_ids(reading: Reading, clips: list[Clip]) -> None:
+    """Keep the first clip of each id in a data set. Prefix an id that another data set has with the data set's name."""
+    first: dict[str, Clip] = {}
+    for clip in clips:
+        same = first.get(clip.sample_id)
+        if same and same.dataset != clip.dataset:
+            clip = replace(clip, sample_id=f"{clip.dataset}/{clip.sample_id}")
+            same = first.get(clip.sample_id)
+        if same:
+            reason = f"malformed record: its id stands already in {same.where}"
+            reading.rejects.append(Reject(clip.sample_id, clip.name, clip.where, reason))
+        else:
+            first[clip.sample_id] = clip
+    reading.clips = list(first.values())
+
+
+def encodable(item: Clip | BadRecord) -> Clip | Reject:
+    r"""Return a clip whose texts UTF-8 can encode, or a reject: of a bad record, or of half a character ("\ud83d")."""
+    if isinstance(item, BadRecord):
+        return _reject(item.id, item.media, item.where, item.reason)
+    texts = [item.sample_id, item.name, *(t.text for t in item.turns), *(s.caption for s in item.scenes)]
+    if all(text.isascii() or text == _escaped(text) for text in texts):
+        return item
+    return _reject(item.sample_id, item.name, item.where, "a text of it holds half a character")
+
+
+def _reject(sample_id: str, media: str, where: str, reason: str) -> Reject:
+    return Reject(*map(_escaped, (sample_id, media, where, f"malformed record: {reason}")))
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

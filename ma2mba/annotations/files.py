@@ -1,0 +1,118 @@
+"""Annotation files (JSON, JSON lines, CSV), read record by record."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ma2mba.annotations.fields import RecordError
+from ma2mba.errors import UserError
+from ma2mba.files import reading
+
+Files = list[tuple[str, Path]]
+"""Annotation files: (name for messages, path)."""
+Records = Iterator[tuple[str, Any]]
+"""(place in the file, JSON value or CSV row as a dictionary). The value is a RecordError if it cannot be read."""
+_BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def json_list(path: Path) -> Records:
+    """Yield ("line 7, record 1", value), ... of a file that holds one JSON list. Raise UserError otherwise."""
+    for i, (line, _, value) in enumerate(_members(path, "[]", "list of records"), 1):
+        yield f"line {line}, record {i}", value
+
+
+def json_object(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Yield ("line 7, abc", "abc", value), ... of a file that holds one JSON object. Raise UserError otherwise."""
+    for line, key, value in _members(path, "{}", "object"):
+        yield f"line {line}, {key}", key, value
+
+
+def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, Any]]:
+    """Yield (line, key or "", value) of each member. Only one member is parsed at a time, to save memory."""
+    try:
+        with reading(path):
+            text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error}). The file must hold one JSON {kind}.") from error
+    decoder, keyed = json.JSONDecoder(), brackets == "{}"
+    line, counted = 1, 0
+
+    def expect(sign: str, at: int) -> int:
+        if text[at : at + 1] not in tuple(sign):
+            place = f"line {text.count(chr(10), 0, at) + 1}"
+            raise UserError(f"{path}: {place}: expected {' or '.join(sign)}. The file must hold one JSON {kind}.")
+        return _BLANK.match(text, at + 1).end()  # type: ignore[union-attr]
+
+    def value_at(at: int) -> tuple[Any, int]:
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error}). The file must hold one JSON {kind}.") from error
+        return value, _BLANK.match(text, end).end()  # type: ignore[union-attr]
+
+    at = expect(brackets[0], _BLANK.match(text).end())  # type: ignore[union-attr]
+    more = text[at : at + 1] != brackets[1]
+    while more:
+        line, counted = line + text.count("\n", counted, at), at
+        key = ""
+        if keyed:
+            key, at = value_at(at)
+            at = expect(":", at)
+        value, at = value_at(at)
+        yield line, key, value
+        more = text[at : at + 1] == ","
+        at = expect("," + brackets[1], at) if more else at
+    if (end := expect(brackets[1], at)) != len(text):
+        raise UserError(f"{path}: text follows the JSON {kind}: {text[end : end + 20]!r}. Remove this text.")
+
+
+def json_lines(path: Path) -> Records:
+    """Yield ("line 1", value), ... of a file with one JSON value per line. Blank lines are skipped."""
+    with reading(path), open(path, "rb") as file:
+        for i, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {i}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"line {i}", RecordError(f"not JSON ({error})")
+
+
+def csv_rows(*columns: str) -> Callable[[Path], Records]:
+    """Return a reader of CSV files that have at least these columns.
+
+    The reader yields ("line 2", {column: text}), ... and raises UserError when a column is missing.
+    """
+
+    def read(path: Path) -> Records:
+        with reading(path), open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file, strict=True)
+            try:
+                header = next(rows, [])
+            except csv.Error as error:
+                raise UserError(f"{path}: the first line is not CSV ({error}). It must name the columns.") from error
+            if missing := [name for name in columns if name not in header]:
+                raise UserError(f"{path}: no column {', '.join(missing)}. The file's columns are {', '.join(header)}.")
+            while True:
+                where = f"line {rows.line_num + 1}"
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    yield where, RecordError(f"not CSV ({error})")
+                    continue
+                yield where, _by_column(header, row)
+
+    return read
+
+
+def _by_column(header: list[str], row: list[str]) -> dict[str, str] | RecordError:
+    if len(row) != len(header):
+        return RecordError(f"has {len(row)} fields, not {len(header)}")
+    if any("\udc80" <= letter <= "\udcff" for text in row for letter in text):
+        return RecordError("is not UTF-8")
+    return dict(zip(header, row, strict=True))

@@ -1,0 +1,63 @@
+"""PerceptionTest: a JSON object, video id -> {metadata, mc_question: [{id, question, options[3], answer_id, ...}]}.
+
+The video's file is {video id} with any suffix.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ma2mba.annotations.fields import RecordError, need, need_number, need_text
+from ma2mba.annotations.files import Files, json_object
+from ma2mba.annotations.media import MediaFolder
+from ma2mba.annotations.records import BadRecord, Record, try_parse
+
+OPTIONS = 3
+
+
+@dataclass(frozen=True)
+class PerceptionRecord(Record):
+    """One question. `id` is unique within its video; `answer_id` is the index of the right option."""
+
+    video_id: str
+    id: int
+    question: str
+    options: tuple[str, ...]
+    answer_id: int
+
+
+def read(files: Files, media: Path) -> Iterator[PerceptionRecord | BadRecord]:
+    """Yield each question of each video. A video without questions is a bad record."""
+    folder = MediaFolder(media)
+    for file, path in files:
+        for place, video_id, video in json_object(path):
+            where = f"{file} {place}"
+            try:
+                _check_id(video_id, video)
+                name, questions = folder.find(video_id), need(video, "mc_question", list)
+            except RecordError as error:
+                yield BadRecord.of({"id": video_id, "video": video_id}, where, str(error))
+                continue
+
+            def parse(
+                value: Any, _: MediaFolder, where: str, name: str = name, video_id: str = video_id
+            ) -> PerceptionRecord:
+                return PerceptionRecord(where, name, video_id, need_number(value, "id", 1 << 31), *_question(value))
+
+            for i, question in enumerate(questions, 1):
+                yield try_parse(parse, question, folder, f"{where}, question {i}")
+
+
+def _check_id(video_id: str, video: Any) -> None:
+    given = need(need(video, "metadata", dict), "video_id", str)
+    if given != video_id:
+        raise RecordError(f"its metadata are of video {given}")
+
+
+def _question(value: Any) -> tuple[str, tuple[str, ...], int]:
+    """Return question, options and the index of the right option. Raise RecordError when one is bad."""
+    text, options = need_text(value, "question"), need(value, "options", list)
+    if len(options) != OPTIONS or not all(isinstance(option, str) and option.strip() for option in options):
+        raise RecordError(f"options are not {OPTIONS} texts")
+    return text, tuple(options), need_number(value, "answer_id", OPTIONS)

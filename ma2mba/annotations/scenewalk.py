@@ -1,0 +1,50 @@
+"""SceneWalk by video: JSON lines {id, video, total_time, clip_num, scenes, conversations}; answer i captions scene i.
+
+Scenes are read by their frame numbers: the data set does not document what `start_fps` and `end_fps` count.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ma2mba.annotations.conversation import conversation
+from ma2mba.annotations.fields import RecordError, need, need_id
+from ma2mba.annotations.files import json_lines
+from ma2mba.annotations.media import MediaFolder
+from ma2mba.annotations.records import Record, each
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Frames [start_frame, end_frame) of the video and their caption."""
+
+    start_frame: int
+    end_frame: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class SceneWalkRecord(Record):
+    """Scenes are in time order; they may overlap."""
+
+    id: str
+    scenes: tuple[Scene, ...]
+
+
+def parse(value: Any, folder: MediaFolder, where: str) -> SceneWalkRecord:
+    """Return one record. Raise RecordError when it breaks the format."""
+    record_id, name = need_id(value), need(value, "video", str)
+    spans, count = need(value, "scenes", list), need(value, "clip_num", int)
+    captions = [exchange.gpt for exchange in conversation(value, marked=False)]
+    if not len(spans) == len(captions) == count:
+        raise RecordError(f"clip_num is {count}, but it has {len(spans)} scenes and {len(captions)} captions")
+    scenes, before = [], 0
+    for i, (span, caption) in enumerate(zip(spans, captions, strict=True), 1):
+        start, end = need(span, "start_frame", int), need(span, "end_frame", int)
+        if not before <= start < end:
+            raise RecordError(f"scene {i} is frames {start} to {end}, after frame {before} of the scene before")
+        scenes.append(Scene(start, end, caption))
+        before = start
+    return SceneWalkRecord(where, folder.inside(name), record_id, tuple(scenes))
+
+
+read = each(json_lines, parse)

@@ -1,0 +1,24 @@
+"""A format of one's own: JSON lines {"clip": path, "caption": text}. docs/extending.md shows this file.
+
+Run `python captions_format.py build RECIPE.yaml --out SHARDS`, where RECIPE.yaml has a source with `format: captions`.
+"""
+
+from typing import Any
+
+from data_prep.cli import main
+from data_prep.clips import Clip
+from data_prep.sources import register
+from data_prep.sources.turns import caption_turns
+from ma2mba.annotations import MediaFolder, each, json_lines, need_text
+
+
+def read_caption(record: Any, folder: MediaFolder, where: str) -> Clip:
+    """Return the clip of one line. Raise RecordError when a field is missing or the path leaves the media folder."""
+    name, caption = need_text(record, "clip"), need_text(record, "caption")
+    return Clip(name, folder.path(name), name, where, caption_turns(name, caption))
+
+
+register("captions", each(json_lines, read_caption))
+
+if __name__ == "__main__":
+    main()
