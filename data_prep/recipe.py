@@ -108,7 +108,7 @@ def load_recipe(path: Path) -> Recipe:
     except OSError as error:
         raise UserError(f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}). Correct its syntax.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a recipe. A recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
     try:

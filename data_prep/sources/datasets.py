@@ -17,16 +17,8 @@ from ma2mba.annotations import (
     scenewalk_segments,
     webvid,
 )
-from ma2mba.annotations.activitynet_qa import ActivityNetRecord
 from ma2mba.annotations.files import Files
-from ma2mba.annotations.llava import LlavaRecord
-from ma2mba.annotations.llava_video import LlavaVideoRecord
-from ma2mba.annotations.nextqa import NextMCRecord, NextOERecord
-from ma2mba.annotations.perception_test import PerceptionRecord
 from ma2mba.annotations.records import BadRecord, Reader, Record
-from ma2mba.annotations.scenewalk import SceneWalkRecord
-from ma2mba.annotations.scenewalk_segments import SegmentRecord
-from ma2mba.annotations.webvid import WebVidRecord
 
 R = TypeVar("R", bound=Record)
 
@@ -44,43 +36,43 @@ def clips(read: Reader[R | BadRecord], clip_of: Callable[[R, Path | None], Clip]
     return read_clips
 
 
-def _llava(record: LlavaRecord, path: Path | None) -> Clip:
+def _llava(record: llava.LlavaRecord, path: Path | None) -> Clip:
     turns = conversation_turns(record.conversation)
     return Clip(record.id, path, record.media, record.where, turns, is_image=record.is_image)
 
 
-def _llava_video(record: LlavaVideoRecord, path: Path | None) -> Clip:
+def _llava_video(record: llava_video.LlavaVideoRecord, path: Path | None) -> Clip:
     return Clip(record.id, path, record.media, record.where, conversation_turns(record.conversation))
 
 
-def _webvid(record: WebVidRecord, path: Path | None) -> Clip:
+def _webvid(record: webvid.WebVidRecord, path: Path | None) -> Clip:
     return Clip(record.videoid, path, record.media, record.where, caption_turns(record.videoid, record.name))
 
 
-def _scenewalk(record: SceneWalkRecord, path: Path | None) -> Clip:
+def _scenewalk(record: scenewalk.SceneWalkRecord, path: Path | None) -> Clip:
     return Clip(record.id, path, record.media, record.where, scenes=record.scenes)
 
 
-def _segment(record: SegmentRecord, path: Path | None) -> Clip:
+def _segment(record: scenewalk_segments.SegmentRecord, path: Path | None) -> Clip:
     return Clip(record.id, path, record.media, record.where, scenes=(record.scene,))
 
 
-def _nextqa_mc(record: NextMCRecord, path: Path | None) -> Clip:
+def _nextqa_mc(record: nextqa.NextMCRecord, path: Path | None) -> Clip:
     turns = choice_turns(record.question, record.options, record.answer)
     return Clip(f"{record.video}-{record.qid}", path, record.media, record.where, turns)
 
 
-def _nextqa_oe(record: NextOERecord, path: Path | None) -> Clip:
+def _nextqa_oe(record: nextqa.NextOERecord, path: Path | None) -> Clip:
     turns = question_turns(record.question, record.answer)
     return Clip(f"{record.video}-{record.qid}", path, record.media, record.where, turns)
 
 
-def _activitynet_qa(record: ActivityNetRecord, path: Path | None) -> Clip:
+def _activitynet_qa(record: activitynet_qa.ActivityNetRecord, path: Path | None) -> Clip:
     turns = question_turns(record.question, record.answer)
     return Clip(record.question_id, path, record.media, record.where, turns)
 
 
-def _perception_test(record: PerceptionRecord, path: Path | None) -> Clip:
+def _perception_test(record: perception_test.PerceptionRecord, path: Path | None) -> Clip:
     turns = choice_turns(record.question, record.options, record.answer_id)
     return Clip(f"{record.video_id}-{record.id}", path, record.media, record.where, turns)
 

@@ -1,4 +1,4 @@
-"""A record or a medium that nothing can be made of is rejected by name; the build goes on without it."""
+"""A record, image or video that cannot be used is rejected and named; the build continues without it."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def record(name: str, **changes) -> dict:
 
 
 def write_recipe(folder: Path, records: list[dict]) -> Path:
-    """A recipe of these records, their pictures beside it."""
+    """Write a recipe of these records into the folder of their pictures."""
     save_tokenizer(folder / "tokenizer.json")
     (folder / "r.json").write_text(json.dumps(records))
     source = {"format": "llava", "annotations": "r.json", "media": "."}
@@ -42,7 +42,7 @@ def write_recipe(folder: Path, records: list[dict]) -> Path:
 
 
 def picture_build(folder: Path, records: list[dict]):
-    """A build of these records: (report, rejects)."""
+    """Build these records; return (report, rejects)."""
     return build(write_recipe(folder, records), folder / "shards", workers=1)
 
 
@@ -74,7 +74,7 @@ def test_each_bad_record_is_rejected_and_the_good_ones_are_built(tmp_path):
     assert reasons["loop.jpg"] == "cannot be opened (Too many levels of symbolic links)"
 
 
-def test_memory_that_a_picture_wants_is_not_taken_for_damage(tmp_path, monkeypatch):
+def test_a_lack_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "a.png")
 
     def fail(*_):
@@ -99,7 +99,7 @@ def test_a_medium_that_is_not_there(name, tmp_path):
         file_size(tmp_path / name)
 
 
-def test_a_folder_that_cannot_be_listed_costs_its_record(tmp_path):
+def test_a_folder_that_cannot_be_listed_rejects_the_record(tmp_path):
     with pytest.raises(RecordError, match="cannot be listed \\(File name too long\\)"):
         MediaFolder(tmp_path).find("x" * 300 + "/video")
 

@@ -1,4 +1,4 @@
-"""What the system refuses is told with the file's name and a remedy (exit code 2), not by a traceback."""
+"""A file that cannot be read or written is reported with its name and a remedy (exit code 2), without a traceback."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ UNREADABLE = Path("/proc/self/mem")
 
 @pytest.mark.parametrize("name", ["file/shards", "x" * 300])
 @pytest.mark.parametrize("command", [["build", "recipe.yaml"], TOY, ["toy-eval", "--videos", "1", "--seconds", "2:2"]])
-def test_an_out_that_cannot_be_made(command, name, tmp_path, monkeypatch):
+def test_an_output_folder_that_cannot_be_created(command, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     write_recipe(tmp_path, [record("gone.png")])

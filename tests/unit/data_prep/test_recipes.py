@@ -1,4 +1,4 @@
-"""The recipes that come with the program, and what a source may say."""
+"""The shipped recipes, and the rules for the keys of a recipe."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def content(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
-def test_a_recipe_is_right_but_for_its_placeholders(path, tmp_path):
+def test_a_shipped_recipe_is_valid_except_for_its_placeholders(path, tmp_path):
     recipe = Recipe.model_validate(content(path))
     with pytest.raises(UserError, match="names missing files") as caught:
         load_recipe(path)
@@ -120,7 +120,7 @@ def test_paths_count_from_the_folder_of_the_recipe(tmp_path, monkeypatch):
     ]
 
 
-def test_a_pattern_is_all_files_that_fit(tmp_path):
+def test_a_pattern_means_all_matching_files(tmp_path):
     for name in ("b.json", "a.json", "c.txt", "t.json"):
         (tmp_path / name).write_text(name)
     pattern = recipe(source(annotations="[ab]*.json"))
@@ -132,7 +132,7 @@ def test_a_pattern_is_all_files_that_fit(tmp_path):
         load_recipe(tmp_path / "r.yaml")
 
 
-def test_a_file_that_two_patterns_fit_is_read_once(tmp_path):
+def test_a_file_that_two_patterns_match_is_read_once(tmp_path):
     for name in ("a.json", "b.json"):
         (tmp_path / name).touch()
     source = Source(format="llava", name="x", annotations=["b.json", "*.json", "./a.json"], media=".")

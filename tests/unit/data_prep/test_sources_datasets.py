@@ -1,4 +1,4 @@
-"""Every data set's reader, on real records where there are any, and on records that break its format."""
+"""The reader of every format, on published records where available, and on records that break the format."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from ma2mba.model.conversation import Turn
 
 
 def read(folder, *sources):
-    """Each source: (format, files) or (format, files, changes)."""
+    """Read sources, each (format, files) or (format, files, other keys)."""
     listed = [
         {"format": form, "annotations": files, "media": "media"} | (rest[0] if rest else {})
         for form, files, *rest in sources
@@ -38,7 +38,7 @@ def reasons(reading):
 
 @pytest.fixture
 def real(shared, tmp_path):
-    """A folder with copies of the real validation files, named set-file."""
+    """Return a folder with copies of the published validation files, named {data set}-{file}."""
     for path in (shared / "annotations").glob("*/*.*"):
         shutil.copy(path, tmp_path / f"{path.parent.name}-{path.name}")
     return tmp_path
@@ -102,7 +102,7 @@ def test_real_activitynet_qa(real):
 
 @pytest.mark.parametrize("name", ["nextqa-mc-val.csv", "nextqa-oe-val.csv", "activitynet-qa-val_a.json"])
 def test_real_files_with_one_record_spoiled_lose_that_record_alone(name, real):
-    """Of a real file one record's answer is emptied; its line is named and all others are read."""
+    """One answer of a published file is emptied: its line is reported, and all other records are read."""
     path, form = real / name, {"nextqa-mc": "nextqa_mc", "nextqa-oe": "nextqa_oe"}.get(name[:9], "activitynet_qa")
     line = random.Random(name).randint(2, 4000)
     if path.suffix == ".csv":
@@ -232,7 +232,7 @@ def test_perception_test(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[1]", '{"a": 1', '{"a" 1}', '{"a": 1}}', '{"a": 1,}', "", "\xff"])
-def test_a_file_that_is_no_object(text, tmp_path):
+def test_a_file_that_is_not_one_object(text, tmp_path):
     (tmp_path / "t.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"t\.json: .*one JSON object|text follows the JSON object"):
         read(tmp_path, ("perception_test", "t.json"))
@@ -265,7 +265,7 @@ def test_webvid(tmp_path):
 
 
 def test_llava_pretrain_record_as_published(tmp_path):
-    """The real record of FORMATS: the mark comes last."""
+    """In this published record the mark comes last."""
     caption = "select luxury furniture 3 - inch gel memory foam mattress topper"
     record = {
         "id": "004539375",
@@ -281,7 +281,7 @@ def test_llava_pretrain_record_as_published(tmp_path):
 
 
 def test_llava_video_choices_as_published(tmp_path):
-    """Multiple choice in LLaVA-Video-178K; nextqa_mc words its own questions so."""
+    """Multiple choice as in LLaVA-Video-178K, whose wording nextqa_mc uses."""
     asked = f"<image>\nWhat is it?\nOptions:\nA. food.\nB. training.\n{CHOOSE}"
     record = {
         "id": "8968804598",
@@ -325,7 +325,7 @@ def test_scenewalk_segments(tmp_path):
     assert (reading.records, reading.ungrouped) == (10, 6)
 
 
-def test_a_parquet_that_is_none_or_lacks_columns(tmp_path):
+def test_a_file_that_is_not_parquet_or_lacks_columns(tmp_path):
     with pytest.raises(UserError, match=r"s\.parquet: not a whole Parquet file"):
         read(tmp_path, ("scenewalk_segments", place(tmp_path, "s.parquet", "no parquet")))
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "s.parquet")
@@ -333,7 +333,7 @@ def test_a_parquet_that_is_none_or_lacks_columns(tmp_path):
         read(tmp_path, ("scenewalk_segments", "s.parquet"))
 
 
-def test_one_id_in_two_data_sets_is_no_repetition(tmp_path):
+def test_the_same_id_in_two_data_sets_is_not_repeated(tmp_path):
     talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a"}]
     place(tmp_path, "l.json", [{"id": "21179416", "image": "a.jpg", "conversations": talk}])
     place(tmp_path, "w.csv", f"{WEBVID}\n{REAL_WEBVID}\n{REAL_WEBVID}")
@@ -345,7 +345,7 @@ def test_one_id_in_two_data_sets_is_no_repetition(tmp_path):
     assert reasons(reading) == [("w.csv line 3", "its id stands already in w.csv line 2")]
 
 
-def test_two_files_for_one_name_are_not_chosen_between(tmp_path):
+def test_two_videos_with_the_same_stem_reject_the_record(tmp_path):
     (tmp_path / "media").mkdir()
     for suffix in (".mkv", ".mp4"):
         (tmp_path / f"media/7{suffix}").touch()

@@ -1,4 +1,4 @@
-"""Readers of annotations: well-formed records become clips, malformed ones are rejected by place and reason."""
+"""Well-formed records become clips; malformed records are rejected with their place and the reason."""
 
 import json
 
@@ -121,6 +121,6 @@ def test_scenes_out_of_order(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{not json", '{"id": 1}'])
-def test_a_file_that_is_no_list(content, tmp_path):
+def test_a_file_that_is_not_one_list(content, tmp_path):
     with pytest.raises(UserError, match=r"a0\.json"):
         read(tmp_path, "llava", content)
