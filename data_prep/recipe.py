@@ -121,7 +121,13 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def _fault(details: Any) -> str:
-    return f"{'.'.join(map(str, details['loc']))}: {details['msg'].removeprefix('Value error, ')}"
+    key, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
+    if details["type"] == "missing":
+        message = "missing; it is required"
+    if details["type"] == "extra_forbidden":
+        known = Source.model_fields if "." in key else Recipe.model_fields
+        message = f"unknown key. Known keys: {', '.join(known)}"
+    return f"{key}: {message}"
 
 
 def _check_paths(recipe: Recipe, path: Path) -> None:

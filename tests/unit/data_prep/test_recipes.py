@@ -90,6 +90,16 @@ def test_an_unknown_format_is_answered_with_the_known_ones(name, meant, tmp_path
     assert f"Known formats: {', '.join(format_names())}" in str(caught.value)
 
 
+def test_unknown_and_missing_keys_are_named(tmp_path):
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump({"stages": "s", "tokenizer": "t", "sources": [source(medium=".")]}))
+    with pytest.raises(UserError, match=r"the recipe has 3 fault\(s\)") as caught:
+        load_recipe(tmp_path / "r.yaml")
+    lines = str(caught.value).splitlines()[1:]
+    assert "  stage: missing; it is required" in lines
+    assert "  sources.0.medium: unknown key. Known keys: format, name, annotations, media, weight" in lines
+    assert any(line.startswith("  stages: unknown key. Known keys: stage, tokenizer, sources") for line in lines)
+
+
 @pytest.mark.parametrize("stage", ["stage1", "stage3", "Warm_up_2"])
 def test_a_stage_is_any_name(stage):
     assert Recipe.model_validate({"stage": stage, "tokenizer": "t", "sources": [source()]}).stage == stage
