@@ -1,4 +1,4 @@
-"""What `benchmarks/data.py` measures on: a video, and a folder of shards."""
+"""Generate the inputs of `benchmarks/data.py`: a video and a shard folder."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ SIZE = 336
 
 
 def make_video(path: Path, seconds: int) -> Path:
-    """Shapes that drift over a gradient, with grain: 640 x 360, 30 frames a second, a key frame every 250."""
+    """Write a video of shapes that drift over a grainy gradient: 640 x 360, 30 fps, a key frame every 250 frames."""
     random = np.random.default_rng(0)
     grain = random.normal(0, 6, (8, 360, 640, 1))
     across, down = np.meshgrid(np.linspace(0, 160, 640), np.linspace(0, 90, 360))
@@ -36,7 +36,7 @@ def make_video(path: Path, seconds: int) -> Path:
 
 
 def write_shards(folder: Path, samples: list[list[bytes]]) -> Path:
-    """A shard folder of these JPEG samples, four a part, each with a question and an answer."""
+    """Write a shard folder of these JPEG samples, four per shard, each with a question and an answer."""
     folder.mkdir(parents=True)
     words = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", "yes"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<|unknown|>"))
@@ -45,11 +45,11 @@ def write_shards(folder: Path, samples: list[list[bytes]]) -> Path:
     tokenizer.save(str(folder / TOKENIZER_FILE))
     rows, names = [], []
     for number in range(0, len(samples), 4):
-        with PartWriter(folder, number // 4) as part:
-            names.append(part.name)
+        with PartWriter(folder, number // 4) as writer:
+            names.append(writer.name)
             for i, jpegs in enumerate(samples[number : number + 4], number):
-                first = part.add(f"s{i}", [PayloadFrame(float(t), float(t), data) for t, data in enumerate(jpegs)])
-                rows.append(row(f"s{i}", part.name, first, jpegs, tokenizer))
+                first = writer.add(f"s{i}", [PayloadFrame(float(t), float(t), data) for t, data in enumerate(jpegs)])
+                rows.append(row(f"s{i}", writer.name, first, jpegs, tokenizer))
     write_index(folder / INDEX_FILE, rows)
     files = [file_entry(folder, name) for name in (INDEX_FILE, TOKENIZER_FILE, *names)]
     about = {"recipe": {}, "recipe_hash": "", "decoder": "pyav", "decoder_version": av.__version__}
@@ -62,6 +62,7 @@ def write_shards(folder: Path, samples: list[list[bytes]]) -> Path:
 
 
 def row(sample_id: str, file: str, first: int, jpegs: list[bytes], tokenizer: Tokenizer) -> IndexRow:
+    """Return the index row of a sample whose frames start at row group `first` of a payload file."""
     encoded = encode_conversation(tokenizer, [Turn("user", "what"), Turn("assistant", "yes")], len(jpegs))
     digest = PayloadHash()
     for data in jpegs:

@@ -1,4 +1,4 @@
-"""`python -m data_prep`."""
+"""Run `python -m data_prep`."""
 
 from data_prep.cli import main
 

@@ -1,4 +1,4 @@
-"""What an audit found."""
+"""The result of an audit."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,10 @@ from ma2mba.shards.reader import Damage
 
 @dataclass
 class AuditReport:
-    """What an audit read and found: `damage`, files `repaired`, and `unrepaired` files with the reason."""
+    """How much an audit read, the damage that it found, and what became of each damaged file.
+
+    `repaired`: files that are intact again. `unrepaired`: file -> why the repair failed.
+    """
 
     folder: Path
     files: int = 0
@@ -20,5 +23,5 @@ class AuditReport:
 
     @property
     def sound(self) -> bool:
-        """Whether the folder is whole now."""
+        """True if the folder is intact now."""
         return {damage.file for damage in self.damage} <= set(self.repaired)

@@ -1,4 +1,4 @@
-"""Build a shard folder from a recipe: read annotations, build parts in parallel, then name them all in a manifest."""
+"""Build a shard folder from a recipe: read annotations, build shards in parallel, then list them in a manifest."""
 
 import json
 import shutil
@@ -9,10 +9,10 @@ from typing import Any
 
 from data_prep.clips import Clip, Reject
 from data_prep.lengths import lengths
-from data_prep.parts import WORK_FOLDER, Fragment, Job, load_fragment, load_rows
 from data_prep.reading import Reading, read_sources
 from data_prep.recipe import Recipe, load_recipe, resolve
 from data_prep.running import Share, build_missing
+from data_prep.shard import WORK_FOLDER, FinishedShard, Job, load_finished, load_rows
 from data_prep.workfolder import Busy, check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
@@ -32,7 +32,9 @@ from ma2mba.video.limits import MEMORY
 from ma2mba.video.pool import STALL
 
 LENGTHS_PICTURE = "lengths.png"
-"""Beside the shards, not of them: a picture of the report."""
+"""A chart of the sample lengths, for people. The manifest does not list it."""
+Result = tuple[dict[str, Any], list[Reject]]
+"""The report of a build, and its rejects."""
 
 
 def build(
@@ -45,13 +47,14 @@ def build(
     executor: str = "local",
     share: Share | None = None,
     merge: bool = False,
-) -> tuple[dict[str, Any], list[Reject]]:
-    """Build, or go on with a build that was stopped; returns the report and what was rejected.
+) -> Result:
+    """Build a shard folder, or resume an interrupted build; return the report and the rejects.
 
-    `executor` is "local" (`workers` processes here) or "ray". With `share` only its parts are built, and with `merge`
-    none; either names all parts in a manifest if all are there, else `share` reports `parts_missing`.
-    The report's `already_built` tells that there was nothing to do. Raises UserError for a bad recipe, a folder that
-    holds something else, or when not one sample can be made; then nothing is left in `out`.
+    `executor` is "local" (`workers` processes on this machine) or "ray". With `share`, build only its shards; with
+    `merge`, build none. Both write the manifest if all shards are finished; otherwise `share` returns a report with
+    `parts_missing`, the number of missing shards. In the report, `already_built` is True if there was nothing to do.
+    Raise UserError if the recipe is invalid, if the folder holds something else, or if no sample can be built; the
+    last leaves nothing in `out`. Raise OSError if `out` cannot be written.
     """
     recipe = load_recipe(recipe_path)
     base = recipe_path.parent
@@ -61,43 +64,49 @@ def build(
     if check_folder(out, resolved):
         return _finished(out)
     if merge and not (out / WORK_FOLDER).is_dir() and not check_folder(out, resolved):
-        raise UserError(f"{out}: no part was built here; name the folder that was built with --part")
+        raise UserError(f"{out}: no shard was built here; name the folder that the builds with --part wrote")
     reading = read_sources(recipe, base)
-    _require_something(reading, recipe_path, reading.rejects)
+    _require_clips(reading, recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
-    parts = split(reading.clips, recipe.clips_per_part)
+    shards = split_clips(reading.clips, recipe.clips_per_part)
     if not merge:
         with claim(out, resolved, shared=share is not None):
             if check_folder(out, resolved):
                 return _finished(out)
-            mine = (share or Share(0, 1)).of_parts(len(parts))
-            build_missing(job, parts, mine, workers, stall, executor)
-    done = _finish_if_whole(job, resolved, reading, len(parts), recipe_path, alone=share is None)
-    return done or _unfinished(out, resolved, len(parts), merge)
+            wanted = (share or Share(0, 1)).shards(len(shards))
+            build_missing(job, shards, wanted, workers, stall, executor)
+    done = _finish_if_complete(job, resolved, reading, len(shards), recipe_path, alone=share is None)
+    return done or _unfinished(out, resolved, len(shards), merge)
 
 
-def _unfinished(out: Path, resolved: dict[str, Any], parts: int, merge: bool) -> tuple[dict[str, Any], list[Reject]]:
-    """What is missing, unless another process has finished it meanwhile. Raises UserError when all was to be there."""
-    missing = sum(load_fragment(out, part) is None for part in range(parts))
+def _unfinished(out: Path, resolved: dict[str, Any], shards: int, merge: bool) -> Result:
+    """Return how many shards are missing, or the finished build if another process has just finished it.
+
+    Raise UserError if shards are missing and `merge` needs all of them.
+    """
+    missing = sum(load_finished(out, shard) is None for shard in range(shards))
     if check_folder(out, resolved):
         return _finished(out)
     if merge:
-        raise UserError(f"{out}: {missing} of {parts} parts are not built yet; build them with --part, then merge")
-    return {"already_built": False, "parts": parts, "parts_missing": missing}, []
+        raise UserError(f"{out}: {missing} of {shards} shards are not built yet; build them with --part, then merge")
+    return {"already_built": False, "parts": shards, "parts_missing": missing}, []
 
 
-def _finish_if_whole(
-    job: Job, resolved: dict[str, Any], reading: Reading, parts: int, recipe_path: Path, *, alone: bool
-) -> tuple[dict[str, Any], list[Reject]] | None:
-    """Name all parts in a manifest; None when some are missing, or (unless `alone`) others are still at work."""
+def _finish_if_complete(
+    job: Job, resolved: dict[str, Any], reading: Reading, shards: int, recipe_path: Path, *, alone: bool
+) -> Result | None:
+    """Finish the build if all `shards` are finished.
+
+    Return None if shards are missing. Unless `alone`, also return None while other processes still write.
+    """
     try:
         with claim(job.out, resolved):
             if check_folder(job.out, resolved):
                 return _finished(job.out)
-            fragments = [fragment for part in range(parts) if (fragment := load_fragment(job.out, part))]
-            if len(fragments) < parts:
+            finished = [found for shard in range(shards) if (found := load_finished(job.out, shard))]
+            if len(finished) < shards:
                 return None
-            report, rejects = finish(job, resolved, reading, fragments, recipe_path)
+            report, rejects = finish(job, resolved, reading, finished, recipe_path)
             shutil.rmtree(job.out / WORK_FOLDER, ignore_errors=True)
             return report | {"already_built": False}, rejects
     except Busy:
@@ -106,36 +115,37 @@ def _finish_if_whole(
         return None
 
 
-def _finished(out: Path) -> tuple[dict[str, Any], list[Reject]]:
+def _finished(out: Path) -> Result:
+    """Return the report and the rejects that a finished build has written."""
     report = json.loads((out / REPORT_FILE).read_bytes())
     lines = (out / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
     return report | {"already_built": True}, [Reject(**json.loads(line)) for line in lines]
 
 
-def split(clips: list[Clip], size: int) -> list[list[Clip]]:
-    """Consecutive clips, `size` a part: independent of the number of workers."""
+def split_clips(clips: list[Clip], size: int) -> list[list[Clip]]:
+    """Return the clips of each shard: `size` consecutive clips, independent of the number of workers."""
     return [clips[i : i + size] for i in range(0, len(clips), size)]
 
 
 def finish(
-    job: Job, resolved: dict[str, Any], reading: Reading, fragments: list[Fragment], recipe_path: Path
-) -> tuple[dict[str, Any], list[Reject]]:
-    """Write index, rejects, report, tokenizer and, last, the manifest."""
+    job: Job, resolved: dict[str, Any], reading: Reading, finished: list[FinishedShard], recipe_path: Path
+) -> Result:
+    """Write index, rejects, report, tokenizer and, last, the manifest; return the report and the rejects."""
     out = job.out
-    rows = [row for part in range(len(fragments)) for row in load_rows(out, part)]
-    rejects = reading.rejects + [reject for fragment in fragments for reject in fragment.rejects]
+    rows = [row for shard in range(len(finished)) for row in load_rows(out, shard)]
+    rejects = reading.rejects + [reject for shard in finished for reject in shard.rejects]
     if not rows:
         shutil.rmtree(out)
-        _require_something(Reading(), recipe_path, rejects)
+        _require_clips(Reading(), recipe_path, rejects)
     remove_leftovers(out)
-    silent = sum(fragment.silent_scenes for fragment in fragments)
+    silent = sum(shard.silent_scenes for shard in finished)
     report = make_report(reading, rows, rejects, silent, job.recipe.image_size)
     write_index(out / INDEX_FILE, rows)
     with atomic_write(out / REJECTS_FILE) as file:
         file.writelines(json.dumps(asdict(reject)) + "\n" for reject in rejects)
     with atomic_write(out / REPORT_FILE) as file:
         json.dump(report, file, indent=1)
-    from ma2mba.plots import draw_histogram  # takes a second to import, which most calls need not spend
+    from ma2mba.plots import draw_histogram  # the import takes a second, which most calls do not need to spend
 
     with atomic_path(out / LENGTHS_PICTURE) as temporary:
         draw_histogram("Length of samples", report["tokens_per_sample"], temporary)
@@ -143,11 +153,12 @@ def finish(
         json.dump({"recipe": str(recipe_path.resolve()), "memory": job.memory}, file)
     with atomic_path(out / TOKENIZER_FILE) as temporary:
         shutil.copyfile(job.tokenizer, temporary)
-    write_manifest(out, _manifest(job, resolved, rows, fragments))
+    write_manifest(out, _manifest(job, resolved, rows, finished))
     return report, rejects
 
 
-def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragments: list[Fragment]) -> Manifest:
+def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], finished: list[FinishedShard]) -> Manifest:
+    """Return the manifest of a finished build, from the files that it has written."""
     small = [file_entry(job.out, name) for name in (INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE)]
     return Manifest(
         image_size=job.recipe.image_size,
@@ -158,7 +169,7 @@ def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragment
         decoder=job.recipe.decoder,
         decoder_version=resolved["decoder_version"],
         sources=_sources(job.recipe, rows),
-        files=small + [fragment.payload for fragment in fragments if fragment.payload],
+        files=small + [shard.payload for shard in finished if shard.payload],
         samples=len(rows),
         frames=sum(row.frames for row in rows),
         tokens=sum(len(row.token_ids) for row in rows),
@@ -166,7 +177,7 @@ def _manifest(job: Job, resolved: dict[str, Any], rows: list[IndexRow], fragment
 
 
 def _sources(recipe: Recipe, rows: list[IndexRow]) -> list[SourceEntry]:
-    """One entry a data set, in the recipe's order."""
+    """Return one entry per data set, in the order of the recipe."""
     samples = Counter(row.dataset for row in rows)
     named = {source.name: source for source in recipe.sources}
     return [SourceEntry(name=n, format=s.format, weight=s.weight, samples=samples[n]) for n, s in named.items()]
@@ -175,7 +186,7 @@ def _sources(recipe: Recipe, rows: list[IndexRow]) -> list[SourceEntry]:
 def make_report(
     reading: Reading, rows: list[IndexRow], rejects: list[Reject], silent_scenes: int, image_size: int
 ) -> dict[str, Any]:
-    """Counts of a build; the same for every run of it."""
+    """Return the counts of a build. Every run of the same build returns the same report."""
     return {
         "records": reading.records,
         "conversations_before_grouping": reading.ungrouped,
@@ -195,15 +206,17 @@ def make_report(
 
 
 def _by_dataset(reading: Reading, rows: list[IndexRow]) -> dict[str, dict[str, int]]:
+    """Return the counts of each data set."""
     samples = Counter(row.dataset for row in rows)
     return {name: counts | {"samples": samples[name]} for name, counts in reading.by_dataset.items()}
 
 
-def _require_something(reading: Reading, recipe_path: Path, rejects: list[Reject]) -> None:
+def _require_clips(reading: Reading, recipe_path: Path, rejects: list[Reject]) -> None:
+    """Raise UserError, with the first rejects, if no clip can become a sample."""
     if reading.clips:
         return
     shown = [f"  {reject.where} {reject.media}: {reject.reason}" for reject in rejects[:20]]
     more = [f"  and {len(rejects) - 20} more"] if len(rejects) > 20 else []
     raise UserError(
-        "\n".join([f"{recipe_path}: not one sample can be made of its records; repair them:", *shown, *more])
+        "\n".join([f"{recipe_path}: the annotations contain no valid sample; fix these records:", *shown, *more])
     )

@@ -1,4 +1,4 @@
-"""The command line of data preparation: build, toy, toy-eval."""
+"""The command line of data preparation: build, audit, encode, toy, toy-eval."""
 
 import json
 import os
@@ -15,12 +15,13 @@ from ma2mba.files import writing
 from ma2mba.video.limits import MEMORY
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn videos and annotations into token shards.")
-Out = Annotated[Path, typer.Option(help="Folder to write.")]
-Seconds = Annotated[str, typer.Option(help="Length of the videos, shortest:longest in seconds.")]
-Seed = Annotated[int, typer.Option(help="The same seed gives the same corpus.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes; by default one a core.")]
-Memory = Annotated[int, typer.Option(min=64, help="MB that decoding one video may take; more rejects it.")]
-Count = Annotated[int | None, typer.Option(min=0, help="By default a share of --videos.")]
+Out = Annotated[Path, typer.Option(help="Output folder.")]
+Seconds = Annotated[str, typer.Option(help="Range of video lengths, shortest:longest, in whole seconds.")]
+Seed = Annotated[int, typer.Option(help="Random seed. The same seed gives the same corpus.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes (default: one per core).", show_default=False)]
+Memory = Annotated[
+    int, typer.Option(min=64, help="MB that decoding one video may use; a video that needs more is rejected.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 CORES = os.cpu_count() or 1
 
@@ -34,18 +35,20 @@ class Executor(StrEnum):
 
 @app.command()
 def build(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe (YAML file).")],
     out: Out,
     workers: Workers = CORES,
     memory: Memory = MEMORY >> 20,
-    executor: Annotated[Executor, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Executor.local,
+    executor: Annotated[Executor, typer.Option(help="Run on this machine, or on a Ray cluster.")] = Executor.local,
     part: Annotated[
-        str | None, typer.Option(help="i/M: only the parts i, i + M, ... (one task of a SLURM array).")
+        str | None, typer.Option(help="i/M: build only the shards i, i + M, i + 2M, ... (task i of a SLURM array).")
     ] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Only join the parts that --part tasks have built.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Build nothing; only join the shards that --part builds have finished.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build shards; run the same command again to go on after an interruption."""
+    """Build shards from a recipe. To resume an interrupted build, run the same command again."""
     from data_prep.build import build as run_build
     from data_prep.running import Share
     from data_prep.summary import print_summary
@@ -58,39 +61,46 @@ def build(
     if as_json:
         print(json.dumps(report))
     elif "parts_missing" in report:
-        print(f"{out}: this share is built; {report['parts_missing']} of {report['parts']} parts are still missing")
+        print(f"{out}: --part {part} is built; {report['parts_missing']} of {report['parts']} shards are still missing")
     else:
         print_summary(out, report, rejects)
 
 
 @app.command()
 def audit(
-    folder: Annotated[Path, typer.Argument(help="A shard folder.")],
-    repair: Annotated[bool, typer.Option("--repair", help="Make what is damaged again from the sources.")] = False,
-    source: Annotated[Path | None, typer.Option(help="Where the recipe (of features: the pictures) lies now.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Shard folder.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged files from their sources.")] = False,
+    source: Annotated[
+        Path | None,
+        typer.Option(help="New path of the recipe (for features: of the shard folder of pictures), if it was moved."),
+    ] = None,
     workers: Workers = CORES,
     as_json: AsJson = False,
 ) -> None:
-    """Re-read every byte of a shard folder and name what is damaged; exit code 1 when something is (still)."""
+    """Re-read every byte of a shard folder and report damage. Exit with code 1 if damage remains."""
     from data_prep.audit import audit as run_audit
-    from data_prep.summary import findings_as_json, print_findings
+    from data_prep.summary import audit_as_json, print_audit
 
-    found = run_audit(folder, repair=repair, source=source, workers=workers)
-    print(json.dumps(findings_as_json(found))) if as_json else print_findings(found)
-    raise typer.Exit(0 if found.sound else 1)
+    report = run_audit(folder, repair=repair, source=source, workers=workers)
+    print(json.dumps(audit_as_json(report))) if as_json else print_audit(report)
+    raise typer.Exit(0 if report.sound else 1)
 
 
 @app.command()
 def encode(
-    shards: Annotated[Path, typer.Argument(help="A shard folder of pictures.")],
-    encoder: Annotated[str, typer.Option(help="The vision encoder: a CLIP or model folder, or a hub name.")],
+    shards: Annotated[Path, typer.Argument(help="Shard folder of pictures.")],
+    encoder: Annotated[str, typer.Option(help="Vision encoder: a CLIP folder, a model folder or a hub name.")],
     out: Out,
-    batch: Annotated[int, typer.Option(min=1, help="Frames that the encoder sees at once, across videos.")] = 64,
-    device: Annotated[str | None, typer.Option(help="As PyTorch names it; by default a GPU if there is one.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that decode pictures.")] = CORES,
+    batch: Annotated[int, typer.Option(min=1, help="Frames per batch, across videos.")] = 64,
+    device: Annotated[
+        str | None, typer.Option(help="PyTorch device, for example cuda:1 (default: a GPU if there is one).")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Threads that decode pictures (default: one per core).", show_default=False)
+    ] = CORES,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the pictures of a shard folder by the features of a frozen encoder: for stages that do not train it."""
+    """Encode the pictures of a shard folder with a frozen vision encoder, for stages that do not train it."""
     from data_prep.encode import encode as run_encode
     from data_prep.summary import print_summary
 
@@ -106,12 +116,14 @@ def toy(
     seconds: Seconds = "60:120",
     seed: Seed = 0,
     workers: Workers = CORES,
-    short: Count = None,
-    stills: Count = None,
-    clips: Count = None,
-    held_out: Count = None,
+    short: Annotated[int | None, typer.Option(min=0, help="Short training videos (default: 2 per long one).")] = None,
+    stills: Annotated[int | None, typer.Option(min=0, help="Captioned images (default: 4 per long video).")] = None,
+    clips: Annotated[int | None, typer.Option(min=0, help="Captioned clips (default: 1 per long video).")] = None,
+    held_out: Annotated[
+        int | None, typer.Option(min=0, help="Videos for evaluation only (default: 1 per 5 long ones, at least 8).")
+    ] = None,
 ) -> None:
-    """Render a corpus of toy videos with annotations for every stage, recipes, a tokenizer and an evaluation."""
+    """Render a toy corpus: videos, annotations and recipes for every stage, a tokenizer and an evaluation."""
     from data_prep.toy.generate import Amounts, generate
 
     amounts = Amounts.derived(videos, short, stills, clips, held_out)
@@ -129,28 +141,28 @@ def toy_eval(
     seed: Seed = 0,
     workers: Workers = CORES,
 ) -> None:
-    """Render needle videos of any length and their eval.jsonl."""
+    """Render needle videos of any length, and their questions (eval.jsonl)."""
     from data_prep.toy.generate import generate_eval
 
     length = parse_seconds(seconds)
     with writing(out):
         count = generate_eval(out, videos, length, seed, workers)
-    Console().print(f"{out}: {count} needle videos, questions in {out / 'eval.jsonl'}")
+    Console().print(f"{out}: {count} needle videos; the questions are in {out / 'eval.jsonl'}")
 
 
 def parse_seconds(text: str) -> tuple[int, int]:
-    """ "60:120" -> (60, 120). Raises UserError unless 2 <= shortest <= longest."""
+    """Convert "60:120" to (60, 120). Raise UserError unless 2 <= shortest <= longest."""
     try:
-        low, high = (int(part) for part in text.split(":"))
+        low, high = (int(word) for word in text.split(":"))
     except ValueError:
-        raise UserError(f"--seconds {text}: write shortest:longest in whole seconds, as in 60:120") from None
+        raise UserError(f"--seconds {text}: write shortest:longest in whole seconds, for example 60:120") from None
     if not 2 <= low <= high:
-        raise UserError(f"--seconds {text}: a video lasts at least 2 s and the shortest comes first, as in 60:120")
+        raise UserError(f"--seconds {text}: use at least 2 s, and put the shortest length first, for example 60:120")
     return low, high
 
 
 def main() -> None:
-    """Run the command line; a UserError is printed and ends with exit code 2."""
+    """Run the command line. Print a UserError and exit with code 2."""
     try:
         app()
     except UserError as error:

@@ -1,6 +1,6 @@
-"""Pictures of a shard folder -> features of a frozen encoder, as a shard folder of the kind "features".
+"""Encode a shard folder of pictures with a frozen vision encoder, into a shard folder of the kind "features".
 
-Made by `features.py`; this is the way in, and the end: index, report, manifest.
+This file checks the input, and writes index, report and manifest. `features.py` computes the features.
 """
 
 import json
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from data_prep.features import encode_parts, split_parts
-from data_prep.parts import WORK_FOLDER, load_fragment, load_rows
+from data_prep.features import encode_shards, rows_by_shard
+from data_prep.shard import WORK_FOLDER, load_finished, load_rows
 from data_prep.workfolder import check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
@@ -39,11 +39,11 @@ def encode(
     device: str | None = None,
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Encode a folder of pictures, or go on with one that was stopped; returns the report.
+    """Encode a folder of pictures, or resume an interrupted run; return the report.
 
-    `encoder_source` is a CLIP folder or one of our model folders; it runs in bf16 on `device` (by default a GPU if
-    there is one). Raises UserError for a folder of features, an encoder of another image size, or an `out` that holds
-    something else.
+    `encoder_source` is a CLIP folder or a model folder of this project. The encoder runs in bf16 on `device` (default:
+    a GPU if there is one). Raise UserError if `shards` holds features, if the encoder needs another image size, or if
+    `out` holds something else.
     """
     reader = ShardReader(shards)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,65 +54,60 @@ def encode(
     if check_folder(out, resolved):
         return json.loads((out / REPORT_FILE).read_bytes()) | {"already_built": True}
     encoder = encoder.to(device=device, dtype=torch.bfloat16).eval().requires_grad_(False)
-    parts = split_parts(reader.rows)
+    numbers = rows_by_shard(reader.rows).keys()
     with claim(out, resolved):
-        missing = {part for part in parts if load_fragment(out, part) is None}
-        encode_parts(reader, encoder, info, out, missing, batch=batch, threads=threads or os.cpu_count() or 1)
-        report = _finish(reader, out, resolved, info, sorted(parts), shards, encoder_source)
+        missing = {shard for shard in numbers if load_finished(out, shard) is None}
+        encode_shards(reader, encoder, info, out, missing, batch=batch, threads=threads or os.cpu_count() or 1)
+        report = _finish(reader, out, resolved, info, sorted(numbers), encoder_source)
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return report | {"already_built": False}
 
 
-def encode_again(
+def reencode(
     shards: Path, encoder_source: str, out: Path, manifest: Manifest, names: set[str] | None, threads: int
 ) -> None:
-    """Encode into `out` the payload files `names` of a folder with this manifest; None: all, with index and report.
+    """Encode into `out` the payload files `names` of a folder with this manifest; None: all files, index and report.
 
-    Raises UserError when pictures or encoder are no longer those that the folder was made of.
+    Raise UserError if the pictures or the encoder have changed since the folder was encoded.
     """
     reader = ShardReader(shards)
     encoder = load_vision(encoder_source)
     info = check_encoder(reader, encoder, encoder_source)
     recipe = manifest.recipe
     if info != manifest.features:
-        raise UserError(f"{encoder_source}: no longer the encoder that the features were made by")
-    was = reader.manifest.recipe | {"shards": checksum(reader.manifest)}
-    if any(recipe.get(key, value if key == "shards" else None) != value for key, value in was.items()):
-        raise UserError(f"{shards}: no longer the pictures that the features were made of")
+        raise UserError(f"{encoder_source}: the encoder has changed since the features were computed")
+    now = reader.manifest.recipe | {"shards": checksum(reader.manifest)}
+    # features of earlier versions have no checksum of their pictures
+    if any(recipe.get(key, value if key == "shards" else None) != value for key, value in now.items()):
+        raise UserError(f"{shards}: the pictures have changed since the features were computed")
     encoder = encoder.to(device=recipe["device"], dtype=torch.bfloat16).eval().requires_grad_(False)
-    parts = split_parts(reader.rows)
-    wanted = {part for part in parts if names is None or part_name(part) in names}
+    numbers = rows_by_shard(reader.rows).keys()
+    wanted = {shard for shard in numbers if names is None or part_name(shard) in names}
     with claim(out, recipe):
-        encode_parts(reader, encoder, info, out, wanted, batch=recipe["batch"], threads=threads)
+        encode_shards(reader, encoder, info, out, wanted, batch=recipe["batch"], threads=threads)
         if names is None:
-            _finish(reader, out, recipe, info, sorted(parts), shards, encoder_source)
+            _finish(reader, out, recipe, info, sorted(numbers), encoder_source)
 
 
 def check_encoder(reader: ShardReader, encoder: VisionEncoder, source: str) -> FeatureInfo:
-    """What the features will be. Raises UserError when the encoder cannot see these shards."""
+    """Return the shape and the origin of the features. Raise UserError if the encoder does not fit these shards."""
     if reader.manifest.kind != "jpeg":
-        raise UserError(f"{reader.folder}: holds features already; name the shards that they were made of")
+        raise UserError(f"{reader.folder}: holds features already; name the shard folder of the pictures")
     if encoder.config.image_size != reader.manifest.image_size:
         raise UserError(
-            f"{source}: sees {encoder.config.image_size} pixels but the frames of {reader.folder} are "
-            f"{reader.manifest.image_size} wide; build the shards with image_size {encoder.config.image_size}"
+            f"{source}: needs frames of {encoder.config.image_size} pixels, but the frames of {reader.folder} have "
+            f"{reader.manifest.image_size}; build the shards with image_size: {encoder.config.image_size}"
         )
     return FeatureInfo(tokens=encoder.config.tokens_per_frame, width=encoder.config.width, encoder=fingerprint(encoder))
 
 
 def _finish(
-    reader: ShardReader,
-    out: Path,
-    resolved: dict[str, Any],
-    info: FeatureInfo,
-    parts: list[int],
-    shards: Path,
-    encoder: str,
+    reader: ShardReader, out: Path, resolved: dict[str, Any], info: FeatureInfo, shards: list[int], encoder: str
 ) -> dict[str, Any]:
-    """Write index, report and, last, the manifest; rejects and tokenizer are those of the pictures."""
+    """Write index, report and, last, the manifest; copy rejects and tokenizer. Return the report."""
     remove_leftovers(out)
-    rows = [row for part in parts for row in load_rows(out, part)]
-    payload = [entry for part in parts if (fragment := load_fragment(out, part)) and (entry := fragment.payload)]
+    rows = [row for shard in shards for row in load_rows(out, shard)]
+    payload = [entry for shard in shards if (found := load_finished(out, shard)) and (entry := found.payload)]
     report = json.loads((reader.folder / REPORT_FILE).read_bytes()) if (reader.folder / REPORT_FILE).is_file() else {}
     report = report | {"feature_bytes_per_frame": info.frame_bytes}
     write_index(out / INDEX_FILE, rows)
@@ -122,14 +117,9 @@ def _finish(
                 shutil.copyfile(reader.folder / name, temporary)
     with atomic_write(out / REPORT_FILE) as file:
         json.dump(report, file, indent=1)
+    encoder = str(Path(encoder).resolve()) if Path(encoder).exists() else encoder
     with atomic_write(out / ORIGIN_FILE) as file:
-        json.dump(
-            {
-                "shards": str(shards.resolve()),
-                "encoder": str(Path(encoder).resolve()) if Path(encoder).exists() else encoder,
-            },
-            file,
-        )
+        json.dump({"shards": str(reader.folder.resolve()), "encoder": encoder}, file)
     names = [name for name in (INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE) if (out / name).is_file()]
     changes = {"kind": "features", "features": info, "recipe": resolved, "recipe_hash": hash_json(resolved)}
     changes["files"] = [file_entry(out, name) for name in names] + payload

@@ -1,7 +1,8 @@
-"""Pictures -> an encoder's features, batched across videos, written part by part.
+"""Compute an encoder's features from stored pictures, in batches across videos, and write them shard by shard.
 
-Frames are numbered through the whole folder and batched in that order, so that what a batch holds, and with it every
-bit of the result, depends neither on interruptions nor on which parts are encoded.
+Batches are cut from all frames of the folder in order. The content of a batch, and so every bit of the result, depends
+neither on interruptions nor on which shards are encoded.
+
 F frames of a batch, B bytes of a frame, K tokens of a frame, V vision width.
 """
 
@@ -17,7 +18,7 @@ import simplejpeg
 import torch
 from torch import Tensor, nn
 
-from data_prep.parts import Fragment, save_fragment
+from data_prep.shard import FinishedShard, save_finished
 from ma2mba.progress import Reporter
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, IndexRow
 from ma2mba.shards.manifest import FeatureInfo, file_entry
@@ -25,31 +26,31 @@ from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import PartWriter, PayloadFrame, PayloadHash
 
 AHEAD = 3
-"""Batches that wait for the encoder, and batches of results that wait for the disk."""
-GROUP = FRAMES_PER_ROW_GROUP["features"]
+"""Batches that are decoded before the encoder needs them, and batches of features that may wait for the disk."""
+ROW_GROUP = FRAMES_PER_ROW_GROUP["features"]
 
 
-def split_parts(rows: list[IndexRow]) -> dict[int, list[IndexRow]]:
-    """The rows of each payload file, by its number; text alone goes with the file before it."""
-    parts: dict[int, list[IndexRow]] = {}
-    part = 0
+def rows_by_shard(rows: list[IndexRow]) -> dict[int, list[IndexRow]]:
+    """Return the index rows of each shard, by number. Rows without frames belong to the shard of the row before."""
+    shards: dict[int, list[IndexRow]] = {}
+    shard = 0
     for row in rows:
-        part = int(row.file.rsplit("-", 1)[1].split(".")[0]) if row.file else part
-        parts.setdefault(part, []).append(row)
-    return parts
+        shard = int(row.file.rsplit("-", 1)[1].split(".")[0]) if row.file else shard
+        shards.setdefault(shard, []).append(row)
+    return shards
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Frames [start, stop) of a sample: a stretch of one batch."""
+    """The frames [start, stop) of a sample that belong to one batch."""
 
-    part: int
+    shard: int
     row: IndexRow
     start: int
     stop: int
 
 
-def encode_parts(
+def encode_shards(
     reader: ShardReader,
     encoder: nn.Module,
     info: FeatureInfo,
@@ -59,12 +60,14 @@ def encode_parts(
     batch: int,
     threads: int,
 ) -> None:
-    """Encode the missing parts, each written when its last frame is there.
+    """Encode the shards in `missing` (numbers) and write each when its last frame is encoded.
 
-    Threads read and decode pictures, this one feeds the encoder, another writes.
+    `threads` threads read and decode pictures, the calling thread feeds the encoder, and one more thread writes.
     """
     batches = [
-        pieces for pieces in plan_batches(split_parts(reader.rows), batch) if any(p.part in missing for p in pieces)
+        pieces
+        for pieces in plan_batches(rows_by_shard(reader.rows), batch)
+        if any(piece.shard in missing for piece in pieces)
     ]
     writer = _Writer(reader, info, out, missing)
     total = sum(p.stop - p.start for pieces in batches for p in pieces)
@@ -74,7 +77,7 @@ def encode_parts(
         ThreadPoolExecutor(1) as disk,
     ):
         writing: deque[Future[None]] = deque()
-        for pieces, features_FKV in _through(encoder, _ahead(pool, reader, batches)):
+        for pieces, features_FKV in _encode(encoder, _read_ahead(pool, reader, batches)):
             writing.append(disk.submit(writer.take, pieces, features_FKV))
             if len(writing) > AHEAD:
                 writing.popleft().result()
@@ -84,16 +87,16 @@ def encode_parts(
     writer.finish()
 
 
-def plan_batches(parts: dict[int, list[IndexRow]], batch: int) -> Iterator[list[_Piece]]:
-    """All frames of the folder in order, `batch` at a time; only the last batch is smaller."""
+def plan_batches(shards: dict[int, list[IndexRow]], batch: int) -> Iterator[list[_Piece]]:
+    """Yield the pieces of each batch: all frames of the folder in order, `batch` at a time (the last has fewer)."""
     pieces: list[_Piece] = []
     room = batch
-    for part in sorted(parts):
-        for row in parts[part]:
+    for shard in sorted(shards):
+        for row in shards[shard]:
             start = 0
             while start < row.frames:
                 stop = min(row.frames, start + room)
-                pieces.append(_Piece(part, row, start, stop))
+                pieces.append(_Piece(shard, row, start, stop))
                 start, room = stop, room - (stop - start)
                 if not room:
                     yield pieces
@@ -102,19 +105,19 @@ def plan_batches(parts: dict[int, list[IndexRow]], batch: int) -> Iterator[list[
         yield pieces
 
 
-def _ahead(
+def _read_ahead(
     pool: ThreadPoolExecutor, reader: ShardReader, batches: list[list[_Piece]]
 ) -> Iterator[tuple[list[_Piece], Tensor]]:
-    """The pictures of each batch, read and decoded by several threads before they are asked for."""
+    """Yield each batch with its pictures, uint8 (F, 3, H, W); threads of `pool` decode AHEAD batches in advance."""
     coming = iter(batches)
     ready: deque[tuple[list[_Piece], list[Future[np.ndarray]]]] = deque()
 
     def begin() -> None:
         if pieces := next(coming, None):
             jpegs = [jpeg for p in pieces for jpeg in reader.frames(p.row, p.start, p.stop)]
-            share = max(1, -(-len(jpegs) // pool._max_workers))
-            shares = [jpegs[i : i + share] for i in range(0, len(jpegs), share)]
-            ready.append((pieces, [pool.submit(_decode, some) for some in shares]))
+            size = max(1, -(-len(jpegs) // pool._max_workers))
+            slices = [jpegs[i : i + size] for i in range(0, len(jpegs), size)]
+            ready.append((pieces, [pool.submit(_decode, some) for some in slices]))
 
     for _ in range(AHEAD):
         begin()
@@ -129,10 +132,11 @@ def _decode(jpegs: list[bytes]) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _through(
-    encoder: nn.Module, coming: Iterator[tuple[list[_Piece], Tensor]]
-) -> Iterator[tuple[list[_Piece], Tensor]]:
-    """Features of each batch, bf16 in host memory; a GPU has the next batch before the last one's are waited for."""
+def _encode(encoder: nn.Module, coming: Iterator[tuple[list[_Piece], Tensor]]) -> Iterator[tuple[list[_Piece], Tensor]]:
+    """Yield each batch with its features, bf16 (F, K, V) in host memory.
+
+    On a GPU, the next batch is submitted before the features of the last one are waited for.
+    """
     device = next(encoder.parameters()).device
     before: tuple[list[_Piece], Tensor, Any] | None = None
     for pieces, frames_FHWC in coming:
@@ -145,64 +149,66 @@ def _through(
             after = torch.cuda.Event()
             after.record()
         if before:
-            yield _settled(before)
+            yield _wait_for_copy(before)
         before = pieces, features_FKV, after
     if before:
-        yield _settled(before)
+        yield _wait_for_copy(before)
 
 
-def _settled(made: tuple[list[_Piece], Tensor, Any]) -> tuple[list[_Piece], Tensor]:
-    pieces, features_FKV, event = made
+def _wait_for_copy(encoded: tuple[list[_Piece], Tensor, Any]) -> tuple[list[_Piece], Tensor]:
+    """Wait until a GPU has copied the features to host memory."""
+    pieces, features_FKV, event = encoded
     if event is not None:
         event.synchronize()
     return pieces, features_FKV
 
 
 class _Writer:
-    """Puts features into their parts, in order; a part is finished when its last row is."""
+    """Writes features into the payload files of their shards, in order. A shard is finished after its last row."""
 
     def __init__(self, reader: ShardReader, info: FeatureInfo, out: Path, missing: set[int]):
         self.reader, self.info, self.out, self.missing = reader, info, out, missing
-        self.parts = split_parts(reader.rows)
-        self.part: int | None = None
+        self.rows_of = rows_by_shard(reader.rows)
+        self.shard: int | None = None
         self.left: deque[IndexRow] = deque()
         self.file: PartWriter | None = None
         self.rows: list[IndexRow] = []
         self._begin_row()
 
     def take(self, pieces: list[_Piece], features_FKV: Tensor) -> None:
-        """Write the frames of a batch that belong to missing parts."""
+        """Write the frames of a batch that belong to missing shards."""
         bits_FB = features_FKV.view(torch.int16).reshape(len(features_FKV), -1).numpy()
         at = 0
         for piece in pieces:
-            if piece.part in self.missing:
-                if self.part != piece.part:
-                    self._begin_part(piece.part)
+            if piece.shard in self.missing:
+                if self.shard != piece.shard:
+                    self._begin_shard(piece.shard)
                 self._add(piece, bits_FB[at : at + piece.stop - piece.start])
             at += piece.stop - piece.start
 
     def finish(self) -> None:
-        """Parts without a frame (text alone)."""
-        for part in sorted(self.missing):
-            self._begin_part(part)
+        """Write the missing shards that have no frames (samples of text alone)."""
+        for shard in sorted(self.missing):
+            self._begin_shard(shard)
 
-    def _begin_part(self, part: int) -> None:
-        self.part, self.left, self.rows = part, deque(self.parts[part]), []
-        self.file = PartWriter(self.out, part, "features", self.info.frame_bytes)
-        self._skip_text()
+    def _begin_shard(self, shard: int) -> None:
+        self.shard, self.left, self.rows = shard, deque(self.rows_of[shard]), []
+        self.file = PartWriter(self.out, shard, "features", self.info.frame_bytes)
+        self._copy_text_rows()
 
     def _begin_row(self) -> None:
         self.pending: list[PayloadFrame] = []
-        self.digest, self.first, self.written = PayloadHash(), -1, 0
+        self.digest, self.first = PayloadHash(), -1
 
     def _add(self, piece: _Piece, bits_FB: np.ndarray) -> None:
+        """Write the full row groups of a row's frames, and keep the rest until its next piece or its end."""
         assert self.file is not None
         row, pts = piece.row, self.reader.shown_since(piece.row, piece.start, piece.stop)
         for t, since, frame_B in zip(row.timestamps[piece.start : piece.stop], pts, bits_FB, strict=True):
             data = frame_B.tobytes()
             self.digest.add(data)
             self.pending.append(PayloadFrame(float(t), float(since), data))
-        whole = len(self.pending) if piece.stop == row.frames else len(self.pending) // GROUP * GROUP
+        whole = len(self.pending) if piece.stop == row.frames else len(self.pending) // ROW_GROUP * ROW_GROUP
         if whole:
             first = self.file.add(row.sample_id, self.pending[:whole])
             self.first = first if self.first < 0 else self.first
@@ -213,18 +219,19 @@ class _Writer:
                 replace(row, file=self.file.name, first_row_group=self.first, payload_xxh3=self.digest.hexdigest())
             )
             self._begin_row()
-            self._skip_text()
+            self._copy_text_rows()
 
-    def _skip_text(self) -> None:
+    def _copy_text_rows(self) -> None:
+        """Copy the rows without frames that come next; finish the shard after its last row."""
         while self.left and not self.left[0].frames:
             self.rows.append(self.left.popleft())
         if not self.left:
-            self._end_part()
+            self._end_shard()
 
-    def _end_part(self) -> None:
+    def _end_shard(self) -> None:
         assert self.file is not None
-        assert self.part is not None
+        assert self.shard is not None
         self.file.__exit__(None, None, None)
         payload = file_entry(self.out, self.file.name) if any(row.frames for row in self.rows) else None
-        save_fragment(self.out, self.part, self.rows, Fragment(payload, [], 0))
-        self.missing.discard(self.part)
+        save_finished(self.out, self.shard, self.rows, FinishedShard(payload, [], 0))
+        self.missing.discard(self.shard)

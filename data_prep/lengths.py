@@ -1,4 +1,4 @@
-"""How long samples are, for the report."""
+"""Compute the lengths of samples for the report of a build."""
 
 from collections import Counter
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from ma2mba.shards.format import IndexRow
 
 PATCH, POOLING = 14, 2
-"""Of the paper's vision encoder: pixels of a patch's side, and patches of a token's."""
+"""The paper's vision encoder: side of a patch in pixels, side of a token in patches."""
 
 
 def lengths(rows: list[IndexRow], image_size: int) -> dict[str, Any]:
-    """Hours, and how many samples have how many tokens, with the visual tokens that the paper's encoder gives a frame.
+    """Return hours, token counts and a histogram of sample lengths; frames count as the paper's encoder's tokens.
 
-    Keys of the histogram are powers of two: "1024" counts samples of 1,024 to 2,047 tokens.
+    The histogram's keys are powers of two: "1024" counts the samples of 1,024 to 2,047 tokens.
     """
     tokens_per_frame = (-(-(image_size // PATCH) // POOLING)) ** 2
     tokens = [len(row.token_ids) + row.frames * tokens_per_frame for row in rows]

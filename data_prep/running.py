@@ -1,4 +1,4 @@
-"""Build the parts that are missing: by processes here, or by Ray; with a view of how far it is."""
+"""Build the missing shards with local processes or with Ray, and show the progress."""
 
 import os
 import time
@@ -7,65 +7,71 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from data_prep.clips import Clip
-from data_prep.parts import WORK_FOLDER, Job, build_part, load_fragment, load_rows
+from data_prep.shard import WORK_FOLDER, Job, build_shard, load_finished, load_rows, notes_name
 from ma2mba.errors import UserError
 from ma2mba.progress import Reporter
-from ma2mba.video.pool import Task, build_parts
+from ma2mba.video.pool import Task, run_tasks
 
 LOOK_EVERY = 5.0
-"""Seconds between two looks at which parts are finished."""
+"""Seconds between two looks at which shards are finished."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The parts that leave the remainder `number` when divided by `of`: the work of one of several machines."""
+    """The shards that one of `of` machines builds: `number`, `number` + `of`, `number` + 2 `of`, ..."""
 
     number: int
     of: int
 
-    def of_parts(self, count: int) -> range:
+    def shards(self, count: int) -> range:
+        """Return the numbers of this share's shards, of `count` in all."""
         return range(self.number, count, self.of)
 
     @staticmethod
     def parse(text: str) -> "Share":
-        """ "3/8" -> Share(3, 8). Raises UserError unless 0 <= number < of."""
+        """Convert "3/8" to Share(3, 8). Raise UserError unless 0 <= number < of."""
         try:
-            number, of = (int(part) for part in text.split("/"))
+            number, of = (int(word) for word in text.split("/"))
         except ValueError:
-            raise UserError(f"--part {text}: write number/of, as in 0/8") from None
+            raise UserError(f"--part {text}: write number/of, for example 0/8") from None
         if not 0 <= number < of:
-            raise UserError(f"--part {text}: numbers go from 0/{max(of, 1)} to {max(of, 1) - 1}/{max(of, 1)}")
+            raise UserError(f"--part {text}: use a number from 0/{max(of, 1)} to {max(of, 1) - 1}/{max(of, 1)}")
         return Share(number, of)
 
 
 def build_missing(
-    job: Job, parts: list[list[Clip]], mine: Sequence[int], workers: int, stall: float, executor: str
+    job: Job, shards: list[list[Clip]], wanted: Sequence[int], workers: int, stall: float, executor: str
 ) -> None:
-    """Build those of the parts `mine` that are not there yet."""
-    tasks: list[Task] = [(part, parts[part], {}) for part in mine if load_fragment(job.out, part) is None]
+    """Build the shards in `wanted` (numbers) that are not finished; `shards` holds the clips of all shards.
+
+    Raise UserError if a worker is killed from outside, OSError if it cannot write.
+    """
+    tasks = [Task(number, shards[number]) for number in wanted if load_finished(job.out, number) is None]
     if not tasks:
         return
-    done = _Finished(job, {part for part, _, _ in tasks})
-    already = sum(len(parts[part]) for part in mine) - sum(len(clips) for _, clips, _ in tasks)
+    built = _Built(job, {task.number for task in tasks})
+    total = sum(len(shards[number]) for number in wanted)
     rejects = 0
-    with Reporter(f"building {job.out.name}", sum(len(parts[part]) for part in mine), already) as reporter:
+    with Reporter(f"building {job.out.name}", total, total - sum(len(task.items) for task in tasks)) as reporter:
 
-        def advance(clips: int, rejected: int) -> None:
+        def progress(clips: int) -> None:
+            reporter.advance(clips, f"{built.summary()}, {rejects} rejected")
+
+        def on_result(_: Task, rejected: int) -> None:
             nonlocal rejects
             rejects += rejected
-            reporter.advance(clips, f"{done.look()}, {rejects} rejected")
 
         if executor == "ray":
-            from data_prep.ray_executor import build_parts_on_ray
+            from data_prep.ray_executor import run_on_ray
 
-            build_parts_on_ray(job, tasks, advance, stall)
+            run_on_ray(job, tasks, progress, on_result, stall)
         else:
-            build_parts(partial(build_part, job), job.memory, tasks, workers, advance, stall)
+            run_tasks(partial(build_shard, job), tasks, workers, job.memory, progress, on_result, stall)
 
 
 @dataclass
-class _Finished:
-    """Hours and frames of the parts finished since the start, whoever on whichever machine builds them."""
+class _Built:
+    """Hours and frames of the shards finished since the start, by any process on any machine."""
 
     job: Job
     pending: set[int]
@@ -73,20 +79,20 @@ class _Finished:
     seconds: float = 0.0
     started: float = field(default_factory=time.monotonic)
     looked: float = 0.0
-    said: str = "0.0 h of video"
+    text: str = "0.0 h of video"
 
-    def look(self) -> str:
-        """What to say of it; looks at the folder now and then."""
+    def summary(self) -> str:
+        """Return the text to show. Look into the work folder at most every LOOK_EVERY seconds."""
         now = time.monotonic()
         if now - self.looked < LOOK_EVERY and self.pending:
-            return self.said
+            return self.text
         self.looked = now
         names = set(os.listdir(self.job.out / WORK_FOLDER))
-        for part in [part for part in self.pending if f"part-{part:05d}.json" in names]:
-            self.pending.remove(part)
-            rows = load_rows(self.job.out, part)
+        for number in [number for number in self.pending if notes_name(number) in names]:
+            self.pending.remove(number)
+            rows = load_rows(self.job.out, number)
             self.frames += sum(row.frames for row in rows)
             self.seconds += sum(row.duration for row in rows)
         rate = self.frames / max(now - self.started, 1e-9)
-        self.said = f"{self.seconds / 3600:.1f} h of video, {rate:.0f} frames/s"
-        return self.said
+        self.text = f"{self.seconds / 3600:.1f} h of video, {rate:.0f} frames/s"
+        return self.text

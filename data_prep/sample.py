@@ -60,7 +60,7 @@ def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) ->
     decoded = decode_video(clip.media, use, fps=recipe.fps, keep_damaged=keep, decoder=recipe.decoder, beat=beat)
     frames = [(sample.t, sample.pts, sample.value) for sample in decoded.samples]
     indices = [sample.index for sample in decoded.samples]
-    return Watched(SpooledFrames(spool, frames), indices, decoded.total, decoded.duration, decoded.problem)
+    return Watched(SpooledFrames(spool, frames), indices, decoded.total, decoded.duration, decoded.damage)
 
 
 def build_sample(

@@ -1,4 +1,4 @@
-"""Frames of the sample in work, on disk: a video of hours needs no more memory than one of seconds."""
+"""Keep the frames of the current sample on disk, so that hours of video need no more memory than seconds."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,17 @@ from ma2mba.shards.writer import PayloadFrame
 
 
 class Slot(NamedTuple):
-    """Where bytes lie in a spool."""
+    """The place of some bytes in a spool."""
 
     offset: int
     length: int
 
 
 class Spool:
-    """A nameless file in `folder` that is gone with the process. One sample at a time: `clear` between two."""
+    """A temporary file in `folder` without a name, which the system removes when the process ends.
+
+    It holds one sample at a time: call `clear` before the next sample.
+    """
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,12 +36,12 @@ class Spool:
         self._file.close()
 
     def clear(self) -> None:
-        """Forget everything; slots lose their meaning."""
+        """Delete all bytes. Earlier slots become invalid."""
         self._file.truncate(0)
         self._end = 0
 
     def put(self, data: bytes) -> Slot:
-        """Append bytes."""
+        """Append bytes and return their place."""
         slot = Slot(self._end, len(data))
         self._file.seek(self._end)
         self._file.write(data)
@@ -46,20 +49,20 @@ class Spool:
         return slot
 
     def get(self, slot: Slot) -> bytes:
-        """Read bytes back."""
+        """Return the bytes at `slot`."""
         self._file.seek(slot.offset)
         return self._file.read(slot.length)
 
 
 class SpooledFrames(Sequence[PayloadFrame]):
-    """Frames (t, pts, slot) whose bytes are read from the spool when they are asked for."""
+    """A sequence of frames (t, pts, slot) that reads the bytes of a frame from the spool on access."""
 
     def __init__(self, spool: Spool, frames: Sequence[tuple[float, float, Slot]]):
         self._spool, self._frames = spool, frames
 
     @property
     def times(self) -> list[float]:
-        """Of all frames, without reading them."""
+        """The time `t` of each frame, without reading the frames."""
         return [t for t, _, _ in self._frames]
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What a person sees after a build."""
+"""Print the result of a build, and the report of an audit."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,16 +8,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data_prep.audit import AuditReport
+from data_prep.audit_report import AuditReport
 from data_prep.clips import Reject
 from ma2mba.shards.format import REJECTS_FILE
 
 SHOWN = 20
-"""Rejects listed on the screen; the file has all."""
+"""Most rejects, and most damaged samples, that are printed."""
 
 
 def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> None:
-    """Tables on stdout: counts, counts by data set, and rejects by name and reason."""
+    """Print tables of counts, counts per data set, and rejects with their reasons."""
     console = Console()
     if report["already_built"]:
         console.print(f"{escape(str(out))}: already built by this recipe; nothing to do")
@@ -38,43 +38,44 @@ def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> N
         console.print(f"{len(rejects) - SHOWN} more in {escape(str(out / REJECTS_FILE))}")
 
 
-def findings_as_json(found: AuditReport) -> dict[str, Any]:
-    """The same as `print_findings` says."""
-    return {
-        "folder": str(found.folder),
-        "files": found.files,
-        "samples": found.samples,
-        "bytes": found.bytes,
-        "sound": found.sound,
-        "damage": [asdict(damage) for damage in found.damage],
-        "repaired": found.repaired,
-        "unrepaired": found.unrepaired,
-    }
-
-
-def print_findings(found: AuditReport) -> None:
-    """What was read, a table of what is damaged, and what became of it."""
-    console = Console()
-    console.print(
-        f"{escape(str(found.folder))}: {found.files} files, {found.samples:,} samples, {found.bytes:,} bytes read"
-    )
-    if not found.damage:
-        console.print("everything is as it was written")
-        return
-    table = Table("file", "sample", "damage", "now", title=f"{len(found.damage)} damaged")
-    for damage in found.damage[:SHOWN]:
-        now = "repaired" if damage.file in found.repaired else found.unrepaired.get(damage.file, "damaged")
-        table.add_row(escape(damage.file), escape(damage.sample), escape(damage.what), escape(now))
-    console.print(table)
-    if len(found.damage) > SHOWN:
-        console.print(f"{len(found.damage) - SHOWN} more; --json lists all")
-
-
 def _print_datasets(console: Console, counts: dict[str, dict[str, int]]) -> None:
+    """Print a table of counts with one row per data set."""
     columns = list(next(iter(counts.values())))
-    table = Table("data set", *columns, title="by data set: conversations before and after grouping by video")
+    table = Table("data set", *columns, title="per data set: conversations before and after grouping by video")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, row in counts.items():
         table.add_row(escape(name), *(f"{row[column]:,}" for column in columns))
     console.print(table)
+
+
+def audit_as_json(report: AuditReport) -> dict[str, Any]:
+    """Return the content of `print_audit` as a JSON object."""
+    return {
+        "folder": str(report.folder),
+        "files": report.files,
+        "samples": report.samples,
+        "bytes": report.bytes,
+        "sound": report.sound,
+        "damage": [asdict(damage) for damage in report.damage],
+        "repaired": report.repaired,
+        "unrepaired": report.unrepaired,
+    }
+
+
+def print_audit(report: AuditReport) -> None:
+    """Print how much was read, and a table of the damage with the state of each file after repairs."""
+    console = Console()
+    console.print(
+        f"{escape(str(report.folder))}: {report.files} files, {report.samples:,} samples, {report.bytes:,} bytes read"
+    )
+    if not report.damage:
+        console.print("no damage found")
+        return
+    table = Table("file", "sample", "damage", "now", title=f"{len(report.damage)} damaged")
+    for damage in report.damage[:SHOWN]:
+        now = "repaired" if damage.file in report.repaired else report.unrepaired.get(damage.file, "damaged")
+        table.add_row(escape(damage.file), escape(damage.sample), escape(damage.what), escape(now))
+    console.print(table)
+    if len(report.damage) > SHOWN:
+        console.print(f"{len(report.damage) - SHOWN} more; --json lists all")

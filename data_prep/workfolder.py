@@ -1,4 +1,4 @@
-"""The folder that a build writes: whose it is, who may write there now, and what killed writers left behind."""
+"""Guard the output folder of a build: which recipe it belongs to, who may write now, and what killed builds left."""
 
 import fcntl
 import json
@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from data_prep.parts import WORK_FOLDER
 from data_prep.recipe import differences
+from data_prep.shard import WORK_FOLDER
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 from ma2mba.shards.format import MANIFEST_FILE, PAYLOAD_FOLDER
@@ -19,28 +19,28 @@ from ma2mba.shards.manifest import read_manifest
 
 RECIPE_FILE = "recipe.json"
 PATIENCE = 60.0
-"""Seconds that one of several builders waits for another that holds the folder alone."""
+"""Seconds that a build of one share waits for a build that has locked the whole folder."""
 
 ATTEMPTS = 100
-"""Times that the work folder may be removed by others who finish just then."""
+"""Attempts to lock the work folder: a build that finishes at the same moment removes it."""
 
 
 class Busy(UserError):
-    """Somebody else writes in the folder."""
+    """Another build writes to the folder."""
 
 
 def check_folder(out: Path, resolved: dict[str, Any]) -> bool:
-    """Whether `out` is this build, finished. Raises UserError when it holds anything else."""
+    """Return True if `out` holds this build, finished. Raise UserError if it holds anything else."""
     if not out.exists():
         return False
     found = _recipe_in(out)
     if found is None:
         if out.is_dir() and not any(path.name != WORK_FOLDER for path in out.iterdir()):
             return False
-        raise UserError(f"{out}: holds other files and no shards; name a new folder")
+        raise UserError(f"{out}: holds other files and no shards; choose a new folder")
     if changes := differences(found, resolved):
         listed = "\n".join(f"  {line}" for line in changes)
-        raise UserError(f"{out}: was built by another recipe; name a new folder. What differs:\n{listed}")
+        raise UserError(f"{out}: was built by another recipe; choose a new folder. Differences:\n{listed}")
     if not (out / MANIFEST_FILE).exists():
         return False
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
@@ -48,7 +48,10 @@ def check_folder(out: Path, resolved: dict[str, Any]) -> bool:
 
 
 def _recipe_in(out: Path) -> dict[str, Any] | None:
-    """What a build was or is made from. Another process may finish it meanwhile, and take its work folder away."""
+    """Return the resolved recipe of the build in `out`, finished or not; None if there is no build.
+
+    Look twice: another process may finish the build between the two files, and remove the work folder.
+    """
     for _ in range(2):
         if (out / MANIFEST_FILE).exists():
             return read_manifest(out).recipe
@@ -59,9 +62,9 @@ def _recipe_in(out: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def claim(out: Path, resolved: dict[str, Any], *, shared: bool = False) -> Iterator[None]:
-    """Hold `out` for this process alone, or with others that build other parts (`shared`).
+    """Lock `out` for this process, or with `shared` for all processes that build shares of it.
 
-    Raises Busy while another build holds it; one that shares waits PATIENCE seconds first.
+    Raise Busy if another build holds the lock; with `shared`, wait up to PATIENCE seconds first.
     """
     work = out / WORK_FOLDER
     with _locked(work, out, shared):
@@ -72,7 +75,10 @@ def claim(out: Path, resolved: dict[str, Any], *, shared: bool = False) -> Itera
 
 
 def _locked(work: Path, out: Path, shared: bool) -> TextIO:
-    """The lock file, open and held: the one that others find there, not one that was removed with a finished build."""
+    """Return the lock file, open and locked.
+
+    Lock again if a finished build has removed the file meanwhile: other processes would not see that lock.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             work.mkdir(parents=True, exist_ok=True)
@@ -90,22 +96,23 @@ def _locked(work: Path, out: Path, shared: bool) -> TextIO:
             lock.close()
             raise
         lock.close()
-    raise Busy(f"{out}: other builds begin and end here all the time; run the same command again")
+    raise Busy(f"{out}: other builds start and end here all the time; run the same command again")
 
 
 def _lock(descriptor: int, out: Path, shared: bool) -> None:
+    """Lock an open file. Raise Busy if another process holds the lock."""
     begun = time.monotonic()
     while True:
         try:
             return fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             if not shared or time.monotonic() - begun > PATIENCE:
-                raise Busy(f"{out}: another build is writing here; wait for it or name a new folder") from None
+                raise Busy(f"{out}: another build is writing here; wait for it or choose a new folder") from None
             time.sleep(0.2)
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove the temporary files of writers that were killed. Only while `out` is held alone."""
+    """Remove the temporary files of killed builds. Call it only while `out` is locked for this process alone."""
     for folder in (out, out / PAYLOAD_FOLDER):
         for stale in folder.glob(".*.tmp"):
             os.unlink(stale)

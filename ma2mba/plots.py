@@ -1,6 +1,7 @@
-"""The picture of a report: accuracy against frames seen, beside the losses of the stages."""
+"""Draw charts as PNG files: evaluation reports, memory plans, scaling benchmarks and histograms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 ACCENT, COLOURS = "#d9480f", ("#4263eb", "#0ca678", "#ae3ec9")
 Points = dict[str, list[tuple[int, float]]]
 SPAN_FOR_POWERS = 30
-"""Below it a logarithmic axis would show one power of ten or none: then it has round numbers instead."""
+"""A logarithmic axis that spans less would show at most one power of ten: it gets round numbers instead."""
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -29,18 +30,25 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Draw `report` (see report.build_report) as a PNG at `path`."""
+@contextmanager
+def _figure(path: Path, width: float, height: float, dpi: int, wspace: float = 0.02) -> Iterator[Figure]:
+    """Give an empty figure of this size in inches, and write it as a PNG at the end of the block."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.06))
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=wspace))
+        yield figure
+        figure.savefig(path, dpi=dpi, format="png", facecolor="white", metadata={"Software": None})
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """Draw an evaluation report (evaluation.report.build_report): accuracy on the left, losses on the right."""
+    with _figure(path, 12, 4.8, 150, wspace=0.06) as figure:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
         draw_accuracy(left, report["accuracy_by_frames"], report["chance"], report["questions"])
         draw_losses(right, report["loss_curves"])
-        figure.savefig(path, dpi=150, format="png", facecolor="white")
 
 
 def draw_accuracy(axes: Axes, accuracies: Mapping[str, float], chance: float, questions: int) -> None:
-    """Accuracy of the needle task for each way to sample frames, in the given order; chance as a dashed line."""
+    """Draw the needle task's accuracy for each way to sample frames, in the given order; a dashed line is chance."""
     names, values = list(accuracies), list(accuracies.values())
     places = range(len(names))
     axes.axhline(chance, color=FAINT, linestyle=(0, (5, 4)), linewidth=1.4, zorder=1)
@@ -57,19 +65,19 @@ def draw_accuracy(axes: Axes, accuracies: Mapping[str, float], chance: float, qu
             f"{value:.0%}", (place, value), (0, 11), textcoords="offset points", ha="center",
             color=ACCENT if best else INK, fontweight="bold" if best else "normal",
         )  # fmt: skip
-    axes.set_xticks(places, [f"{name[:-3]} a second" if name.endswith("fps") else name for name in names])
+    axes.set_xticks(places, [f"{name[:-3]} per second" if name.endswith("fps") else name for name in names])
     axes.set_xlim(-0.4, len(names) - 0.5)
     axes.set_ylim(0, 1.12)
     axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
     axes.grid(axis="y", color=GRID, zorder=0)
-    axes.set_xlabel("frames the model sees of a video")
-    _title(axes, "Finding the needle", f"right answers to {questions} questions about videos never trained on")
+    axes.set_xlabel("frames per video that the model sees")
+    _title(axes, "Finding the needle", f"correct answers to {questions} questions about held-out videos")
 
 
 def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """The stages' losses one after the other, each raw (thin) and smoothed (thick), on a logarithmic scale.
+    """Draw the losses of the stages one after another, raw (thin) and smoothed (thick), on a logarithmic scale.
 
-    The middle stage's name stands lower, as it may be too short for its name.
+    The middle stage may be narrower than its name, so its name is drawn lower.
     """
     begin = 0.0
     axes.set_yscale("log")
@@ -98,11 +106,11 @@ def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]])
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=GRID, zorder=0)
     axes.set_xlabel("optimizer steps")
-    _title(axes, "Loss of the three stages", "nats a supervised token")
+    _title(axes, "Loss of the three stages", "nats per supervised token")
 
 
 def smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
-    """A centred mean over about `share` of the points; at the ends over those that there are."""
+    """Return the centred mean over about `share` of the points; at both ends the window is cut off."""
     half = max(int(len(values) * share / 2), 1)
     total = np.concatenate([[0.0], np.cumsum(np.asarray(values, float))])
     i = np.arange(len(values))
@@ -111,6 +119,7 @@ def smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:
 
 
 def _title(axes: Axes, text: str, below: str) -> None:
+    """Write a title above the axes, and a smaller line below the title."""
     axes.annotate(
         text, (0, 1), (0, 26), xycoords="axes fraction", textcoords="offset points", fontsize=14, fontweight="bold"
     )
@@ -120,9 +129,8 @@ def _title(axes: Axes, text: str, below: str) -> None:
 def draw_plan(
     title: str, tokens: Sequence[int], curves: Mapping[str, Sequence[float | None]], limit: float, path: Path
 ) -> None:
-    """Draw predicted device memory (GiB) against the length of the sequence as a PNG; None where nothing fits."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.8), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+    """Draw predicted device memory (GiB) against sequence length (tokens); None means that no plan fits."""
+    with _figure(path, 7.5, 4.8, 150) as figure:
         axes = figure.subplots()
         for (name, memory), colour in zip(curves.items(), COLOURS, strict=False):
             values = [float("nan") if value is None else value for value in memory]
@@ -136,16 +144,14 @@ def draw_plan(
         axes.set_xlabel("tokens")
         axes.legend(frameon=False)
         _title(axes, title, "GiB, predicted")
-        figure.savefig(path, dpi=150, format="png", facecolor="white")
 
 
 def draw_scaling(title: str, unit: str, curves: Points, names: Sequence[str], path: Path, note: str) -> None:
-    """Draw (tokens, value) points by name as a PNG, tokens on a logarithmic axis, and GiB too.
+    """Draw (tokens, value) points by name. The axes of tokens and of GiB are logarithmic.
 
-    `names` are those of all pictures that belong together: a name has one colour in all of them.
+    `names`: all names of a set of charts. A name has the same colour in all charts of the set.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.5, 5.0), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+    with _figure(path, 8.5, 5.0, 140) as figure:
         axes = figure.subplots()
         colours = dict(zip(names, (*COLOURS, ACCENT, "#495057", "#f08c00"), strict=False))
         for name, points in curves.items():
@@ -163,13 +169,11 @@ def draw_scaling(title: str, unit: str, curves: Points, names: Sequence[str], pa
         axes.set_xlabel(f"tokens (2.7B, {note})")
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         _title(axes, title, unit)
-        figure.savefig(path, dpi=140, format="png", facecolor="white")
 
 
 def draw_histogram(title: str, counts: Mapping[str, int], path: Path) -> None:
-    """Draw how many samples have at least so many tokens, and fewer than the next size, as a PNG."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.5, 4.2), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1))
+    """Draw a histogram of sample lengths: tokens -> number of samples with this many to twice as many tokens."""
+    with _figure(path, 7.5, 4.2, 120) as figure:
         axes = figure.subplots()
         places = range(len(counts))
         axes.bar(places, list(counts.values()), color=COLOURS[0], width=0.8, zorder=2)
@@ -178,6 +182,5 @@ def draw_histogram(title: str, counts: Mapping[str, int], path: Path) -> None:
         axes.set_xticks(places, [f"{int(size):,}" for size in counts], rotation=30 if len(counts) > 8 else 0)
         axes.grid(axis="y", color=GRID, zorder=0)
         axes.margins(y=0.12)
-        axes.set_xlabel("tokens, text and visual: this many up to twice as many")
+        axes.set_xlabel("text and visual tokens, from this number to twice this number")
         _title(axes, title, "samples")
-        figure.savefig(path, dpi=120, format="png", facecolor="white", metadata={"Software": None})

@@ -1,1 +1,1 @@
-"""Rendered videos with a known content: for tests, demonstrations and needle evaluations of any length."""
+"""A toy corpus: rendered videos with known content, for tests, demonstrations and needle evaluations."""

@@ -21,15 +21,17 @@ from ma2mba.video.synthetic.movie import FPS, Movie, draw_frame, plan_movie, sce
 from ma2mba.video.synthetic.scenes import NEEDLES
 
 SHORT_LENGTHS = (2, 4, 8, 16, 32)
-"""The curriculum below the long videos, seconds."""
+"""Lengths of the short training videos in seconds: a curriculum before the long videos."""
 CLIP_LENGTHS = (2, 3, 4, 6, 8, 12, 16, 20)
+"""Lengths of the captioned clips in seconds."""
 BUCKETS = ((30, "0_30_s"), (60, "30_60_s"), (120, "1_2_m"), (180, "2_3_m"), (600, "3_10_m"))
+"""LLaVA-Video-178K's ranges of video length: (longest in seconds, name)."""
 IMAGE_SIZE = 56
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many of each thing to write."""
+    """The number of videos, images and clips to write."""
 
     videos: int
     short: int
@@ -39,7 +41,7 @@ class Amounts:
 
     @classmethod
     def derived(cls, videos: int, short: int | None, stills: int | None, clips: int | None, held_out: int | None):
-        """The given numbers, and for the others a share of `videos`."""
+        """Return the given numbers; derive a number that is None from `videos`."""
 
         def pick(value: int | None, default: int) -> int:
             return default if value is None else value
@@ -49,14 +51,14 @@ class Amounts:
 
 
 def bucket(seconds: int) -> str:
-    """LLaVA-Video-178K's name for a duration."""
+    """Return LLaVA-Video-178K's name for a duration."""
     return next((name for limit, name in BUCKETS if seconds <= limit), "10_m_up")
 
 
 def plan_series(
     name: str, lengths: Iterable[tuple[int, int]], seed: int, needles: Callable[[int], bool]
 ) -> list[Movie]:
-    """One movie per (shortest, longest) seconds; kinds are balanced over the movies for which `needles(i)` is true."""
+    """Plan one movie per (shortest, longest) seconds. Movie i has a needle if `needles(i)`; the kinds are balanced."""
     movies: list[Movie] = []
     kinds: list[str] = []
     shuffler = random.Random(f"{seed}/{name}/kinds")
@@ -72,7 +74,7 @@ def plan_series(
 
 
 def generate(out: Path, amounts: Amounts, seconds: tuple[int, int], seed: int, workers: int) -> dict[str, int]:
-    """Write a whole corpus into `out` (which must be new or empty); returns how many of each thing it holds."""
+    """Write a corpus into `out`, which must be new or empty; return the number of movies of each series."""
     _require_new(out)
     around = [(round(0.9 * s), round(1.1 * s)) for s in SHORT_LENGTHS if s < seconds[0]] or [seconds]
     everything = {
@@ -96,7 +98,7 @@ def generate(out: Path, amounts: Amounts, seconds: tuple[int, int], seed: int, w
 
 
 def generate_eval(out: Path, videos: int, seconds: tuple[int, int], seed: int, workers: int) -> int:
-    """Write only needle videos of `seconds` and their eval.jsonl into `out`; returns how many."""
+    """Write only needle videos and their questions (eval.jsonl) into `out`; return the number of videos."""
     _require_new(out)
     movies = plan_series("needles", [seconds] * videos, seed + 2_000_003, lambda i: True)
     write_media([(movie, out / "media") for movie in movies], workers)
@@ -106,19 +108,21 @@ def generate_eval(out: Path, videos: int, seconds: tuple[int, int], seed: int, w
 
 
 def _require_new(out: Path) -> None:
+    """Raise UserError if `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already exists and is not empty; name a new folder or remove this one")
+        raise UserError(f"{out}: already exists and is not empty; choose a new folder or remove this one")
 
 
 def _cycle(values: Iterable, count: int) -> list:
+    """Return `count` values: repeat `values` from the start as needed."""
     values = list(values)
     return [values[i % len(values)] for i in range(count)]
 
 
 def write_media(jobs: list[tuple[Movie, Path]], workers: int) -> None:
-    """Write every movie (series `stills`: one PNG) below its folder with a pool of `workers` processes.
+    """Write each movie below its folder, with `workers` processes; a movie of the series `stills` as one PNG.
 
-    Raises UserError when one of them is killed.
+    Raise UserError if a process is killed.
     """
     pool = ProcessPoolExecutor(min(workers, len(jobs) or 1), multiprocessing.get_context("spawn"))
     try:
@@ -127,11 +131,13 @@ def write_media(jobs: list[tuple[Movie, Path]], workers: int) -> None:
                 reporter.advance()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that writes toy media was killed, perhaps for memory; remove --out and use fewer --workers"
+            "a process that writes toy media was killed, perhaps because the machine ran out of memory; "
+            "remove the --out folder, then run the command again with fewer --workers"
         ) from error
 
 
 def _write_one(job: tuple[Movie, Path]) -> None:
+    """Write one movie below its folder. An image shows the first frame with the needle."""
     movie, media = job
     if not is_still(movie):
         return write_movie(movie, media / f"{movie.name}.mp4")
@@ -142,10 +148,12 @@ def _write_one(job: tuple[Movie, Path]) -> None:
 
 
 def is_still(movie: Movie) -> bool:
+    """Return True if the movie is written as one image."""
     return movie.name.startswith("stills/")
 
 
 def _write_annotations(out: Path, everything: dict[str, list[Movie]], seed: int) -> None:
+    """Write the annotation files of all stages, each in the format of the stage's real data."""
     folder = out / "annotations"
     rng = random.Random(f"{seed}/talk")
     pairs = [_llava_record(movie, rng) for movie in everything["stills"] + everything["clips"]]
@@ -193,7 +201,7 @@ def _scenewalk_record(movie: Movie) -> dict:
 
 
 def _video_records(movie: Movie, rng: random.Random) -> list[dict]:
-    """One record a question, as LLaVA-Video-178K has them; in over half of the videos the needle comes first."""
+    """Return one record per question, as LLaVA-Video-178K does. In over half of the videos the needle comes first."""
     asked = words.questions(movie)
     first, rest = asked[:1], asked[1:]
     rng.shuffle(rest)
@@ -211,7 +219,7 @@ def _video_records(movie: Movie, rng: random.Random) -> list[dict]:
 
 
 def write_eval(path: Path, movies: list[Movie], tasks: tuple[str, ...] = ("needle", "order", "count")) -> None:
-    """One line a question of the given tasks; of the order questions one a video."""
+    """Write one line per question of the given tasks, with at most one order question per video."""
     lines = []
     for movie in movies:
         asked = {task: (question, answer) for task, question, answer in words.questions(movie)}
@@ -230,6 +238,7 @@ def write_eval(path: Path, movies: list[Movie], tasks: tuple[str, ...] = ("needl
 
 
 def _write_recipes(out: Path) -> None:
+    """Write a build recipe for each stage."""
     sources = {
         "stage1": [{"format": "llava", "annotations": ["annotations/stage1.json"], "media": "media"}],
         "stage1_5": [{"format": "scenewalk", "annotations": ["annotations/stage1_5.jsonl"], "media": "media"}],

@@ -1,4 +1,4 @@
-"""What is said about toy videos, in a vocabulary small enough for a word-level tokenizer."""
+"""Questions, answers and captions about toy videos, and a word-level tokenizer for their small vocabulary."""
 
 from pathlib import Path
 
@@ -30,12 +30,12 @@ def needle_words(kind: str) -> str:
 
 
 def caption(movie: Movie) -> str:
-    """The symbol when there is one, else the first scene."""
+    """Return a caption that names the needle; without a needle, the first scene."""
     return needle_words(movie.needle.kind) if movie.needle else scene_words(movie.scenes[0])
 
 
 def scene_captions(movie: Movie) -> list[str]:
-    """One caption a scene; the needle is named in every scene whose sampled seconds show it."""
+    """Return one caption per scene. It names the needle if a sampled second of the scene shows it."""
     seen = movie.needle.seconds if movie.needle else []
     words = []
     for scene in movie.scenes:
@@ -47,7 +47,7 @@ def scene_captions(movie: Movie) -> list[str]:
 
 
 def questions(movie: Movie) -> list[tuple[str, str, str]]:
-    """(task, question, answer) for everything that can be asked of `movie`."""
+    """Return (task, question, answer) for every question about `movie`."""
     asked = [("count", COUNT_QUESTION, NUMBERS[len(movie.scenes)])]
     if movie.needle:
         asked.insert(0, ("needle", NEEDLE_QUESTION, movie.needle.kind))
@@ -57,13 +57,13 @@ def questions(movie: Movie) -> list[tuple[str, str, str]]:
 
 
 def options(task: str) -> list[str]:
-    """Every answer that `task` can have."""
+    """Return all possible answers of a task."""
     subjects = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
     return {"needle": list(NEEDLES), "count": list(NUMBERS[1:]), "order": subjects}[task]
 
 
 def build_tokenizer() -> Tokenizer:
-    """A word-level tokenizer of the toy's words: lower case, decodes to readable text, `<|endoftext|>` is token 0."""
+    """Return a word-level tokenizer of the toy vocabulary: lower case, reversible, `<|endoftext|>` is token 0."""
     tokenizer = Tokenizer(models.WordLevel({}, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     marked = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
@@ -77,7 +77,7 @@ def build_tokenizer() -> Tokenizer:
 
 
 def _corpus() -> list[str]:
-    """Text that holds every word of the toy."""
+    """Return texts that contain every word of the toy vocabulary."""
     lists = [*NEEDLES, *COLOURS, *SHAPES, *BACKGROUNDS, *PATTERNS, *NUMBERS]
     scene = Scene(SHAPES[0], next(iter(COLOURS)), next(iter(BACKGROUNDS)), PATTERNS[0], 0, 1, 0.0, 0.0)
     phrases = [NEEDLE_QUESTION, COUNT_QUESTION, DESCRIBE_SCENE, *DESCRIBE, order_question(scene), scene_words(scene)]

@@ -1,7 +1,11 @@
-"""The frames that a viewer sees at every 1/fps second, by the file's own timestamps.
+"""Decode the frames that a viewer sees every 1/fps seconds, by the file's own timestamps.
 
-At second k the frame shown is the last one with pts - start <= k. Two passes: read all timestamps without decoding,
-choose frames, then decode skipping the frames that neither are chosen nor serve as references.
+At second k, this is the last frame with pts - start <= k. Two passes: `probe` reads all timestamps without decoding;
+then the file is decoded, and the decoder skips frames that are neither sampled nor needed as references.
+
+`decode_video` rejects damaged videos. The damage is found in three places: `probe` finds truncated files, unreadable
+packets and impossible times; `_decode_once` finds frames that cannot be decoded; `decord_reader` finds frames that
+decord would get wrong.
 """
 
 import math
@@ -18,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 
 from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
-from ma2mba.video.probe import DECODER_VERSION, Probe, open_video, probe, refuse_memory, words
+from ma2mba.video.probe import DECODER_VERSION, Probe, error_text, open_video, probe, raise_if_out_of_memory
 
 T = TypeVar("T")
 DecoderName = Literal["pyav", "decord"]
@@ -26,7 +30,11 @@ DecoderName = Literal["pyav", "decord"]
 
 @dataclass(frozen=True)
 class Sample(Generic[T]):
-    """What was made of the frame shown at `t` s: shown since `pts` s (from the first frame), number `index`."""
+    """The frame shown at second `t`.
+
+    `pts`: since which second it is shown, counted from the first frame. `index`: its number among all frames of the
+    file. `value`: what the caller's `use` returned for it.
+    """
 
     t: float
     pts: float
@@ -36,21 +44,28 @@ class Sample(Generic[T]):
 
 @dataclass(frozen=True)
 class Decoded(Generic[T]):
-    """`duration` (seconds) and `total` (frames) of the whole video; `problem`: how it is damaged after `samples`."""
+    """The sampled frames of a video.
+
+    `total`: number of frames in the whole file. `duration`: length of the whole video in seconds. `damage`: why the
+    frames after `samples` cannot be used; "" for an intact file.
+    """
 
     samples: list[Sample[T]]
     total: int
     duration: float
-    problem: str
+    damage: str
 
 
 def decoder_version(decoder: DecoderName) -> str:
-    """What decides the frames; PyAV reads the times of what decord decodes. Raises UserError when it is missing."""
+    """Return the versions of the libraries that decide which frames are sampled, and their pixels.
+
+    With decord, PyAV still reads the timestamps. Raise UserError if the decoder is not installed.
+    """
     return f"{load_decord().__version__}, times by pyav {DECODER_VERSION}" if decoder == "decord" else DECODER_VERSION
 
 
 def sample_times(duration: float, fps: float, start: float | None, stop: float | None) -> list[Fraction]:
-    """start, start + 1/fps, ... below min(stop, duration), exact, in seconds."""
+    """Return start, start + 1/fps, ... below min(stop, duration), in seconds, exactly."""
     step = 1 / Fraction(fps).limit_denominator(1_000_000)
     first = Fraction(start or 0.0)
     end = Fraction(duration if stop is None else min(stop, duration))
@@ -69,59 +84,70 @@ def decode_video(
     decoder: DecoderName = "pyav",
     beat: Callable[[], None] = lambda: None,
 ) -> Decoded[T]:
-    """Decode the frames shown at every 1/fps s of [start, stop) and give each, RGB uint8 (H, W, 3), to `use`.
+    """Decode the frames shown every 1/fps seconds of [start, stop), and pass each to `use` as RGB uint8 (H, W, 3).
 
-    `count` spreads that many over those times as linspace does. A frame shown at several times is used once. `beat` is
-    called at every packet.
-    Raises MediaError for media that cannot be read, is damaged (unless `keep_damaged`: then the frames before the
-    damage) or has nothing in the range.
+    `count` keeps only that many of the times, evenly spaced. `use` sees a frame once, even if it is shown at several
+    times. `beat` is called at every packet.
+    Raise MediaError if the file is not a readable video, if it is damaged, or if it has no frame in the range. With
+    `keep_damaged`, return the frames before the damage instead.
     """
     facts = probe(path, beat)
     times = pick(sample_times(facts.duration, fps, start, stop), count)
     if not times:
-        raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the asked range")
+        raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
     indices = [_shown_at(facts, t) for t in times]
     if decoder == "decord":
-        used, problem = decode_indices(path, facts, indices, use, beat)
+        used, damage = decode_indices(path, facts, indices, use, beat)
     else:
-        used, problem = _decode_wanted(path, facts, {facts.pts[i] for i in indices}, use, beat)
-    problem = facts.problem or problem
-    if problem and not keep_damaged:
-        raise MediaError(path, problem)
-    samples = []
-    for t, index in zip(times, indices, strict=True):
-        pts = facts.pts[index]
-        if pts not in used:
-            break
-        samples.append(Sample(float(t), float((pts - facts.pts[0]) * facts.time_base), index, used[pts]))
+        used, damage = _decode_wanted(path, facts, {facts.pts[i] for i in indices}, use, beat)
+    damage = facts.damage or damage
+    if damage and not keep_damaged:
+        raise MediaError(path, damage)
+    samples = _before_damage(facts, times, indices, used)
     if not samples:
-        raise MediaError(path, problem or "no frame could be decoded")
-    return Decoded(samples, len(facts.pts), facts.duration, problem)
+        raise MediaError(path, damage or "no frame could be decoded")
+    return Decoded(samples, len(facts.pts), facts.duration, damage)
 
 
 def pick(times: Sequence[T], count: int | None) -> list[T]:
-    """`count` of the times, spread as numpy's linspace spreads them; all of them when there are no more than that."""
+    """Return `count` of the times, spaced as numpy.linspace does; return all if there are no more than `count`."""
     if count is None or count >= len(times):
         return list(times)
     return [times[i] for i in np.linspace(0, len(times) - 1, count).astype(int)]
 
 
 def _shown_at(facts: Probe, t: Fraction) -> int:
-    """Index of the last frame whose time is not after `t`."""
+    """Return the index of the last frame whose time is not after `t`."""
     return bisect_right(facts.pts, facts.pts[0] + math.floor(t / facts.time_base)) - 1
+
+
+def _before_damage(
+    facts: Probe, times: Sequence[Fraction], indices: Sequence[int], used: dict[int, T]
+) -> list[Sample[T]]:
+    """Return the samples up to the first frame whose pts is not in `used`."""
+    samples = []
+    for t, index in zip(times, indices, strict=True):
+        pts = facts.pts[index]
+        if pts not in used:
+            break
+        samples.append(Sample(float(t), float((pts - facts.pts[0]) * facts.time_base), index, used[pts]))
+    return samples
 
 
 def _decode_wanted(
     path: Path, facts: Probe, wanted: set[int], use: Callable[[np.ndarray], T], beat: Callable[[], None]
 ) -> tuple[dict[int, T], str]:
-    """Map each wanted pts to what `use` made of its frame, and say what stopped that, if anything."""
+    """Return a map from each wanted pts to what `use` returned, and the damage if frames are missing ("" if none).
+
+    A second pass decodes every frame if frames are missing after the pass that skips.
+    """
     used: dict[int, T] = {}
-    problem = "frames are missing"
+    damage = "frames are missing"
     for skipping in (True, False) if facts.by_packet else (False,):
-        problem = _decode_once(path, wanted, used, use, beat, skipping=skipping)
+        damage = _decode_once(path, wanted, used, use, beat, skipping=skipping)
         if len(used) == len(wanted):
             return used, ""
-    return used, problem
+    return used, damage
 
 
 def _decode_once(
@@ -133,25 +159,25 @@ def _decode_once(
     *,
     skipping: bool,
 ) -> str:
-    """One pass over the file, adding to `used` until all is there, the file ends or is found damaged (the reason)."""
+    """Decode the file once and add frames to `used` until all are there or damage is found. Return the damage."""
     with open_video(path) as (container, stream):
-        context, shown, said = stream.codec_context, 0, ""
+        context, shown, failure = stream.codec_context, 0, ""
         packets, reformatter = container.demux(stream), VideoReformatter()
         while True:
             try:
                 packet = next(packets, None)
                 if packet is None:
-                    return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded{said}"
+                    return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded{failure}"
                 beat()
                 if skipping:
                     context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
                 frames = packet.decode()
             except (av.FFmpegError, EOFError) as error:
-                refuse_memory(error)
+                raise_if_out_of_memory(error)
                 if shown:
-                    return f"damaged after frame {shown} ({words(error)})"
-                said = f" ({words(error)})"
-                continue  # before the first frame: a stream that was cut within a group of pictures starts so
+                    return f"damaged after frame {shown} ({error_text(error)})"
+                failure = f" ({error_text(error)})"
+                continue  # an error before the first frame is normal if the file starts within a group of pictures
             for frame in frames:
                 shown += 1
                 pts = frame.pts if frame.pts is not None else frame.dts
@@ -164,14 +190,14 @@ def _decode_once(
 
 
 def to_rgb(path: Path, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """RGB uint8 (H, W, 3), turned as the file says it is to be shown; one `reformatter` serves many frames.
+    """Return a frame as RGB uint8 (H, W, 3), rotated as the file says. Reuse one `reformatter` for all frames.
 
-    Raises MediaError naming `path` for a picture format that cannot be converted.
+    Raise MediaError naming `path` if the pixel format cannot be converted.
     """
     try:
         picture = reformatter.reformat(frame, format="rgb24").to_ndarray()
     except av.FFmpegError as error:
-        refuse_memory(error)
-        raise MediaError(path, f"cannot be shown in RGB ({words(error)})") from error
+        raise_if_out_of_memory(error)
+        raise MediaError(path, f"cannot be converted to RGB ({error_text(error)})") from error
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture

@@ -1,7 +1,8 @@
-"""The door to decord, the decoder that a recipe may name instead of PyAV.
+"""Read frames with decord, the decoder that a recipe may choose instead of PyAV. The only file that imports decord.
 
-decord is asked for a frame only when its own times of all frames agree with those of the file's packets, so what it
-misreads is rejected by name. That it returns the frame it was asked for cannot be checked here (docs/data.md).
+Before it asks decord for frames, it compares decord's times of all frames with the times in the file's packets. Files
+that decord misreads are therefore rejected by name. Whether decord returns the requested frame cannot be checked here
+(docs/data.md).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from ma2mba.video.probe import Probe, open_video
 
 T = TypeVar("T")
 MISREAD = {"mpegts", "mpeg"}
-"""Containers without an index, in which decord 0.6 claims the right times and returns other frames (measured)."""
+"""Containers without an index: decord 0.6 reports the right times but returns other frames (measured)."""
 TOLERANCE = 0.002
-"""Seconds by which two times of one frame may differ: decord gives 32-bit floats (0.0005 s at two hours)."""
+"""Largest accepted difference in seconds: decord's times are 32-bit floats (0.0005 s off at two hours)."""
 
 
 def load_decord() -> Any:
-    """The decord module. Raises UserError when it is not installed."""
+    """Return the decord module. Raise UserError if it is not installed."""
     try:
         import decord
     except ImportError as error:
@@ -35,7 +36,7 @@ def load_decord() -> Any:
 def decode_indices(
     path: Path, facts: Probe, indices: Sequence[int], use: Callable[[np.ndarray], T], beat: Callable[[], None]
 ) -> tuple[dict[int, T], str]:
-    """Map the pts of each frame of `indices` to what `use` made of it, and say what stopped that, if anything."""
+    """Return a map from the pts of each frame in `indices` to what `use` returned, and why frames are missing ("")."""
     decord = load_decord()
     used: dict[int, T] = {}
     with open_video(path) as (container, _):
@@ -43,18 +44,18 @@ def decode_indices(
             return used, f"decord returns wrong frames of {container.format.name} files"
     try:
         reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        if problem := _disagreement(reader, facts):
-            return used, problem
+        if mismatch := _mismatch(reader, facts):
+            return used, mismatch
         for index in sorted(set(indices)):
             beat()
             used[facts.pts[index]] = use(reader[index].asnumpy())
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
-        return used, f"decord cannot go on after {len(used)} frames ({str(error).strip().splitlines()[-1][:80]})"
+        return used, f"decord failed after {len(used)} frames ({str(error).strip().splitlines()[-1][:80]})"
     return used, ""
 
 
-def _disagreement(reader: Any, facts: Probe) -> str:
-    """In what decord's frames are not the file's."""
+def _mismatch(reader: Any, facts: Probe) -> str:
+    """Return how decord's frames differ from the file's frames in number or time; "" if they agree."""
     if len(reader) != len(facts.pts):
         return f"decord finds {len(reader)} frames, the file has {len(facts.pts)}"
     starts = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]

@@ -1,4 +1,4 @@
-"""What can be wrong with a video or an image."""
+"""The error for a video or an image that cannot be used."""
 
 import stat
 from pathlib import Path
@@ -7,10 +7,10 @@ from ma2mba.errors import UserError
 
 
 class MediaError(UserError):
-    """Media that cannot be used. `path` names it, `reason` says why in a few words."""
+    """A video or image cannot be used: `path` names the file, `reason` says why in a few words."""
 
     def __init__(self, path: object, reason: str):
-        super().__init__(f"{path}: {reason}; give a whole, readable file")
+        super().__init__(f"{path}: {reason}; use a complete, readable file")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self):
@@ -18,13 +18,13 @@ class MediaError(UserError):
 
 
 def file_size(path: Path) -> int:
-    """Bytes of a medium. Raises MediaError when there is no regular file that can be looked at."""
+    """Return the size of a media file in bytes. Raise MediaError if it is not a regular file or cannot be accessed."""
     try:
-        facts = path.stat()
+        status = path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise MediaError(path, "no such file") from error
     except OSError as error:
         raise MediaError(path, f"cannot be opened ({error.strerror})") from error
-    if not stat.S_ISREG(facts.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise MediaError(path, "not a regular file")
-    return facts.st_size
+    return status.st_size

@@ -1,4 +1,4 @@
-"""CLIP's view of a picture, image files, and JPEG bytes."""
+"""Read image files, resize and crop pictures as CLIP does, and write JPEG."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
-    """Shortest edge to `size` (bicubic), then the central square: uint8 (H, W, 3) -> (size, size, 3)."""
+    """Resize the shortest edge to `size` (bicubic) and crop the centre: uint8 (H, W, 3) -> (size, size, 3)."""
     height, width = picture.shape[:2]
     short = min(height, width)
     tall, wide = int(size * height / short), int(size * width / short)
@@ -23,23 +23,23 @@ def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB uint8 (H, W, 3), turned as its EXIF says; of 16 bits the upper 8.
+    """Return an image as RGB uint8 (H, W, 3), rotated as its EXIF data says. 16-bit images keep their upper 8 bits.
 
-    Raises MediaError when it is missing, broken or cut short.
+    Raise MediaError if the file is missing, damaged or truncated.
     """
     file_size(path)
     try:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
-            if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would cut off what is over 255
+            if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would clip all values above 255
                 upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
             return np.asarray(upright.convert("RGB"))
     except MemoryError:
         raise
-    except Exception as error:  # damaged EXIF alone brings struct.error, TypeError and others
+    except Exception as error:  # damaged EXIF data alone raises struct.error, TypeError and others
         raise MediaError(path, f"not a readable image ({error})".replace(str(path), path.name)) from error
 
 
 def to_jpeg(picture: np.ndarray, quality: int) -> bytes:
-    """JPEG bytes (4:4:4, so that colour keeps its detail) of an RGB uint8 (H, W, 3) picture."""
+    """Encode an RGB uint8 (H, W, 3) picture as JPEG, with chroma at full resolution (4:4:4)."""
     return simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="444")

@@ -1,11 +1,14 @@
-"""Processes that build parts, watched: a decoder that hangs or crashes costs its clip, not the build.
+"""Run tasks in watched worker processes: a decoder that hangs or crashes costs one item, not the whole run.
 
-A hang in native code cannot be interrupted from within its process, so a worker that reports nothing for STALL seconds
-is killed, the clip it was at is given up by name, and its part starts again. Where no clip can be to blame (before the
-first of a part, after the last) there is more patience, and a crash costs no clip: the part starts again if its worker
-had finished another, else it is an error. So each new start gives up one clip more or follows a finished part.
-Memory is limited in each worker, and a worker makes room for a fresh one now and then, so that what decoders leak does
-not add up.
+A task is a list of items, for example videos to decode. A hang in native code cannot be interrupted from within its
+process. A worker that reports nothing for STALL seconds is therefore killed, the item that it worked on is given up by
+name, and its task starts again without that item. A crash is handled in the same way.
+
+When no item can be the cause (before the first item of a task, or after the last), a worker may take longer, and a
+crash costs no item: the task starts again if its worker had finished another task before, else the crash is an error.
+So each restart gives up one more item or follows a finished task, and the run cannot restart forever.
+
+The memory of each worker is limited. A worker is replaced after RECYCLE items, so that leaks in decoders do not add up.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -23,63 +27,70 @@ from ma2mba.errors import UserError
 from ma2mba.video.limits import limit_memory
 
 STALL = 300.0
+"""Seconds without a sign of life after which an item is given up."""
 STARTING = 120.0
-"""Seconds that a worker may take to begin its first clip, on a machine that does much else."""
+"""Seconds that a worker may take before its first item: a busy machine starts processes slowly."""
 FINISHING = 1800.0
-"""Seconds that a worker may take after its last clip to write out the part: it syncs and re-reads gigabytes."""
+"""Seconds that a worker may take after its last item, for example to write gigabytes and read them back."""
 RECYCLE = 500
-"""Clips after which a worker is replaced, once its part is done."""
+"""Items after which a worker is replaced, once its task is finished."""
 BEAT_EVERY = 1.0
 """Seconds between two signs of life."""
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
-Task = tuple[int, Sequence[Any], dict[int, str]]
-"""Part number, its clips, clips given up: index -> reason."""
 
 
-class BuildPart(Protocol):
-    """What a worker does with a task; it is pickled to the worker."""
+@dataclass(frozen=True)
+class Task:
+    """The items that one call of the work processes in order; `given_up` maps the index of an item to the reason."""
 
-    def __call__(
-        self,
-        part: int,
-        clips: Sequence[Any],
-        given_up: dict[int, str],
-        begin: Callable[[int], None],
-        beat: Callable[[], None],
-    ) -> int:
-        """Build a part without the clips in `given_up` (index -> reason); returns the number of rejects.
+    number: int
+    items: Sequence[Any]
+    given_up: dict[int, str] = field(default_factory=dict)
 
-        Calls `begin(i)` before clip i and, with their number, after the last; calls `beat()` now and then between two.
+
+class Work(Protocol):
+    """What a worker does with a task. It is pickled and sent to each worker."""
+
+    def __call__(self, task: Task, begin: Callable[[int], None], beat: Callable[[], None]) -> Any:
+        """Process the items of a task without those in `task.given_up`, and return a picklable result.
+
+        Call `begin(i)` before item i, and `begin(len(task.items))` after the last item. Call `beat()` often in between.
         """
 
 
-class _Worker:
-    """A process, our end of its pipe, and what it is doing."""
+Progress = Callable[[int], None]
+"""Called with the number of newly finished items; with a negative number when a task starts again."""
+OnResult = Callable[[Task, Any], None]
+"""Called once for each finished task, with the result of the work."""
 
-    def __init__(self, build: BuildPart, memory: int):
+
+class _Worker:
+    """A process, the parent's end of its pipe, and the task that it works on."""
+
+    def __init__(self, work: Work, memory: int):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs, build, memory), daemon=True)
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs, work, memory), daemon=True)
         self.process.start()
         theirs.close()
         self.task: Task | None = None
-        self.clip, self.heard = 0, time.monotonic()
-        self.begun, self.clips = False, 0
+        self.item, self.begun = 0, False
+        self.heard = time.monotonic()
+        self.items_given = 0
 
     def give(self, task: Task) -> None:
-        """Send a task; that a worker died before it is heard from its pipe afterwards."""
-        self.task, self.clip, self.heard = task, 0, time.monotonic()
-        self.begun = False
-        self.clips += len(task[1])
+        """Send a task. If the worker is dead, the next read from its pipe shows it."""
+        self.task, self.item, self.begun = task, 0, False
+        self.heard = time.monotonic()
+        self.items_given += len(task.items)
         with contextlib.suppress(ConnectionError):
             self.pipe.send(task)
 
     def suspect(self) -> int | None:
-        """The clip that a stall or a crash is put down to now."""
+        """Return the index of the item that causes a stall or a crash now; None if no item can be the cause."""
         assert self.task is not None
-        _, clips, given_up = self.task
-        at_a_clip = self.begun and self.clip < len(clips) and self.clip not in given_up
-        return self.clip if at_a_clip else None
+        at_an_item = self.begun and self.item < len(self.task.items) and self.item not in self.task.given_up
+        return self.item if at_an_item else None
 
     def stop(self) -> None:
         self.pipe.close()
@@ -87,20 +98,22 @@ class _Worker:
         self.process.join()
 
 
-def build_parts(
-    build: BuildPart,
-    memory: int,
+def run_tasks(
+    work: Work,
     tasks: list[Task],
     workers: int,
-    advance: Callable[[int, int], None],
+    memory: int,
+    progress: Progress,
+    on_result: OnResult,
     stall: float = STALL,
 ) -> None:
-    """Build all parts; `advance(clips, rejects)` is called as clips are finished.
+    """Run all tasks in `workers` processes; each may use `memory` bytes beyond what it holds at its start.
 
-    Raises UserError when a worker is killed from outside or cannot write.
+    A UserError that the work raises is raised here, an OSError too (without its errno). Raise UserError if a worker is
+    killed from outside, or if it takes too long to start or to finish a task.
     """
     waiting = deque(tasks)
-    pool = [_Worker(build, memory) for _ in range(min(workers, len(tasks)))]
+    pool = [_Worker(work, memory) for _ in range(min(workers, len(tasks)))]
     try:
         for worker in pool:
             worker.give(waiting.popleft())
@@ -108,18 +121,18 @@ def build_parts(
             ready = wait([worker.pipe for worker in pool if worker.task], timeout=min(1.0, stall / 4))
             for worker in [worker for worker in pool if worker.task]:
                 if worker.pipe in ready:
-                    retry = _hear(worker, advance)
+                    retry = _hear(worker, progress, on_result)
                 elif _stalled(worker, stall):
-                    retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s", advance)
+                    retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s", progress)
                 else:
                     continue
                 if retry:
                     waiting.appendleft(retry)
-                    pool[pool.index(worker)] = worker = _Worker(build, memory)
+                    pool[pool.index(worker)] = worker = _Worker(work, memory)
                 if not worker.task and waiting:
-                    if worker.clips >= RECYCLE:
+                    if worker.items_given >= RECYCLE:
                         worker.stop()
-                        pool[pool.index(worker)] = worker = _Worker(build, memory)
+                        pool[pool.index(worker)] = worker = _Worker(work, memory)
                     worker.give(waiting.popleft())
     finally:
         for worker in pool:
@@ -127,64 +140,71 @@ def build_parts(
 
 
 def _stalled(worker: _Worker, stall: float) -> bool:
-    """Whether its clip takes too long. Raises UserError when something else does."""
+    """Return True when the worker's item exceeds its time limit. Raise UserError when another stage does."""
     silent = time.monotonic() - worker.heard
     if worker.suspect() is not None:
         return silent > stall
-    limit, what = (FINISHING, "write out its part") if worker.begun else (STARTING, "begin")
+    limit, what = (FINISHING, "finish its task") if worker.begun else (STARTING, "start")
     if silent > limit:
-        raise UserError(
-            f"a worker did not {what} within {limit:.0f} s; run the same command again with fewer --workers"
-        )
+        raise UserError(f"a worker did not {what} within {limit:.0f} s; run the same command again with fewer workers")
     return False
 
 
-def _hear(worker: _Worker, advance: Callable[[int, int], None]) -> Task | None:
-    """Take one message; returns the task to start again when the worker died of its clip."""
+def _hear(worker: _Worker, progress: Progress, on_result: OnResult) -> Task | None:
+    """Handle one message from a worker. Return the task that must start again if the worker has crashed."""
     assert worker.task is not None
     worker.heard = time.monotonic()
     try:
-        what, value = worker.pipe.recv()
+        kind, value = worker.pipe.recv()
     except (EOFError, ConnectionError):
-        worker.process.join()
-        code = worker.process.exitcode or 0
-        if -code in CRASHES:
-            name = signal.Signals(-code).name
-            if worker.suspect() is None and worker.clips == len(worker.task[1]):
-                when = "after its last clip" if worker.begun else "before its first clip"
-                raise RuntimeError(f"a worker crashed ({name}) {when}") from None
-            return _give_up(worker, f"the decoder crashed ({name})", advance)
-        if -code in (signal.SIGKILL, signal.SIGTERM):
-            advice = "perhaps for memory; run the same command again with fewer --workers or less --memory"
-            raise UserError(f"a worker was killed from outside, {advice}") from None
-        raise RuntimeError(f"a worker ended with exit code {code}") from None
-    if what == "clip":
-        advance(value - worker.clip, 0)
-        worker.clip, worker.begun = value, True
-    elif what == "done":
-        advance(len(worker.task[1]) - worker.clip, value)
+        kind, value = "dead", None
+    if kind == "dead":
+        return _retry_after_crash(worker, progress)
+    if kind == "item":
+        progress(value - worker.item)
+        worker.item, worker.begun = value, True
+    elif kind == "done":
+        on_result(worker.task, value)
+        progress(len(worker.task.items) - worker.item)
         worker.task = None
-    elif what == "disk":
-        raise UserError(
-            f"cannot write the shards: {value}; make room or name another --out, then run the command again"
-        )
-    elif what == "failed":
+    elif kind == "error":
+        raise value
+    elif kind == "failed":
         raise RuntimeError(f"a worker failed:\n{value}")
     return None
 
 
-def _give_up(worker: _Worker, reason: str, advance: Callable[[int, int], None]) -> Task:
-    """The worker's task, to be done from its beginning without the clip it was at."""
+def _retry_after_crash(worker: _Worker, progress: Progress) -> Task:
+    """Return the task of a dead worker, to start again. Raise if its death is not a crash that an item may cause."""
     assert worker.task is not None
-    part, clips, given_up = worker.task
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    if -code in (signal.SIGKILL, signal.SIGTERM):
+        raise UserError(
+            f"a worker was killed ({signal.Signals(-code).name}), perhaps because the machine ran out of memory; "
+            "run the same command again with fewer workers or less memory for each"
+        )
+    if -code not in CRASHES:
+        raise RuntimeError(f"a worker ended with exit code {code}")
+    name = signal.Signals(-code).name
+    finished_another = worker.items_given > len(worker.task.items)
+    if worker.suspect() is None and not finished_another:
+        raise RuntimeError(f"a worker crashed ({name}) {'after its last' if worker.begun else 'before its first'} item")
+    return _give_up(worker, f"the decoder crashed ({name})", progress)
+
+
+def _give_up(worker: _Worker, reason: str, progress: Progress) -> Task:
+    """Stop a worker. Return its task, to start again without the item that the worker was at."""
+    assert worker.task is not None
     suspect = worker.suspect()
     worker.stop()
-    advance(-worker.clip, 0)
-    return part, clips, given_up | ({} if suspect is None else {suspect: reason})
+    progress(-worker.item)
+    given_up = {} if suspect is None else {suspect: reason}
+    return replace(worker.task, given_up=worker.task.given_up | given_up)
 
 
-def _work(pipe: Connection, build: BuildPart, memory: int) -> None:
-    """A worker's life: parts until the pipe closes; it ends when the parent is gone."""
+def _work(pipe: Connection, work: Work, memory: int) -> None:
+    """Run in the worker process: process tasks until the pipe closes, which also happens when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_memory(memory)
     pipe.send(("started", None))
@@ -198,13 +218,16 @@ def _work(pipe: Connection, build: BuildPart, memory: int) -> None:
 
     while True:
         try:
-            part, clips, given_up = pipe.recv()
-            rejects = build(part, clips, given_up, lambda i: pipe.send(("clip", i)), beat)
-            pipe.send(("done", rejects))
+            task = pipe.recv()
+            result = work(task, lambda i: pipe.send(("item", i)), beat)
+            pipe.send(("done", result))
         except (EOFError, ConnectionError):
             return
-        except OSError as error:
-            pipe.send(("disk", str(error)))
+        except UserError as error:
+            pipe.send(("error", error))
+            return
+        except OSError as error:  # sent as text: errors of native libraries cannot always be pickled
+            pipe.send(("error", OSError(str(error))))
             return
         except Exception:
             pipe.send(("failed", traceback.format_exc()))

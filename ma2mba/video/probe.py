@@ -1,4 +1,8 @@
-"""Facts of a video file: when each of its frames is shown, and whether the file is whole."""
+"""Read a video file without decoding it: when each frame is shown, and whether the file is damaged.
+
+Damage found here: unreadable packets, a truncated file, impossible times. It is returned in `Probe.damage`;
+`decode.decode_video` rejects the video. Files that are not videos at all raise MediaError here.
+"""
 
 import errno
 import struct
@@ -16,48 +20,50 @@ from av.video.stream import VideoStream
 from ma2mba.video.errors import MediaError, file_size
 
 TRUNCATION_TOLERANCE = 1.5
-"""Seconds that a healthy file may end before the duration in its header (audio padding, rounded headers)."""
+"""Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
 LONGEST = 48 * 3600
-"""Seconds; a single false time stamp would else ask for millions of frames."""
-DECODER, DECODER_VERSION = "pyav", f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
+"""Longest accepted video in seconds. Without it, one wrong timestamp would request millions of frames."""
+DECODER_VERSION = f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`pts` are the presentation times of all shown frames, increasing, in units of `time_base` seconds.
+    """The times of a video's frames, and its damage.
 
-    `duration` is the span in seconds from the first frame to the end of the last; `by_packet` tells that the container
-    itself names these times; `problem` is empty for a whole file.
+    `pts`: presentation times of all shown frames, increasing, in units of `time_base` seconds. `duration`: seconds
+    from the first frame to the end of the last. `by_packet`: the container states these times; False if they had to
+    be decoded. `damage`: how the file is damaged; "" for an intact file.
     """
 
     pts: list[int]
     time_base: Fraction
     duration: float
     by_packet: bool
-    problem: str
+    damage: str
 
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file's video stream for single-threaded decoding, and close it. Raises MediaError when there is none."""
+    """Open a file's video stream for single-threaded decoding, then close it. Raise MediaError if there is none."""
     if not file_size(path):
         raise MediaError(path, "the file is empty")
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
-        refuse_memory(error)
-        raise MediaError(path, f"not a readable video ({words(error)})") from error
+        raise_if_out_of_memory(error)
+        raise MediaError(path, f"not a readable video ({error_text(error)})") from error
     with container:
         if container.format.name.endswith("_pipe") or container.format.name == "image2":
             raise MediaError(path, "a still picture, not a video")
         stream = _video_stream(path, container)
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "SLICE"
-        stream.codec_context.options = {"err_detect": "explode"}  # an error instead of an invented picture
+        stream.codec_context.options = {"err_detect": "explode"}  # damage raises an error; the default guesses pixels
         yield container, stream
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    """Return the video stream that a player would show. Raise MediaError if there is none; cover art is no video."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         reason = "its only picture is a cover" if container.streams.video else "it has no video stream"
@@ -70,20 +76,20 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
 
 
 def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
-    """Read every packet (and, where packets carry no times, decode every frame), calling `beat` at each.
+    """Read every packet of a video and return its frame times and its damage. `beat` is called at each packet.
 
-    Raises MediaError for no video.
+    If the packets have no presentation times, decode every frame instead. Raise MediaError if the file is not a
+    readable video, or if its times are impossible.
     """
     with open_video(path) as (container, stream):
         assert stream.time_base is not None
-        spans, ends, unstamped, problem = _read_packets(container, stream, beat)
-        problem = problem or _tail(path, container) or _truncation(container, ends)
+        spans, ends, unstamped, damage = _read_packets(container, stream, beat)
+        damage = damage or _missing_bytes(path, container) or _early_end(container, ends)
         time_base, period = stream.time_base, _period(stream)
-    by_packet = not unstamped
     if unstamped:
         spans = _decoded_spans(path, beat)
     if not spans:
-        raise MediaError(path, problem or "it holds no frames with times")
+        raise MediaError(path, damage or "it holds no frames with times")
     spans.sort()
     pts = [start for start, _ in spans]
     last = spans[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
@@ -92,13 +98,17 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
         raise MediaError(
             path, f"its frames span {duration / 3600:.0f} hours; over {LONGEST // 3600} is taken as damage"
         )
-    return Probe(pts, time_base, duration, by_packet, problem)
+    return Probe(pts, time_base, duration, not unstamped, damage)
 
 
 def _read_packets(
     container: InputContainer, stream: VideoStream, beat: Callable[[], None]
 ) -> tuple[list[tuple[int, int]], list[float], bool, str]:
-    """(pts, duration) of shown frames, ends of all packets in seconds, whether any lacks a pts, what went wrong."""
+    """Read all packets of all streams.
+
+    Return (pts, duration) of each shown frame, the end of every packet in seconds, whether a frame has no pts, and
+    the damage that stopped the reading ("" if none).
+    """
     spans: list[tuple[int, int]] = []
     ends, unstamped = [0.0], False
     try:
@@ -115,19 +125,21 @@ def _read_packets(
                 else:
                     spans.append((packet.pts, packet.duration or 0))
     except av.FFmpegError as error:
-        refuse_memory(error)
-        return spans, ends, unstamped, f"reading stopped after {len(spans)} frames ({words(error)})"
+        raise_if_out_of_memory(error)
+        return spans, ends, unstamped, f"reading stopped after {len(spans)} frames ({error_text(error)})"
     return spans, ends, unstamped, ""
 
 
-def _tail(path: Path, container: InputContainer) -> str:
+def _missing_bytes(path: Path, container: InputContainer) -> str:
+    """Return how many bytes a truncated mp4 or AVI file lacks; "" for an intact file and for other containers."""
     try:
         return missing_tail(path) if container.format.name.startswith(("mov,", "avi")) else ""
     except OSError as error:
         raise MediaError(path, f"cannot be read to its end ({error.strerror})") from error
 
 
-def _truncation(container: InputContainer, ends: list[float]) -> str:
+def _early_end(container: InputContainer, ends: list[float]) -> str:
+    """Return by how much the last packet ends before the duration in the header; "" within TRUNCATION_TOLERANCE."""
     if not container.duration:
         return ""
     declared, start = container.duration / av.time_base, min((container.start_time or 0) / av.time_base, 0.0)
@@ -138,14 +150,14 @@ def _truncation(container: InputContainer, ends: list[float]) -> str:
 
 
 def _period(stream: VideoStream) -> int:
-    """Ticks of one frame at the stream's average rate; one tick when it names none."""
+    """Return the length of one frame in ticks, from the average frame rate; one tick if the file states no rate."""
     if not stream.average_rate or not stream.time_base:
         return 1
     return max(1, round(1 / (stream.average_rate * stream.time_base)))
 
 
 def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]]:
-    """The times that the decoder gives to frames: for containers whose packets carry only decoding times."""
+    """Decode all frames and return (pts, duration) of each, for containers whose packets have only decoding times."""
     spans = []
     with open_video(path) as (container, stream):
         try:
@@ -155,24 +167,27 @@ def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]
                 if stamp is not None:
                     spans.append((stamp, frame.duration or 0))
         except av.FFmpegError as error:
-            refuse_memory(error)
+            raise_if_out_of_memory(error)
             return spans
     return spans
 
 
-def words(error: Exception) -> str:
-    """What a decoder says of its failure."""
+def error_text(error: Exception) -> str:
+    """Return a decoder's own words for its error."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def refuse_memory(error: Exception) -> None:
-    """Raises MemoryError when that is what `error` says: not the file is at fault, but the limit."""
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise MemoryError if FFmpeg reports ENOMEM: the memory limit is the cause, not a damaged file."""
     if getattr(error, "errno", None) == errno.ENOMEM:
         raise MemoryError(str(error)) from error
 
 
 def missing_tail(path: Path) -> str:
-    """Whether the last top-level box of an mp4 or AVI file is longer than the file; nothing else may tell."""
+    """Return how many bytes the last top-level box of an mp4 or AVI file lacks; "" if it is complete.
+
+    For a file that was cut within its last box, this can be the only trace.
+    """
     at, size = 0, path.stat().st_size
     with open(path, "rb") as file:
         riff = file.read(4) == b"RIFF"
@@ -180,15 +195,15 @@ def missing_tail(path: Path) -> str:
             file.seek(at)
             head = file.read(16)
             kind = head[:4] if riff else head[4:8]
-            length = _length(head, riff)
+            length = _box_length(head, riff)
             if not kind.isalnum() or not length:
                 return ""
             at += length
     return f"truncated: {at - size} bytes are missing at its end" if at > size else ""
 
 
-def _length(head: bytes, riff: bool) -> int:
-    """Bytes of the box that begins so; 0 when it says none or nonsense."""
+def _box_length(head: bytes, riff: bool) -> int:
+    """Return the length in bytes of the box whose first 16 bytes are `head`; 0 if the box states no valid length."""
     if riff:
         (payload,) = struct.unpack("<I", head[4:8])
         return 8 + payload + payload % 2

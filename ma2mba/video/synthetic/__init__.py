@@ -1,0 +1,1 @@
+"""Render videos with known content, for toy data, tests and needle evaluations."""

@@ -1,4 +1,4 @@
-"""Plan a toy video (what is seen when) and write it as H.264."""
+"""Plan a toy video (what it shows at which time) and write it as H.264."""
 
 import itertools
 import random
@@ -15,7 +15,6 @@ from ma2mba.video.synthetic.scenes import (
     BACKGROUNDS,
     COLOURS,
     NEEDLE_EXTENT,
-    NEEDLES,
     PATTERNS,
     SHAPES,
     SIZE,
@@ -25,14 +24,14 @@ from ma2mba.video.synthetic.scenes import (
 )
 
 FPS = 8
-"""Frames a second of every toy video."""
+"""Frames per second of every toy video."""
 MARGIN = 1
-"""Seconds at either end of a video of 4 s or more that hold no needle."""
+"""Seconds without a needle at each end of a video of 4 s or more."""
 
 
 @dataclass(frozen=True)
 class Needle:
-    """The symbol `kind` on frames [first, stop) at (left, top) pixels."""
+    """The symbol `kind`, visible on frames [first, stop), with its top left corner at pixel (left, top)."""
 
     kind: str
     first: int
@@ -42,13 +41,13 @@ class Needle:
 
     @property
     def seconds(self) -> list[int]:
-        """The whole seconds at which it is visible: what sampling at 1 FPS sees, always one or two."""
+        """The whole seconds at which the needle is visible: sampling at 1 FPS sees it once or twice."""
         return [k for k in range(self.stop // FPS + 1) if self.first <= k * FPS < self.stop]
 
 
 @dataclass(frozen=True)
 class Movie:
-    """Everything there is to see in one video of `seconds` whole seconds."""
+    """The content of one video of `seconds` whole seconds."""
 
     name: str
     seconds: int
@@ -56,11 +55,12 @@ class Movie:
     needle: Needle | None
 
     def scene_at(self, seconds: float) -> Scene:
+        """Return the scene that is visible at `seconds`."""
         return next(scene for scene in self.scenes if seconds < scene.stop)
 
 
 def plan_movie(name: str, seconds: int, kind: str | None, scenes: int, rng: random.Random) -> Movie:
-    """A video of `scenes` different scenes and, unless `kind` is None, a needle of that kind, drawn from `rng`."""
+    """Plan a random video of `scenes` different scenes with a needle of this kind; with None, without a needle."""
     cuts = [0, *_cuts(seconds, scenes, rng), seconds]
     subjects = rng.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], scenes)
     planned, last = [], ""
@@ -72,18 +72,18 @@ def plan_movie(name: str, seconds: int, kind: str | None, scenes: int, rng: rand
 
 
 def _cuts(seconds: int, scenes: int, rng: random.Random) -> list[int]:
-    """Whole seconds at which a new scene starts, each scene at least half as long as the average one."""
+    """Return the seconds at which a new scene starts. Each scene has at least half the average length."""
     shortest = max(1, seconds // (2 * scenes))
     spare = sorted(rng.randint(0, seconds - shortest * scenes) for _ in range(scenes - 1))
     return [shortest * (i + 1) + extra for i, extra in enumerate(spare)]
 
 
 def plan_needle(seconds: int, kind: str, rng: random.Random) -> Needle:
-    """Place a needle of 1.0 to 2.0 s at a random time; any span of at least 1 s holds a whole second."""
+    """Return a needle of 1 to 2 s at a random time. Any span of at least 1 s contains a whole second."""
     margin = MARGIN if seconds >= 4 else 0
     room = (seconds - 2 * margin) * FPS
     length = min(rng.randint(FPS, 2 * FPS), room)
-    # the last sampled frame of a video without margins is at seconds - 1, so it must start by then
+    # without margins, the last sampled frame is at seconds - 1: the needle must start by then
     latest = (seconds - margin) * FPS - length if margin else min(seconds * FPS - length, (seconds - 1) * FPS)
     first = rng.randint(margin * FPS, latest)
     spot = SIZE - NEEDLE_EXTENT
@@ -91,13 +91,13 @@ def plan_needle(seconds: int, kind: str, rng: random.Random) -> Needle:
 
 
 def render(movie: Movie) -> Iterator[np.ndarray]:
-    """Every frame in order: uint8 RGB (SIZE, SIZE, 3)."""
+    """Yield every frame in order: uint8 RGB (SIZE, SIZE, 3)."""
     for index in range(movie.seconds * FPS):
         yield draw_frame(movie, index)
 
 
 def draw_frame(movie: Movie, index: int) -> np.ndarray:
-    """Frame number `index`: uint8 RGB (SIZE, SIZE, 3)."""
+    """Return frame number `index`: uint8 RGB (SIZE, SIZE, 3)."""
     picture = draw_scene(movie.scene_at(index / FPS), index / FPS)
     needle = movie.needle
     if needle and needle.first <= index < needle.stop:
@@ -106,7 +106,7 @@ def draw_frame(movie: Movie, index: int) -> np.ndarray:
 
 
 def write_movie(movie: Movie, path: Path) -> None:
-    """Write `movie` as H.264 (yuv420p, mp4) to `path`, whole or not at all."""
+    """Write `movie` to `path` as H.264 (yuv420p, mp4), atomically."""
     with atomic_path(path, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         options = {"preset": "ultrafast", "crf": "20", "threads": "1", "g": str(10 * FPS)}
         stream = container.add_stream("libx264", rate=FPS, options=options)
@@ -119,23 +119,8 @@ def write_movie(movie: Movie, path: Path) -> None:
         container.mux(stream.encode())
 
 
-def needle_video(path: Path, seconds: int, kind: str, seed: int) -> Movie:
-    """Write a video of `seconds` s (at least 2) that shows the symbol `kind` once; returns what is in it.
-
-    Raises KeyError for an unknown kind, ValueError for a shorter video.
-    """
-    if seconds < 2:
-        raise ValueError(f"a needle video lasts at least 2 s, not {seconds}")
-    if kind not in NEEDLES:
-        raise KeyError(f"{kind}: the kinds are {', '.join(NEEDLES)}")
-    rng = random.Random(f"{seed}/{seconds}/{kind}")
-    movie = plan_movie(Path(path).stem, seconds, kind, scene_count(seconds, rng), rng)
-    write_movie(movie, Path(path))
-    return movie
-
-
 def scene_count(seconds: int, rng: random.Random) -> int:
-    """How many scenes a video of this length has: 1 in the shortest, 3 to 6 from 30 s on."""
+    """Return a random number of scenes for this length: 1 below 4 s, 3 to 6 from 30 s on."""
     if seconds < 4:
         return 1
     return rng.randint(3, 6) if seconds >= 30 else rng.randint(1, min(3, seconds // 4 + 1))

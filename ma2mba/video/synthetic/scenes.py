@@ -1,4 +1,4 @@
-"""Draw the toy world: quiet scenes of small pastel shapes, and large saturated symbols (the needles).
+"""Draw the toy world: quiet scenes of small pastel shapes, and large symbols in saturated colours (the needles).
 
 Images are uint8 RGB arrays (SIZE, SIZE, 3); masks are bool arrays.
 """
@@ -12,10 +12,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 64
-"""Width and height of every picture, pixels."""
+"""Width and height of every picture in pixels."""
 NEEDLE_EXTENT = 46
+"""Width and height of a needle in pixels."""
 SHAPE_EXTENT = 18
+"""Width and height of a scene's shape in pixels."""
 OVERSAMPLE = 4
+"""Masks are drawn this much larger, then reduced."""
 
 NEEDLES: dict[str, tuple[tuple[int, int, int], str]] = {
     "red star": ((235, 20, 25), "star"),
@@ -48,7 +51,7 @@ PATTERNS = ("plain", "striped", "checked")
 
 @dataclass(frozen=True)
 class Scene:
-    """A pastel shape on a background for [start, stop) whole seconds; `phase` and `speed` set its path."""
+    """A pastel shape that moves over a background in [start, stop) whole seconds; `phase` and `speed` set its path."""
 
     shape: str
     colour: str
@@ -122,7 +125,7 @@ _FORMS: dict[str, Callable[[ImageDraw.ImageDraw, float, float], None]] = {
 
 @functools.cache
 def form_mask(form: str, extent: int) -> np.ndarray:
-    """Where `form` covers a square of `extent` pixels: bool (extent, extent)."""
+    """Return the mask of a form that fills a square of `extent` pixels: bool (extent, extent)."""
     side = extent * OVERSAMPLE
     canvas = Image.new("L", (side, side), 0)
     _FORMS[form](ImageDraw.Draw(canvas), side / 2, side / 2 - 1)
@@ -131,7 +134,7 @@ def form_mask(form: str, extent: int) -> np.ndarray:
 
 @functools.cache
 def background(name: str, pattern: str) -> np.ndarray:
-    """A read-only background picture."""
+    """Return a background picture, read-only: uint8 (SIZE, SIZE, 3)."""
     picture = np.empty((SIZE, SIZE, 3), np.uint8)
     picture[:] = BACKGROUNDS[name]
     rows, columns = np.indices((SIZE, SIZE)) // 8
@@ -142,12 +145,12 @@ def background(name: str, pattern: str) -> np.ndarray:
 
 
 def stamp(picture: np.ndarray, form: str, colour: tuple[int, int, int], extent: int, left: int, top: int) -> None:
-    """Draw `form` into `picture` in place; it must lie inside."""
+    """Draw `form` into `picture`, in place. The form must not leave the picture."""
     picture[top : top + extent, left : left + extent][form_mask(form, extent)] = colour
 
 
 def draw_scene(scene: Scene, seconds: float) -> np.ndarray:
-    """The scene at `seconds` of the video: its shape on a slow curve over the background."""
+    """Return the picture of a scene at `seconds` of the video: its shape follows a slow curve over the background."""
     picture = background(scene.background, scene.pattern).copy()
     angle = scene.phase + scene.speed * seconds
     room = (SIZE - SHAPE_EXTENT) / 2
@@ -157,6 +160,6 @@ def draw_scene(scene: Scene, seconds: float) -> np.ndarray:
 
 
 def draw_needle(picture: np.ndarray, kind: str, left: int, top: int) -> None:
-    """Stamp the symbol `kind` (a key of NEEDLES) over `picture` in place."""
+    """Draw the symbol `kind` (a key of NEEDLES) over `picture`, in place."""
     colour, form = NEEDLES[kind]
     stamp(picture, form, colour, NEEDLE_EXTENT, left, top)

@@ -1,4 +1,4 @@
-"""A build's one worker, stopped in the middle of a clip."""
+"""Stop the only worker of a build in the middle of a clip."""
 
 import multiprocessing
 import os
@@ -12,14 +12,14 @@ LIMIT_SECONDS = 120
 
 
 def in_the_background(work: Callable[[], object]) -> threading.Thread:
-    """Started, beside a build; a thread that is never done does not keep the tests from ending."""
+    """Start a thread during a build. A thread that never ends does not keep the tests from ending."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
 
 
 def stop_within_a_clip(name: str, ready: Callable[[], bool] = lambda: True) -> int:
-    """Stop the worker while it has a file open whose name ends so, once it is `ready`; returns its process id."""
+    """Once `ready()`, stop the worker while it has a file open whose name ends in `name`; return its process id."""
     until = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < until:
         workers = multiprocessing.active_children() if ready() else []
@@ -33,7 +33,7 @@ def stop_within_a_clip(name: str, ready: Callable[[], bool] = lambda: True) -> i
 
 
 def stop(pid: int) -> None:
-    """Returns when it stands still."""
+    """Stop a process, and return when it has stopped."""
     os.kill(pid, signal.SIGSTOP)
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TZ":
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Builds from real files: the same bytes however they were made, nothing silent about what could not be used."""
+"""Builds from real files always give the same bytes, and report everything that could not be used."""
 
 import json
 import os
@@ -202,7 +202,7 @@ def test_frames_are_those_on_screen_and_carry_their_provenance(built, material):
     assert bits == [(n >> 4 & 1, n >> 5 & 1) for n in numbers]
 
 
-def test_a_killed_build_goes_on_to_the_same_bytes(built, material, tmp_path):
+def test_a_killed_build_resumes_to_the_same_bytes(built, material, tmp_path):
     out = tmp_path / "s"
     process = command(str(recipe(material)), "--out", str(out), "--workers", "1", start_new_session=True)
     while process.poll() is None and len(list((out / ".build").glob("part-*.json"))) < 2:
@@ -239,7 +239,7 @@ def test_another_recipe_in_the_same_folder_is_refused(built, material):
     [(signal.SIGSTOP, 5.0, "no progress for 5 s"), (signal.SIGSEGV, pool.STALL, "crashed (SIGSEGV)")],
 )
 def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, stall, reason, built, material, tmp_path):
-    """A worker is stopped, or crashed, in mid-build, as native code does it."""
+    """A worker stops, or crashes, in the middle of a build, as native code does."""
 
     def strike():
         pid = stop_within_a_clip(".mp4", (tmp_path / "s/.build/part-00000.json").exists)
@@ -256,21 +256,21 @@ def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, stall, reas
     assert verify(tmp_path / "s") == []
 
 
-@pytest.mark.parametrize("parts", [1, 0])
-def test_a_worker_that_crashes_between_parts_costs_no_clip(parts, built, material, tmp_path, monkeypatch):
-    """A worker that crashes with none of its parts done is a fault of ours, which another one would have too."""
+@pytest.mark.parametrize("finished", [1, 0])
+def test_a_worker_that_crashes_between_shards_costs_no_clip(finished, built, material, tmp_path, monkeypatch):
+    """A crash of a worker that has not finished any shard is our own fault: the next worker would crash too."""
     give, struck = pool._Worker.give, []
 
     def strike(worker, task):
-        if len(struck) == parts:
+        if len(struck) == finished:
             os.kill(worker.process.pid, signal.SIGSEGV)
             worker.process.join()
         struck.append(worker)
         give(worker, task)
 
     monkeypatch.setattr(pool._Worker, "give", strike)
-    if not parts:
-        with pytest.raises(RuntimeError, match=r"crashed \(SIGSEGV\) before its first clip"):
+    if not finished:
+        with pytest.raises(RuntimeError, match=r"crashed \(SIGSEGV\) before its first item"):
             build(recipe(material), tmp_path / "s", workers=1)
         return
     build(recipe(material), tmp_path / "s", workers=1)

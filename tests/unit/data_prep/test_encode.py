@@ -1,4 +1,4 @@
-"""Features of a frozen encoder: those that the model itself would compute, in a folder that training takes."""
+"""Features of a frozen encoder equal what the model itself computes, in a folder that training accepts."""
 
 import shutil
 from pathlib import Path
@@ -10,8 +10,8 @@ from test_build_shards import contents
 
 from data_prep import features
 from data_prep.audit import audit
-from data_prep.encode import encode, encode_again
-from data_prep.features import plan_batches, split_parts
+from data_prep.encode import encode, reencode
+from data_prep.features import plan_batches, rows_by_shard
 from ma2mba.data.dataset import Dataset
 from ma2mba.errors import UserError
 from ma2mba.model.pretrained import load_model
@@ -25,7 +25,7 @@ SIZES = [[(3, 4), (0, 5), (37, 2)], [(0, 3), (0, 2)], [(16, 1), (1, 1)], [(33, 2
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    """Four parts, one of text alone."""
+    """Four shards, one of text alone."""
     folder = tmp_path_factory.mktemp("pictures")
     parts = [
         write_shards(folder / str(i), sizes, image_size=56, seed=i, prefix=f"{i}-") for i, sizes in enumerate(SIZES)
@@ -56,7 +56,7 @@ def test_features_are_the_encoders(pictures, encoded, model_folder):
                 plain = model.vision(theirs.frames[0:99])
                 assert plain.dtype == ours.frames[0:99].dtype == torch.bfloat16
                 worst = max(worst, (plain - ours.frames[0:99]).abs().max().item())
-    assert worst < 0.02  # measured 0.0: a CPU's result does not depend on the batch; a GPU's may, by a rounding of bf16
+    assert worst < 0.02  # measured 0.0; on a GPU the batch may change the rounding to bf16
 
 
 def test_row_groups_hold_16_frames_and_any_range_reads(encoded):
@@ -70,7 +70,7 @@ def test_row_groups_hold_16_frames_and_any_range_reads(encoded):
 
 
 def test_batches_are_full_across_videos(pictures):
-    batches = list(plan_batches(split_parts(ShardReader(pictures).rows), 8))
+    batches = list(plan_batches(rows_by_shard(ShardReader(pictures).rows), 8))
     sizes = [sum(piece.stop - piece.start for piece in pieces) for pieces in batches]
     assert sizes == [8] * 11 + [2]  # 90 frames
     assert max(len({piece.row.sample_id for piece in pieces}) for pieces in batches) > 1
@@ -103,14 +103,14 @@ def test_what_cannot_be_encoded_is_refused(pictures, encoded, model_folder, tmp_
     with pytest.raises(UserError, match="holds features already"):
         encode(encoded, str(model_folder), tmp_path / "x")
     small = write_shards(tmp_path / "small", [(1, 1)], image_size=28)
-    with pytest.raises(UserError, match=r"sees 56 pixels but the frames of .* are 28 wide"):
+    with pytest.raises(UserError, match=r"needs frames of 56 pixels, but the frames of .* have 28"):
         encode(small, str(model_folder), tmp_path / "x")
     with pytest.raises(UserError, match="was built by another recipe"):
         encode(pictures, str(model_folder), encoded, batch=4)
     assert not (tmp_path / "x").exists()
 
 
-def test_pictures_built_again_with_other_bytes_are_other_pictures(model_folder, tmp_path):
+def test_rebuilt_pictures_with_other_bytes_are_refused(model_folder, tmp_path):
     """The recipe is the same, and so is the encoder."""
     out = tmp_path / "features"
     for seed in (0, 1):
@@ -120,14 +120,14 @@ def test_pictures_built_again_with_other_bytes_are_other_pictures(model_folder, 
             with pytest.raises(UserError, match="shards: "):
                 encode(tmp_path / "s", str(model_folder), out, batch=8)
             manifest = read_manifest(out)
-            with pytest.raises(UserError, match="no longer the pictures"):
-                encode_again(tmp_path / "s", str(model_folder), tmp_path / "again", manifest, None, 1)
+            with pytest.raises(UserError, match="the pictures have changed"):
+                reencode(tmp_path / "s", str(model_folder), tmp_path / "again", manifest, None, 1)
         else:
             encode(tmp_path / "s", str(model_folder), out, batch=8)
 
 
 def test_features_of_earlier_versions_are_read_and_repaired(pictures, encoded, model_folder, tmp_path):
-    """They do not say which pictures they were made of."""
+    """They do not record the checksum of their pictures."""
     old = Path(shutil.copytree(encoded, tmp_path / "old"))
     manifest = read_manifest(old)
     recipe = {key: value for key, value in manifest.recipe.items() if key != "shards"}

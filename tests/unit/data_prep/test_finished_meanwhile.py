@@ -1,4 +1,4 @@
-"""Tasks of an array that end together: whoever comes late finds a folder that is whole, and no work folder."""
+"""Array tasks that end together: a late task finds a finished folder without a work folder."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from ma2mba.shards.manifest import read_manifest
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
-    """Of two pictures; its shards lie beside it."""
+    """A recipe of two pictures, with its finished shards in `shards` next to it."""
     folder = tmp_path_factory.mktemp("pictures")
     for name in ("a.png", "b.png"):
         Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(folder / name)
@@ -33,7 +33,7 @@ def whole(recipe, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("options", [{"share": Share(0, 2)}, {"merge": True}])
-def test_finished_by_another_before_the_missing_parts_are_counted(options, recipe, tmp_path, monkeypatch):
+def test_finished_by_another_before_the_missing_shards_are_counted(options, recipe, tmp_path, monkeypatch):
     out = tmp_path / "s"
     (out / ".build").mkdir(parents=True)
 
@@ -41,13 +41,13 @@ def test_finished_by_another_before_the_missing_parts_are_counted(options, recip
         shutil.copytree(recipe.parent / "shards", out, dirs_exist_ok=True)
         shutil.rmtree(out / ".build")
 
-    monkeypatch.setattr(building, "_finish_if_whole", finished_by_another)
+    monkeypatch.setattr(building, "_finish_if_complete", finished_by_another)
     report, _ = building.build(recipe, out, workers=1, **options)
     assert (report["already_built"], report["samples"]) == (True, 2)
 
 
 def test_finished_by_another_between_two_looks(whole, monkeypatch):
-    """The manifest was not there yet, and then the work folder is not there any more."""
+    """At the first look the manifest does not exist yet; at the second, the work folder is gone."""
     exists, looks = Path.exists, []
 
     def look(path):
@@ -91,6 +91,6 @@ def test_a_file_in_place_of_the_work_folder_is_an_error(tmp_path):
 
 
 def test_merging_where_nothing_was_built_makes_no_folder(recipe, tmp_path):
-    with pytest.raises(UserError, match="no part was built here"):
+    with pytest.raises(UserError, match="no shard was built here"):
         building.build(recipe, tmp_path / "mistyped", workers=1, merge=True)
     assert not (tmp_path / "mistyped").exists()

@@ -1,4 +1,4 @@
-"""Two hours of video: every second's frame, in a worker and a reader whose memory does not know how long it is."""
+"""Two hours of video: the frame of every second, with a worker and a reader whose memory does not grow with it."""
 
 import json
 import random
@@ -52,14 +52,14 @@ MB = 1 << 20
 
 
 def run(code: str, *args: object) -> list:
-    """What a fresh process prints as JSON."""
+    """Run code in a new process, and return the JSON that it prints."""
     command = [sys.executable, "-c", code, *map(str, args)]
     done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=500)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def build_film(folder: Path, gap: int, size: int):
-    """(shards, times of the film's frames, the worker's peak memory in bytes)."""
+    """Return the shard folder, the times of the film's frames, and the worker's peak memory in bytes."""
     times = write_long(folder / "film.mp4", gap)
     talk = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "four"}]
     (folder / "film.json").write_text(json.dumps([{"id": "film", "video": "film.mp4", "conversations": talk}]))
@@ -78,7 +78,7 @@ def build_film(folder: Path, gap: int, size: int):
 
 @pytest.mark.slow
 def test_two_hours_are_7200_frames_each_the_one_on_screen(tmp_path):
-    """A frame every 401 ms; small pictures, so that the time goes into decoding."""
+    """A frame every 401 ms. The pictures are small, so that most of the time is decoding."""
     shards, times, peak = build_film(tmp_path, 401, 64)
     reader = ShardReader(shards)
     (row,) = reader.rows
@@ -96,7 +96,7 @@ def test_two_hours_are_7200_frames_each_the_one_on_screen(tmp_path):
 
 @pytest.mark.scale
 def test_two_hours_cost_less_than_decoding_every_frame(tmp_path):
-    """CPU seconds beside a plain decode of the same file; and 32 frames of real size are read at once."""
+    """Compare CPU seconds with a plain decode of the same file, and read 32 frames of real size at once."""
     shards, times, peak = build_film(tmp_path, 127, 336)
     film = tmp_path / "film.mp4"
 
@@ -137,7 +137,7 @@ def test_a_spool_gives_back_what_was_put_and_leaves_no_file(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):
-    """A spooled sample of 100 MB is hashed and written to its payload with a row group of it in memory."""
+    """Hash and write a spooled sample of 100 MB while only row groups of it are in memory."""
     tracemalloc.start()
     with Spool(tmp_path) as spool, PartWriter(tmp_path, 0) as writer:
         data = [(float(i), float(i), spool.put(bytes(100_000))) for i in range(1000)]

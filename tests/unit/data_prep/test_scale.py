@@ -1,4 +1,4 @@
-"""Builds by several machines and through kills: the same bytes as one undisturbed build."""
+"""Builds by several machines, and builds that are killed, give the same bytes as one undisturbed build."""
 
 import json
 import os
@@ -24,7 +24,7 @@ KILLS = 20
 
 @pytest.fixture(scope="module")
 def plan(material) -> Path:  # noqa: F811
-    """A recipe of one clip a part."""
+    """A recipe with one clip per shard."""
     return recipe(material, "scale.yaml", clips_per_part=1)
 
 
@@ -36,7 +36,7 @@ def whole(plan, tmp_path_factory) -> Path:
 
 
 def kill_at_a_random_moment(process: subprocess.Popen, out: Path, turn: int, chance: random.Random) -> bool:
-    """SIGKILL the builder, alone or with its workers, at any moment or (every third) while it joins the parts."""
+    """SIGKILL the builder, alone or with its workers, at any moment or (every third) while it joins the shards."""
     if turn % 3 == 2:
         while process.poll() is None and not (out / "index.parquet").exists():
             time.sleep(0.002)
@@ -53,7 +53,7 @@ def kill_at_a_random_moment(process: subprocess.Popen, out: Path, turn: int, cha
 def test_killed_twenty_times_the_shards_are_those_of_an_undisturbed_build(plan, whole, tmp_path):
     out, kills, chance = tmp_path / "s", 0, random.Random(4)
     for turn in range(10 * KILLS):
-        if (out / "manifest.json").exists():  # finished sooner than it was killed: compare, and begin again
+        if (out / "manifest.json").exists():  # finished before the kill: compare, and start a new build
             build(plan, out, workers=2)
             assert contents(out) == contents(whole)
             out = tmp_path / f"s{turn}"
@@ -73,7 +73,7 @@ def test_tasks_of_an_array_build_their_shares_and_the_last_joins_them(plan, whol
         report, _ = build(plan, out, workers=1, share=Share(number, 3))
         assert report["parts_missing"] > 0
         assert not (out / "manifest.json").exists()
-    with pytest.raises(UserError, match="of 14 parts are not built yet"):
+    with pytest.raises(UserError, match="of 14 shards are not built yet"):
         build(plan, out, workers=1, merge=True)
     report, _ = build(plan, out, workers=1, share=Share(1, 3))
     assert report["samples"] == 9
@@ -87,7 +87,7 @@ def test_tasks_of_an_array_at_once(plan, whole, tmp_path):
     tasks = [command(str(plan), "--out", str(out), "--workers", "1", "--part", f"{i}/3") for i in range(3)]
     said = [task.communicate() for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0, 0], said
-    if not (out / "manifest.json").exists():  # the last two ended in the same instant
+    if not (out / "manifest.json").exists():  # the last two ended at the same moment
         build(plan, out, workers=1, merge=True)
     assert contents(out) == contents(whole)
 
@@ -101,13 +101,13 @@ def test_shares_may_work_side_by_side_but_not_beside_a_whole_build(tmp_path, mon
 
 
 @pytest.mark.parametrize("text", ["3", "3/3", "-1/3", "a/b", "0/0"])
-def test_a_share_that_is_none(text):
+def test_an_invalid_share(text):
     with pytest.raises(UserError, match="--part"):
         Share.parse(text)
     assert Share.parse("0/1") == Share(0, 1)
 
 
-def test_the_report_tells_durations_lengths_and_reasons(whole):
+def test_the_report_has_durations_lengths_and_reasons(whole):
     report = json.loads((whole / "report.json").read_text())
     rows = ShardReader(whole).rows
     tokens = [len(row.token_ids) + row.frames for row in rows]  # at 32 pixels a frame is one token
@@ -121,12 +121,12 @@ def test_the_report_tells_durations_lengths_and_reasons(whole):
     assert (whole / "lengths.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_view_tells_hours_frames_a_second_and_rejects(plan, tmp_path, monkeypatch):
+def test_the_progress_shows_hours_frames_per_second_and_rejects(plan, tmp_path, monkeypatch):
     notes = []
     monkeypatch.setattr("data_prep.running.LOOK_EVERY", 0.0)
     monkeypatch.setattr(Reporter, "advance", lambda self, count=1, note="": notes.append(note))
     build(plan, tmp_path / "s", workers=1)
-    assert notes[-1].endswith("5 rejected")  # the sixth was malformed: its clip never was
+    assert notes[-1].endswith("5 rejected")  # the sixth record is malformed: it never became a clip
     hours = [float(note.split(" h of video")[0]) for note in notes]
     assert hours == sorted(hours)
     rates = [int(note.split(", ")[1].removesuffix(" frames/s")) for note in notes]

@@ -1,7 +1,8 @@
-"""The toy corpus: reproducible, balanced, and every needle is on one or two sampled frames."""
+"""The toy corpus is reproducible and balanced, and every needle is on one or two sampled frames."""
 
 import json
 import os
+import random
 import signal
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ from data_prep.toy.words import NEEDLE_QUESTION
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.video.frames import read_frames
-from ma2mba.video.synthetic.movie import FPS, needle_video
+from ma2mba.video.synthetic.movie import FPS, plan_movie, write_movie
 from ma2mba.video.synthetic.scenes import BACKGROUNDS, COLOURS, NEEDLES
 
 SMALL = [
@@ -60,7 +61,7 @@ def test_same_seed_same_bytes_other_seed_other_content(corpus, tmp_path):
 
 
 def test_every_planned_needle_is_seen_once_or_twice_at_one_fps():
-    """By the plan, over videos of every length: visible 1 to 2 s, a whole second within, never at the ends."""
+    """In plans of every length, a needle is visible for 1 to 2 s, at a whole second, and never at the ends."""
     for seconds in (2, 3, 4, 5, 8, 16, 31, 90, 600):
         for movie in plan_series("x", [(seconds, seconds)] * 200, seed=seconds, needles=lambda _: True):
             needle = movie.needle
@@ -85,8 +86,9 @@ def test_kinds_are_balanced():
 
 @pytest.mark.parametrize("kind", NEEDLES)
 def test_the_needle_is_on_exactly_the_sampled_frames_of_its_plan(kind, tmp_path):
-    """Read through the decoder at 56 pixels: the symbol's colour fills part of these frames and of no other."""
-    movie = needle_video(tmp_path / "n.mp4", 20, kind, seed=3)
+    """Decoded at 56 pixels, the symbol's colour fills part of these frames and of no other frame."""
+    movie = plan_movie("n", 20, kind, scenes=3, rng=random.Random(3))
+    write_movie(movie, tmp_path / "n.mp4")
     frames = read_frames(tmp_path / "n.mp4", 56).frames_NHWC.astype(int)
     assert len(frames) == 20
     near = (np.abs(frames - np.array(NEEDLES[kind][0])).max(axis=3) < 60).mean(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""A two-hour 360p H.264 file whose every frame shows its number in its central square, cheap to make."""
+"""Write a two-hour 360p H.264 file quickly; every frame shows its number in its central square."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -14,9 +14,9 @@ MS = Fraction(1, 1000)
 
 
 def write_long(path: Path, gap: int, seconds: int = SECONDS) -> list[Fraction]:
-    """A frame every `gap` ms on a grainy background that moves, three B-frames between two others; returns their times.
+    """Write a frame every `gap` ms on a grainy background that moves, with three B-frames in a row; return the times.
 
-    The last frame is over before the last second is.
+    The last frame ends before the last second ends.
     """
     count = (seconds * 1000 - gap) // gap
     rng = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def write_long(path: Path, gap: int, seconds: int = SECONDS) -> list[Fraction]:
 
 
 def numbered(base: np.ndarray, number: int) -> np.ndarray:
-    """`base` (yuv420p) moved on by 3 pixels a frame, with the number's bits as blocks in the middle of its luma."""
+    """Return `base` (yuv420p) shifted by 3 pixels per frame, with the number's bits as blocks in the middle."""
     picture, left = np.roll(base, 3 * number, axis=1), (WIDTH - HEIGHT) // 2
     bits = np.array([number >> i & 1 for i in range(GRID * GRID)], np.uint8).reshape(GRID, GRID)
     picture[:HEIGHT, left : left + HEIGHT] = np.repeat(np.repeat(bits * 219 + 16, SIDE, 0), SIDE, 1)
@@ -46,7 +46,7 @@ def numbered(base: np.ndarray, number: int) -> np.ndarray:
 
 
 def number_in(square: np.ndarray) -> int:
-    """The number in a CLIP view: uint8 (S, S, 3)."""
+    """Return the number that a CLIP view shows: uint8 (S, S, 3)."""
     step = square.shape[0] // GRID
     centres = square[step // 2 :: step, step // 2 :: step, 1][:GRID, :GRID].ravel()
     return sum(1 << i for i, value in enumerate(centres) if value > 127)

@@ -1,4 +1,4 @@
-"""Videos whose every frame shows its own number, as ten black or white blocks."""
+"""Write videos in which every frame shows its own number, as ten black or white blocks."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -12,7 +12,7 @@ X264 = {"bf": "3", "g": "48", "threads": "1", "preset": "veryfast"}
 
 
 def picture(number: int, width: int = BITS * BLOCK, height: int = HEIGHT) -> np.ndarray:
-    """uint8 RGB; what exceeds the blocks repeats their edge."""
+    """Return the picture of a number, uint8 RGB. Pixels outside the blocks repeat the edge of the blocks."""
     bits = np.array([number >> i & 1 for i in range(BITS)], np.uint8) * 255
     blocks = np.repeat(np.tile(np.repeat(bits, BLOCK), (height, 1))[:, :, None], 3, axis=2)
     return np.pad(blocks, ((0, 0), (0, width - BITS * BLOCK), (0, 0)), mode="edge")
@@ -37,9 +37,9 @@ def write(
     sound: int = 0,
     cover: bool = False,
 ) -> list[Fraction]:
-    """Frame i at pts[i] * time_base seconds, with B-frames; returns each frame's time after the first.
+    """Write frame i at pts[i] * time_base seconds, with B-frames; return each frame's time after the first frame.
 
-    `sound` adds that many seconds of silence, `cover` a picture of number 1023 before the video.
+    `sound` adds this many seconds of silence, `cover` adds cover art (number 1023) before the video.
     """
     given = {"avoid_negative_ts": "disabled"} | (container_options or {})
     with av.open(str(path), "w", options=given, format=format) as container:
@@ -66,7 +66,7 @@ def write(
 
 
 def write_silence(container, stream, seconds: int) -> None:
-    """Mono silence at 16 kHz."""
+    """Write mono silence at 16 kHz."""
     for second in range(seconds):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
         frame.rate, frame.pts = 16000, second * 16000
@@ -82,7 +82,7 @@ def _picture_stream(container):
 
 
 def write_cover(path: Path) -> None:
-    """A file of nothing but a cover picture."""
+    """Write a file that contains only cover art."""
     with av.open(str(path), "w") as container:
         stream = _picture_stream(container)
         container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(5), format="rgb24")))
@@ -90,5 +90,5 @@ def write_cover(path: Path) -> None:
 
 
 def expected(times: Sequence[Fraction], seconds: Sequence[float]) -> list[int]:
-    """The number of the last frame whose time is not after each second."""
+    """Return, for each second, the number of the last frame whose time is not after it."""
     return [max(i for i, t in enumerate(times) if t <= second) for second in seconds]

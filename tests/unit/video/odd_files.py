@@ -1,4 +1,4 @@
-"""Damaged and odd files: what each is, how to make it, and what must become of it."""
+"""Damaged and unusual files: a description, how to make it, and the expected result."""
 
 import os
 import random
@@ -19,9 +19,10 @@ MS, FRAME = Fraction(1, 1000), Fraction(1, 25)
 
 @dataclass(frozen=True)
 class Odd:
-    """`make(path)` writes the file and returns the times of its frames (None: it has none).
+    """`make(path)` writes the file and returns the times of its frames; None if it has none.
 
-    `reason` is what it is rejected for ("" when it is whole); `kept`: frames that on_damage: keep may leave of it.
+    `reason`: why it is rejected; "" for an intact file. `kept`: with `on_damage: keep`, the frames before the damage
+    are used.
     """
 
     name: str
@@ -30,10 +31,10 @@ class Odd:
     reason: str = ""
     kept: bool = False
     unseen: int = 0
-    """Seconds that were cut off without a trace."""
+    """Seconds that are missing without a trace."""
 
     def rows(self) -> str:
-        """Its line in docs/data.md."""
+        """Return the file's line in docs/data.md."""
         rejected = f"rejected: {self.reason}" if self.reason else "decoded exactly"
         kept = "partial: exact up to the damage" if self.kept else "the same"
         return f"| {self.what} | {rejected} | {kept} |"
@@ -49,7 +50,7 @@ def stamped(stamps: list[int], **options) -> Callable[[Path], list[Fraction]]:
 
 
 def cut(share: float, form: str, **options) -> Callable[[Path], list[Fraction]]:
-    """The first `share` of a file."""
+    """Keep the first `share` of a file."""
 
     def make(path: Path) -> list[Fraction]:
         times = write(path, range(500), FRAME, format=form, **options)
@@ -78,20 +79,20 @@ def irregular() -> list[int]:
 
 
 def hidden_start(path: Path) -> list[Fraction]:
-    """mp4 hides what lies before time 0 by an edit list; the frames after it keep their numbers."""
+    """An edit list in the mp4 hides the frames before time 0; the other frames keep their numbers."""
     times = write(path, range(-433, 7000, 40), MS)
     hidden = sum(t < Fraction(433, 1000) for t in times)
     return [Fraction(-1)] * hidden + [t - times[hidden] for t in times[hidden:]]
 
 
 def turn(data: bytearray) -> None:
-    """The matrix of the track's header: half a turn."""
+    """Write a rotation by 180 degrees into the matrix of the track's header."""
     at = data.index(b"tkhd") + 44
     data[at : at + 36] = struct.pack(">9i", -0x10000, 0, 0, 0, -0x10000, 0, 160 << 16, 32 << 16, 0x40000000)
 
 
 def declare_hours(data: bytearray) -> None:
-    """Matroska's Duration: 100 hours in ms."""
+    """Set Matroska's Duration to 100 hours, in ms."""
     at = data.index(b"\x44\x89\x88") + 3
     data[at : at + 8] = struct.pack(">d", 100 * 3600e3)
 
@@ -113,7 +114,7 @@ def damage_spots(data: bytearray) -> None:
 
 
 def giant_picture(data: bytearray) -> None:
-    """Every PNG header says 16,000 x 16,000 pixels, 16 bits, with alpha: 2 GB."""
+    """Set every PNG header to 16,000 x 16,000 pixels of 16 bits with alpha: 2 GB."""
     at = data.find(b"IHDR")
     while at >= 0:
         data[at + 4 : at + 17] = struct.pack(">IIBBBBB", 16000, 16000, 16, 6, 0, 0, 0)
@@ -196,7 +197,7 @@ ODD = [
 
 
 def upright(shown):
-    """Half-turned pictures are shown turned; their numbers are read after turning them back."""
+    """Return the number in a picture that is rotated by 180 degrees."""
     return number_in(shown[::-1, ::-1])
 
 
@@ -205,6 +206,6 @@ def right_numbers(times: list[Fraction], seconds: list[float]) -> list[int]:
 
 
 def table() -> str:
-    """The table of docs/data.md."""
+    """Return the table of docs/data.md."""
     head = "| file | `on_damage: reject` | `on_damage: keep` |\n|---|---|---|\n"
     return head + "\n".join(odd.rows() for odd in ODD) + "\n"

@@ -1,4 +1,4 @@
-"""Pictures as CLIP's own preprocessing cuts them, and image files."""
+"""Pictures are resized and cropped as CLIP's own preprocessing does, and image files are read."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_an_image_is_one_frame(tmp_path):
     found = read_frames(tmp_path / "a.png", 32)
     assert found.frames_NHWC.shape == (1, 32, 32, 3)
     assert found.frames_NHWC[0, 5, 5].tolist() == [10, 200, 30]
-    assert found.timestamps_N.tolist() == [0.0]
+    assert found.duration == 0.0
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -50,7 +50,7 @@ def test_broken_images_are_named(data, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_grey_of_16_bits_keeps_its_upper_8(suffix, tmp_path):
-    """Pillow's own conversion makes all that is brighter than 1/257 of white white."""
+    """Pillow's own conversion turns everything brighter than 1/257 of white into white."""
     grey = (np.arange(64).reshape(8, 8) * 1040).astype(np.uint16)
     for dtype in (np.uint16, np.int32) if suffix == "tiff" else (np.uint16,):
         Image.fromarray(grey.astype(dtype)).save(tmp_path / f"a.{suffix}")

@@ -1,4 +1,4 @@
-"""The decoder shows, at every second, the frame that a viewer sees, on files whose frames carry their number."""
+"""At every second, the decoder returns the frame that a viewer sees. Each frame of the test files shows its number."""
 
 import random
 import struct
@@ -20,7 +20,7 @@ MS = Fraction(1, 1000)
 
 
 def irregular(count: int, low: int, high: int, start: int = 0) -> list[int]:
-    """Presentation times in ms with gaps of low..high."""
+    """Return presentation times in ms with gaps of low..high."""
     rng = random.Random(count)
     stamps = [start]
     while len(stamps) < count:
@@ -81,13 +81,13 @@ def test_sequential_decoding_gives_the_same(video, monkeypatch):
 
 
 def test_times_from_the_decoder_equal_those_of_packets(video):
-    """Some containers name no presentation times; then the decoder's are taken."""
+    """Some containers have no presentation times; then the decoder's times are used."""
     path, _ = video
     assert [start for start, _ in sorted(_decoded_spans(path, lambda: None))] == probe(path).pts
 
 
 def test_frames_hidden_by_an_edit_list_are_not_counted(tmp_path):
-    """mp4 hides what lies before time 0: the video starts with the first frame that is shown."""
+    """An mp4 hides frames before time 0: the video starts with the first frame that is shown."""
     path = tmp_path / "v.mp4"
     stamps = irregular(150, 20, 60, start=-433)
     times = write(path, stamps, MS)
@@ -106,7 +106,7 @@ def test_ranges_rates_and_counts(tmp_path):
     _, seconds, _ = numbers(path, count=4)
     assert seconds == [0, 3, 6, 10]
     assert numbers(path, count=99)[1] == list(range(11))
-    with pytest.raises(MediaError, match="no frame in the asked range"):
+    with pytest.raises(MediaError, match="no frame in the requested range"):
         numbers(path, start=50.0)
 
 
@@ -118,7 +118,7 @@ def test_sample_times_are_exact():
 
 
 def test_rotation_is_applied(tmp_path):
-    """A phone's file says that it is to be turned by 90 degrees clockwise."""
+    """The file of a phone asks for a rotation by 90 degrees clockwise."""
     path = tmp_path / "phone.mp4"
     write(path, range(16), Fraction(1, 8))
     data = bytearray(path.read_bytes())
@@ -182,7 +182,7 @@ def test_a_cut_matroska_is_rejected_or_kept_as_far_as_it_is_right(tmp_path):
     with pytest.raises(MediaError, match="truncated: it ends at"):
         numbers(path)
     shown, seconds, decoded = numbers(path, keep_damaged=True)
-    assert "truncated" in decoded.problem
+    assert "truncated" in decoded.damage
     assert 5 <= len(shown) < 20
     assert shown == expected(times, seconds)
 
@@ -198,5 +198,5 @@ def test_damaged_pictures_are_seen(spot, tmp_path):
     with pytest.raises(MediaError):
         numbers(path)
     shown, seconds, decoded = numbers(path, keep_damaged=True)
-    assert decoded.problem
+    assert decoded.damage
     assert shown == expected(times, seconds)

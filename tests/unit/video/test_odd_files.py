@@ -1,4 +1,4 @@
-"""Damaged and odd files are decoded correctly or rejected for the right reason; none hangs or crashes a build."""
+"""Damaged and unusual files are decoded correctly or rejected with the reason; none hangs or crashes a build."""
 
 import errno
 import importlib.util
@@ -26,7 +26,7 @@ from tests.unit.video.numbered_video import number_in, write
 from tests.unit.video.odd_files import ODD, right_numbers, table, upright
 
 GUARDED = {"bomb.mov"}
-"""Met only in a worker, under its memory limit."""
+"""Read only in a worker, under its memory limit."""
 HERE = [odd for odd in ODD if odd.name not in GUARDED]
 MEMORY = 384 << 20
 
@@ -41,7 +41,7 @@ def files(tmp_path_factory):
 def numbers(path, **options):
     read = upright if path.name.startswith("turned") else number_in
     decoded = decode_video(path, read, **options)
-    return [s.value for s in decoded.samples], [s.t for s in decoded.samples], decoded.problem
+    return [s.value for s in decoded.samples], [s.t for s in decoded.samples], decoded.damage
 
 
 @pytest.mark.parametrize("odd", HERE, ids=[odd.name for odd in HERE])
@@ -53,9 +53,9 @@ def test_decoded_correctly_or_rejected_with_the_reason(odd, files):
             numbers(path)
         assert odd.reason in caught.value.reason
     if odd.kept or not odd.reason:
-        shown, seconds, problem = numbers(path, keep_damaged=True)
+        shown, seconds, damage = numbers(path, keep_damaged=True)
         assert shown == right_numbers(times[odd.name], seconds)
-        assert bool(problem) == odd.kept
+        assert bool(damage) == odd.kept
         assert len(shown) >= (3 if odd.kept else float(times[odd.name][-1]) - odd.unseen)
     else:
         with pytest.raises(MediaError):
@@ -90,7 +90,7 @@ def test_a_build_survives_all_of_them_and_counts_each(built):
 
 
 def test_there_are_enough_and_the_document_lists_them():
-    """docs/data.md holds this table; after a change paste what `odd_files.table()` gives."""
+    """docs/data.md contains this table. After a change, paste the output of `odd_files.table()`."""
     assert len(ODD) >= 40
     assert len({odd.name for odd in ODD}) == len(ODD)
     document = (Path(__file__).parents[3] / "docs/data.md").read_text()
@@ -110,13 +110,13 @@ def test_a_whole_mp4_lacks_nothing_whatever_follows_it(tail, files, tmp_path):
 
 
 def test_workers_are_replaced_after_some_clips(files, tmp_path, monkeypatch):
-    """With a new worker for each part the shards are the same bytes."""
+    """A new worker for each shard gives the same bytes."""
     started = []
     make = pool._Worker.__init__
 
-    def count(self, build, memory):
-        started.append(build)
-        make(self, build, memory)
+    def count(self, work, memory):
+        started.append(work)
+        make(self, work, memory)
 
     monkeypatch.setattr(pool._Worker, "__init__", count)
     for recycle, out, workers in ((500, "one", 1), (2, "each", 3)):
@@ -131,8 +131,8 @@ def test_workers_are_replaced_after_some_clips(files, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("code", "error"), [(errno.ENOMEM, MemoryError), (errno.EINVAL, MediaError)])
 @pytest.mark.parametrize("place", ["reformat", "decode"])
-def test_want_of_memory_is_not_taken_for_damage(place, code, error, files, monkeypatch):
-    """FFmpeg's ENOMEM, wherever it comes up, is the limit's doing; its other errors are the file's."""
+def test_lack_of_memory_is_not_taken_for_damage(place, code, error, files, monkeypatch):
+    """The memory limit causes FFmpeg's ENOMEM, wherever it occurs; the file causes its other errors."""
 
     def fail(*_, **__):
         av.error.err_check(-code)
@@ -161,8 +161,8 @@ DECORD_REJECTS = {
     "mpeg2.mpg": "wrong frames of mpeg files",
     "stream.ts": "wrong frames of mpegts files",
     "cut.ts": "wrong frames of mpegts files",
-    "av1.mp4": "decord cannot go on",
-    "moving.gif": "decord cannot go on",
+    "av1.mp4": "decord failed after",
+    "moving.gif": "decord failed after",
 }
 """Whole files that decord misreads or cannot read."""
 WHOLE = [odd for odd in HERE if not odd.reason]
@@ -195,7 +195,7 @@ def small_build(folder, media, names, recipe, **options):
 
 
 @needs_decord
-def test_a_build_by_decord_says_so(files, tmp_path):
+def test_a_build_by_decord_records_its_decoder(files, tmp_path):
     _, rejects = small_build(tmp_path, files[0], ["matroska.mp4", "av1.mp4"], {"decoder": "decord"})
     assert [reject.media for reject in rejects] == ["av1.mp4"]
     reader = ShardReader(tmp_path / "shards")
@@ -205,7 +205,7 @@ def test_a_build_by_decord_says_so(files, tmp_path):
 
 
 def test_the_file_whose_decoder_hangs_is_the_one_that_is_rejected(tmp_path):
-    """The worker is stopped dead while it has that very file open."""
+    """The worker is stopped while it has this file open."""
     for name, frames in (("a.mp4", 50), ("hangs.mp4", 900), ("b.mp4", 50)):
         write(tmp_path / name, range(frames), Fraction(1, 25))
 
