@@ -1,5 +1,9 @@
-"""Errors that a person can act on."""
+"""The error that a user can fix."""
 
 
 class UserError(Exception):
-    """Bad input. The message names the file, key or value and the remedy; command lines print it and exit with 2."""
+    """An error that the user can fix, such as bad input or a full disk.
+
+    The message says what is wrong, where (file, key, value), and what to do. Commands print it without a traceback
+    and exit with code 2.
+    """

@@ -1,50 +1,53 @@
-"""Files that last: written whole or not at all, and checked by hash."""
+"""Write files atomically, compute their checksums, and turn file-system errors into messages for the user."""
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from ma2mba.errors import UserError
 
-BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 
 
 def sha256_file(path: Path | str, beat: Callable[[], None] = lambda: None) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits; `beat` is called at each MiB."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits. Call `beat` after every MiB."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
             beat()
     return digest.hexdigest()
 
 
 def xxh3_file(path: Path | str) -> str:
-    """XXH3-128 of a file's bytes, as 32 hexadecimal digits."""
+    """Return the XXH3-128 of a file's bytes as 32 hexadecimal digits."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
 
 
 def temporary_name(path: Path) -> Path:
-    """A hidden name beside `path` that no other process uses, on this machine or another."""
+    """Return a hidden path in the same folder as `path` that no other process on any machine uses."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 @contextmanager
 def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success fsync it and rename it to `path`, on failure remove it.
+    """Yield a temporary path to write to. On success, fsync that file and rename it to `path`; on failure, remove it.
 
-    Without `sync` a power cut may lose it (for files that are cheap to make again), but it is never half-written.
+    With `sync=False` a power failure may lose the file, but never leaves it half-written. Use `sync=False` for files
+    that are cheap to rebuild.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,24 +65,24 @@ def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: Path | str, mode: str = "w") -> Iterator:
-    """Open a file ("w" text in UTF-8, "wb" bytes) that appears at `path` only when the block ends well."""
+    """Open a file for writing ("w": UTF-8 text, "wb": bytes). It appears at `path` only if the block succeeds."""
     with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
 
 
 def write_checked(path: Path, content: bytes) -> str:
-    """Write bytes, sync them and read them back; returns their XXH3-128. Raises OSError when others come back."""
+    """Write and fsync `content`, read it back, and return its XXH3-128. Raise OSError if the bytes read back differ."""
     with open(path, "wb") as file:
         file.write(content)
     fsync(path)
-    wanted = xxhash.xxh3_128(content).hexdigest()
-    if xxh3_file(path) != wanted:
-        raise OSError(errno.EIO, "other bytes are read than were written", str(path))
-    return wanted
+    expected = xxhash.xxh3_128(content).hexdigest()
+    if xxh3_file(path) != expected:
+        raise OSError(errno.EIO, "the bytes read back differ from the bytes written", str(path))
+    return expected
 
 
 def fsync(path: Path | str) -> None:
-    """Make a file's or a folder's content survive a power cut."""
+    """Flush a file or folder to disk, so that its content survives a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -89,7 +92,7 @@ def fsync(path: Path | str) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
-    """Give a temporary folder beside `folder`; on success fsync its files and rename it to `folder`, else remove it."""
+    """Yield a temporary folder. On success, fsync its files and rename it to `folder`; on failure, remove it."""
     folder = Path(folder)
     temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -106,19 +109,44 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to read a file into a UserError that names it."""
+    """Turn an OSError raised while the block reads `path` into a UserError that names the file."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or name another") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or name another file") from error
 
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turn the system's refusal to write, a full disk for one, into a UserError that names folder and cause."""
+    """Turn an OSError raised while the block writes below `folder`, such as a full disk, into a UserError."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error}); make room or name another --out, then run the command again"
+            f"{folder}: cannot be written ({error}); free disk space or name another --out, then run the command again"
         ) from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file, or [] if the file does not exist.
+
+    Reading stops at the first line that is not JSON: a crash may cut off the last line.
+    """
+    records: list[dict[str, Any]] = []
+    if not path.is_file():
+        return records
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def fits_utf8(text: str) -> bool:
+    r"""Return False if UTF-8 cannot encode `text`: JSON may hold half a surrogate pair ("\ud83d" alone)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar with time left on a terminal, a plain line now and then elsewhere."""
+"""Report the progress of long work on stderr: a progress bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -7,17 +7,20 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-LINE_EVERY = 10.0
-"""Seconds between two plain lines."""
+LINE_SECONDS = 10.0
+"""Seconds between two lines where stderr is not a terminal."""
 
 
 class Reporter:
-    """Counts finished items out of `total`; `note` is shown beside the count (for example the number of rejects)."""
+    """Counts finished items out of `total`, of which `done` were finished before the start.
+
+    Use as a context manager. `note` appears after the count, for example the number of rejected items.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0):
-        self.title, self.total, self.done, self.begun_with = title, total, done, done
+        self.title, self.total, self.done, self._done_at_start = title, total, done, done
         self.note = ""
-        self._started = self._spoken = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (
@@ -42,17 +45,17 @@ class Reporter:
             self._bar.stop()
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """`count` more items are finished."""
+        """Count `count` more finished items and show `note`."""
         self.done += count
         self.note = note
         now = time.monotonic()
         if self._bar:
             self._bar.update(self._task, completed=self.done, note=note)
-        elif now - self._spoken >= LINE_EVERY:
-            self._spoken = now
+        elif now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
             print(self._line(now - self._started), file=sys.stderr, flush=True)
 
     def _line(self, elapsed: float) -> str:
-        fresh = self.done - self.begun_with
+        fresh = self.done - self._done_at_start
         left = elapsed / fresh * (self.total - self.done) if fresh > 0 else 0.0
         return f"{self.title}: {self.done}/{self.total}{', ' + self.note if self.note else ''}, {left:.0f} s left"

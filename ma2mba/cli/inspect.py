@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ma2mba.cli.output import Json, out, print_json, readable
 from ma2mba.errors import UserError
+from ma2mba.files import read_jsonl
 
 Facts = dict[str, Any]
 
@@ -68,7 +69,6 @@ def describe_shards(folder: Path) -> Facts:
 
 
 def describe_run(folder: Path) -> Facts:
-    from ma2mba.evaluation.report import read_jsonl
     from ma2mba.training.checkpoint.folder import whole_checkpoint
 
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))

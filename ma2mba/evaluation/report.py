@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ma2mba.files import atomic_path, atomic_write
+from ma2mba.files import atomic_path, atomic_write, read_jsonl
 from ma2mba.plots import draw
 
 Report = dict[str, Any]
@@ -47,19 +47,6 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     with atomic_path(picture) as temporary:
         draw(report, temporary)
     return numbers, picture
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file, [] if it is missing. Stops at a line that a crash cut short."""
-    records: list[dict[str, Any]] = []
-    if not path.is_file():
-        return records
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def curve(run: Path, key: str) -> dict[str, list[float]]:

@@ -8,12 +8,13 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ma2mba.errors import UserError
+from ma2mba.files import fits_utf8
 
 
 def _said(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank")
-    if text.encode("utf-8", "ignore").decode() != text:
+    if not fits_utf8(text):
         raise ValueError("holds half a character")
     return text
 

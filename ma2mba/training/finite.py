@@ -7,7 +7,7 @@ from ma2mba.data.sampler import StepPlan
 from ma2mba.errors import UserError
 from ma2mba.training.checkpoint import folder as checkpoint
 from ma2mba.training.engine import Engine, barrier
-from ma2mba.training.faults.replay import REPLAY, KeptMicroBatch, KeptStep, write
+from ma2mba.training.faults.replay import REPLAY, MicroBatchRecord, StepRecord, write
 from ma2mba.training.job import Job
 from ma2mba.training.metrics import StepResult
 
@@ -40,17 +40,17 @@ def summed_by_group(losses: list[list[float]], ranks: int) -> list[list[float]]:
     return [[sum(shares) for shares in zip(*group, strict=True)] for group in groups]
 
 
-def keep(job: Job, step: int, plan: StepPlan, result: StepResult, losses: list[list[float]]) -> KeptStep:
+def keep(job: Job, step: int, plan: StepPlan, result: StepResult, losses: list[list[float]]) -> StepRecord:
     """What a replay needs. `losses[rank][micro_step]` (of a group that shares samples) are parts of the step's loss."""
     dataset = job.dataset
     start = checkpoint.latest(job.recipe.run_folder) or (job.start.folder if job.start else None)
 
-    def micro_batch(indices: list[int], share: float) -> KeptMicroBatch:
+    def micro_batch(indices: list[int], share: float) -> MicroBatchRecord:
         ids = [dataset.samples[i][1].sample_id for i in indices]
         loss = share * plan.targets / int(dataset.targets_N[indices].sum())
-        return KeptMicroBatch(samples=indices, sample_ids=ids, loss=loss)
+        return MicroBatchRecord(samples=indices, sample_ids=ids, loss=loss)
 
-    return KeptStep(
+    return StepRecord(
         step=step,
         loss=result.loss,
         gradient_norm=result.gradient_norm,

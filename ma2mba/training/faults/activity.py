@@ -1,4 +1,4 @@
-"""What this process is doing, for whoever has to tell: the step, the phase, the samples, and since when."""
+"""Track what this process is doing: the step, the phase, the samples, and for how long."""
 
 import time
 from collections import deque
@@ -10,16 +10,17 @@ from ma2mba.data.batch import Batch
 
 T = TypeVar("T")
 Phase = Literal["starting", "loading", "forward", "backward", "optimizer", "saving"]
-REMEMBERED = 50
-"""Steps that the usual pace is taken from."""
+TIMED_STEPS = 50
+"""How many of the latest steps the usual duration of a step is computed from."""
 
 
 class Activity:
-    """Kept up by the training thread, read by others at any time. A GPU may be behind what its process is doing.
+    """The current activity. The training thread updates it, other threads read it. A GPU may lag behind it.
 
-    step        number of the step in work (the first is 1), 0 before it
-    micro_batch sample ids, rows, padded tokens of a row and frames of the micro-batch in work
-    tokens      padded tokens that the busiest rank computes on in this step
+    step        number of the current step, from 1; 0 before the first step
+    tokens      padded tokens that the busiest rank computes on in this step; 0 outside steps
+    sample_ids, rows, row_tokens, frames
+                sample ids, rows, padded tokens per row and frames of the current micro-batch
     """
 
     def __init__(self) -> None:
@@ -28,42 +29,45 @@ class Activity:
         self.sample_ids: list[str] = []
         self.rows, self.row_tokens, self.frames = 0, 0, 0
         self._since = self._phase_since = time.monotonic()
-        self._paces: deque[float] = deque(maxlen=REMEMBERED)
+        self._seconds_per_token: deque[float] = deque(maxlen=TIMED_STEPS)
 
     @property
     def seconds(self) -> float:
-        """Since this step began, or the start, or the save."""
+        """Seconds since the current step, start or save began."""
         return time.monotonic() - self._since
 
     @property
-    def paces(self) -> int:
-        """How many steps the usual pace is taken from."""
-        return len(self._paces)
+    def timed_steps(self) -> int:
+        """How many steps `usual_seconds` is computed from."""
+        return len(self._seconds_per_token)
 
     @property
     def usual_seconds(self) -> float:
-        """What a step of so many tokens has taken, by the median of the last steps; 0 when none has ended."""
-        return median(self._paces) * self.tokens if self._paces else 0.0
+        """The usual duration of a step of `tokens` tokens: the median of the latest steps; 0 before the first ends."""
+        return median(self._seconds_per_token) * self.tokens if self._seconds_per_token else 0.0
 
     def begin_step(self, step: int, tokens: int) -> None:
+        """Begin step number `step`, in which the busiest rank computes on `tokens` padded tokens."""
         self._begin()
         self.step, self.tokens = step, tokens
         self.enter("loading")
 
     def begin_saving(self) -> None:
+        """Begin to write a checkpoint."""
         self._begin()
         self.tokens, self.sample_ids = 0, []
         self.enter("saving")
 
     def enter(self, phase: Phase) -> None:
+        """Begin a phase of the current step."""
         self._phase_since, self.phase = time.monotonic(), phase
 
     def micro_batches(self, batches: Iterable[tuple[Batch, T]]) -> Iterator[tuple[Batch, T]]:
-        """The batches and what comes with them, each said to be loading until it is there."""
-        coming = iter(batches)
+        """Yield each pair of `batches`. Its phase is "loading" until the batch has arrived."""
+        remaining = iter(batches)
         while True:
             self.enter("loading")
-            pair = next(coming, None)
+            pair = next(remaining, None)
             if pair is None:
                 self.enter("optimizer")
                 return
@@ -74,7 +78,7 @@ class Activity:
             yield pair
 
     def facts(self) -> dict[str, Any]:
-        """For a report in JSON."""
+        """Return the current activity as values for a JSON report."""
         return {
             "step": self.step,
             "phase": self.phase,
@@ -86,11 +90,11 @@ class Activity:
     def _begin(self) -> None:
         now = time.monotonic()
         if self.tokens:
-            self._paces.append((now - self._since) / self.tokens)
+            self._seconds_per_token.append((now - self._since) / self.tokens)
         self._since = now
 
 
-def in_words(facts: dict[str, Any]) -> str:
-    """One line of what `Activity.facts` says."""
+def describe_activity(facts: dict[str, Any]) -> str:
+    """Return `Activity.facts` as one line of text."""
     samples = f", samples {', '.join(facts['sample_ids'])}" if facts["sample_ids"] else ""
     return f"step {facts['step']}, {facts['phase']} for {facts['seconds_in_phase']:.0f} s{samples}"

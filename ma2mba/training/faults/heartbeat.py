@@ -1,7 +1,7 @@
-"""Signs of life in RUN/alive: a rank that vanished with its whole node says nothing, and NCCL may wait for it for days.
+"""Heartbeat files in RUN/alive: detect a rank that vanished with its node. NCCL may wait for such a rank for days.
 
-Each rank refreshes a file of its own and looks at that of the next rank. Times of files are only compared with each
-other: nodes need not agree on the time.
+Each rank refreshes its own file and reads the file of the next rank. Each rank measures time with its own clock only,
+so the clocks of the nodes may differ.
 """
 
 import time
@@ -11,43 +11,43 @@ from pathlib import Path
 ALIVE = "alive"
 BEAT_SECONDS = 10.0
 LOST_SECONDS = 180.0
-"""Without a sign for so long a rank is lost: several times what a network file system keeps a file's time back."""
+"""A rank without a heartbeat for this long is lost. A network file system shows a changed file much sooner."""
 
 
 class Heartbeat:
-    """This rank's sign, and what it has seen of the next rank's."""
+    """This rank's heartbeat, and its view of the next rank's heartbeat. A run of one rank needs neither."""
 
     def __init__(self, run: Path, rank: int, ranks: int):
-        self.folder, self.neighbour = run / ALIVE, (rank + 1) % ranks
-        self._own, self._next = (self.folder / f"rank-{r}" for r in (rank, self.neighbour))
+        self.folder, self.next_rank = run / ALIVE, (rank + 1) % ranks
+        self._own_file, self._next_file = (self.folder / f"rank-{r}" for r in (rank, self.next_rank))
         self._alone = ranks == 1
-        self._beaten, self._changed = float("-inf"), time.monotonic()
+        self._beaten_at, self._changed_at = float("-inf"), time.monotonic()
         self._seen: int | None = None
 
     def beat(self) -> None:
-        """Refresh the sign if it is time. A run folder that cannot be written now is tried again at the next call."""
+        """Refresh this rank's file when it is due. If it cannot be written now, the next call tries again."""
         now = time.monotonic()
-        if self._alone or now - self._beaten < BEAT_SECONDS:
+        if self._alone or now - self._beaten_at < BEAT_SECONDS:
             return
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._own.write_text(str(time.time_ns()), encoding="ascii")
-            self._beaten = now
+            self._own_file.write_text(str(time.time_ns()), encoding="ascii")
+            self._beaten_at = now
 
     def lost(self) -> bool:
-        """Whether the next rank has given signs, but none for too long. One that has ended well has none to give."""
+        """Return True if the next rank's file exists but has not changed for LOST_SECONDS."""
         if self._alone:
             return False
         try:
-            seen: int | None = int(self._next.read_text(encoding="ascii") or 0)
+            seen: int | None = int(self._next_file.read_text(encoding="ascii") or 0)
         except (OSError, ValueError):
             seen = None
         now = time.monotonic()
         if seen is None or seen != self._seen:
-            self._seen, self._changed = seen, now
-        return seen is not None and now - self._changed > LOST_SECONDS
+            self._seen, self._changed_at = seen, now
+        return seen is not None and now - self._changed_at > LOST_SECONDS
 
     def end(self) -> None:
-        """This rank has ended well."""
+        """Remove this rank's file: the rank has ended normally and is not lost."""
         with suppress(OSError):
-            self._own.unlink(missing_ok=True)
+            self._own_file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A step that went wrong (RUN/replay/step-000123.json), and its samples run again one by one."""
+"""Save a step whose loss or gradient is not finite (RUN/replay/step-000123.json), and re-run its samples separately."""
 
 import math
 from collections.abc import Iterator
@@ -26,22 +26,30 @@ from ma2mba.training.streaming import streaming_loss
 REPLAY = "replay"
 
 
-class _Kept(BaseModel):
+class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
-class KeptMicroBatch(_Kept):
-    """Samples (places in the data, and ids) that a rank saw at once; their mean loss over supervised tokens."""
+class MicroBatchRecord(_Record):
+    """One micro-batch of one rank.
+
+    samples     indices of its samples in the dataset
+    sample_ids  ids of the same samples
+    loss        mean over their supervised tokens
+    """
 
     samples: list[int]
     sample_ids: list[str]
     loss: float
 
 
-class KeptStep(_Kept):
-    """A step, from 1; `micro_batches[rank][micro_step]`. `checkpoint` is the last before it, None for the start.
+class StepRecord(_Record):
+    """One step, as the JSON file holds it.
 
-    `plan` has the fields of `ma2mba.magc.Plan`.
+    step           number of the step, from 1
+    checkpoint     folder of the latest checkpoint before the step; None if there was none
+    plan           fields of `ma2mba.magc.Plan`
+    micro_batches  `micro_batches[rank][micro_step]`
     """
 
     step: int
@@ -51,13 +59,17 @@ class KeptStep(_Kept):
     dtype: str
     plan: dict[str, Any]
     recipe: dict[str, Any]
-    micro_batches: list[list[KeptMicroBatch]]
+    micro_batches: list[list[MicroBatchRecord]]
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One sample alone: loss over its supervised tokens (mean), norm of its gradient, and the first module whose output
-    was infinite or not a number, as `language_model.backbone.layers.3`, None where all were fine."""
+    """The result of one sample, run separately.
+
+    loss              mean over the sample's supervised tokens
+    first_not_finite  name of the first module whose output is infinite or NaN, such as
+                      `language_model.backbone.layers.3`; None if all outputs are finite
+    """
 
     rank: int
     sample_id: str
@@ -69,53 +81,56 @@ class Replayed:
 
     @property
     def fine(self) -> bool:
+        """True if the loss, the gradient and all outputs are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm) and self.first_not_finite is None
 
 
-def write(path: Path, kept: KeptStep) -> None:
-    """Raises UserError where the disk does not take it."""
+def write(path: Path, record: StepRecord) -> None:
+    """Write a step's record. Raise UserError if it cannot be written."""
     try:
         with atomic_write(path) as file:
-            file.write(kept.model_dump_json(indent=1) + "\n")
+            file.write(record.model_dump_json(indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free disk space and start again") from error
 
 
-def read(path: Path) -> KeptStep:
-    """Raises UserError when it is missing or something else."""
+def read(path: Path) -> StepRecord:
+    """Read a step's record. Raise UserError if the file is missing or is not such a record."""
     try:
-        return KeptStep.model_validate_json(path.read_text(encoding="utf-8"))
+        return StepRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a file of a run's folder {REPLAY}") from error
+        raise UserError(f"{path}: {error.strerror}; give a file in the folder {REPLAY} of a run") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a step that training kept; give a file of a run's folder {REPLAY}") from error
+        raise UserError(f"{path}: not a step saved by training; give a file in the folder {REPLAY} of a run") from error
 
 
-def replay(kept: KeptStep, device: torch.device) -> Iterator[Replayed]:
-    """Run every sample of a step alone, forward and backward, with the weights of the checkpoint before it.
+def replay(record: StepRecord, device: torch.device) -> Iterator[Replayed]:
+    """Run forward and backward for each sample of a step separately, with the weights of the checkpoint before it.
 
-    Raises UserError when the checkpoint or the data are no longer there.
+    Raise UserError if the checkpoint is missing or the data have changed.
     """
-    recipe = Recipe.model_validate(kept.recipe)
-    start = checkpoint.read(Path(kept.checkpoint)) if kept.checkpoint else None
-    model = build_model(recipe, start).to(device, getattr(torch, kept.dtype.removeprefix("torch.")))
+    recipe = Recipe.model_validate(record.recipe)
+    start = checkpoint.read(Path(record.checkpoint)) if record.checkpoint else None
+    model = build_model(recipe, start).to(device, getattr(torch, record.dtype.removeprefix("torch.")))
     set_trainable(model, recipe.trainable)
     dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
-    plan = _plan_alone(Plan(**kept.plan), recipe.parallel.sequence)
-    for rank, micro_batches in enumerate(kept.micro_batches):
+    plan = _plan_for_one_rank(Plan(**record.plan), recipe.parallel.sequence)
+    for rank, micro_batches in enumerate(record.micro_batches):
         for micro_batch in micro_batches:
             for index, sample_id in zip(micro_batch.samples, micro_batch.sample_ids, strict=True):
                 _check_sample(dataset, index, sample_id)
-                yield _run_alone(model, dataset, index, plan, rank)
+                yield _run_sample(model, dataset, index, plan, rank)
 
 
-def _plan_alone(plan: Plan, ranks: int) -> Plan:
-    """With chunks of one rank's tokens where several shared a sequence; no graphs and memos, which pass by the modules
-    whose outputs are looked at."""
+def _plan_for_one_rank(plan: Plan, ranks: int) -> Plan:
+    """Return the plan for one rank. Its chunks have as many tokens as a chunk's share on each of `ranks` ranks.
+
+    The plan has no graphs and no memos: both skip the hooks that check the outputs of modules.
+    """
     return replace(plan, chunk_tokens=max(1, plan.chunk_tokens // ranks), graphs=False, memo_chunks=0)
 
 
-def _run_alone(model: VideoMa2mba, dataset: Dataset, index: int, plan: Plan, rank: int) -> Replayed:
+def _run_sample(model: VideoMa2mba, dataset: Dataset, index: int, plan: Plan, rank: int) -> Replayed:
     batch = collate([dataset[index]], model.config.tokens_per_frame)
     model.zero_grad(set_to_none=True)
     with first_not_finite(model) as found:
@@ -136,17 +151,17 @@ def _run_alone(model: VideoMa2mba, dataset: Dataset, index: int, plan: Plan, ran
 
 @contextmanager
 def first_not_finite(model: VideoMa2mba) -> Iterator[list[str]]:
-    """A list that holds, as soon as there is one, the name of the first part whose output is not finite."""
+    """Yield a list. It receives the name of the first module whose output is not finite, while the block runs."""
     found: list[str] = []
     backbone = model.language_model.backbone
-    parts = [model.vision, model.projector, backbone.embedding, *model.layers, backbone.norm_f]
+    modules = [model.vision, model.projector, backbone.embedding, *model.layers, backbone.norm_f]
     names = {module: name for name, module in model.named_modules()}
 
     def look(module: nn.Module, _: Any, output: Any) -> None:
         if not found and not all(bool(t.isfinite().all()) for t in _tensors(output)):
             found.append(names[module])
 
-    handles = [part.register_forward_hook(look) for part in parts]
+    handles = [module.register_forward_hook(look) for module in modules]
     try:
         yield found
     finally:
@@ -165,4 +180,6 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 def _check_sample(dataset: Dataset, index: int, sample_id: str) -> None:
     if index >= len(dataset) or dataset.samples[index][1].sample_id != sample_id:
         folders = ", ".join(map(str, dataset.folders))
-        raise UserError(f"{folders}: sample {sample_id} is no longer number {index}; replay with the data of the run")
+        raise UserError(
+            f"{folders}: sample {index} is not {sample_id}, which the failed step used; replay with the run's shards"
+        )

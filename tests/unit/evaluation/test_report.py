@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ma2mba.evaluation.report import build_report, curve, read_jsonl, write_report
+from ma2mba.evaluation.report import build_report, curve, write_report
+from ma2mba.files import read_jsonl
 from ma2mba.plots import smooth
 
 

@@ -1,4 +1,4 @@
-"""The end of memory and of finite numbers, as the guard of a run and its loop meet them."""
+"""Out-of-memory errors and values that are not finite: how the guard and the loop of a run report them."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def job(tmp_path) -> Job:
 
 @pytest.fixture
 def activity(job) -> Activity:
-    """In the forward of a micro-batch."""
+    """An activity in the forward of a micro-batch."""
     made = Activity()
     made.begin_step(2, 80)
     next(made.micro_batches([(collate([job.dataset[0], job.dataset[2]], job.model.config.tokens_per_frame), None)]))
@@ -44,7 +44,7 @@ def activity(job) -> Activity:
 
 @pytest.fixture
 def ends(monkeypatch):
-    """A process that would end raises SystemExit instead."""
+    """Raise SystemExit where the process would end."""
 
     def end(code: int):
         raise SystemExit(code)
@@ -52,16 +52,18 @@ def ends(monkeypatch):
     monkeypatch.setattr(guard.os, "_exit", end)
 
 
-def test_the_end_of_memory_is_told_with_samples_and_what_was_predicted(job, activity, ends, capsys):
+def test_an_out_of_memory_error_is_reported_with_samples_and_predicted_peak(job, activity, ends, capsys):
     with pytest.raises(SystemExit) as end, guard.guard(job, activity):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     assert end.value.code == 1
     said = capsys.readouterr().err
     assert re.search(
-        r"rank 0 failed first \(step 2, forward for \d+ s, samples s0, s2\):\nout of memory: 2 x 43 tokens", said
+        r"rank 0 failed first \(step 2, forward for \d+ s, samples s0, s2\):\n"
+        r"out of memory in a micro-batch of 2 x 43 tokens",
+        said,
     )
-    assert re.search(r"predicted peak 0\.\d\d GiB \(sequence nesting", said)
-    assert re.search(r"measured peak \d+\.\d\d GiB before the request that failed", said)
+    assert re.search(r"predicted peak: 0\.\d\d GiB \(sequence nesting", said)
+    assert re.search(r"measured peak: \d+\.\d\d GiB before the allocation that failed", said)
     assert "Traceback" not in said
     assert "OutOfMemoryError" in (job.recipe.run_folder / "failures" / "rank-0.txt").read_text()
 
@@ -78,13 +80,13 @@ def test_a_plan_that_needs_less_is_named(job, activity, monkeypatch):
     activity.rows, activity.row_tokens, activity.frames = 1, 3600 * 144, 3600
     said = guard.out_of_memory(large, activity)
     assert "1 x 518,400 tokens, 3,600 frames" in said
-    predicted = float(re.search(r"predicted peak ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
+    predicted = float(re.search(r"predicted peak: ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
     assert predicted > 80
-    assert "of 80.00 GiB, of which other processes hold 3.00 GiB" in said
+    assert "the device has 80.00 GiB, of which other processes hold 3.00 GiB" in said
     assert re.search(r"this would fit: magc: \{nesting: sequence, chunk_tokens: \d+, group_layers: \d+", said)
     said = guard.out_of_memory(replace(large, world=replace(large.world, sequence=2)), activity)
-    part = float(re.search(r"predicted peak ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
-    assert part < 0.7 * predicted
+    share = float(re.search(r"predicted peak: ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
+    assert share < 0.7 * predicted
 
 
 def test_other_errors_keep_their_traceback(job, activity, ends, capsys):

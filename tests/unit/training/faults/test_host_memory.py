@@ -1,4 +1,4 @@
-"""The end of the host's memory is explained, with what takes less of it."""
+"""When host memory runs out, the message says what needs less of it."""
 
 import errno
 from types import SimpleNamespace
@@ -30,19 +30,20 @@ def job(monkeypatch):
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000 bytes."),
     ],
 )
-def test_the_end_of_the_hosts_memory_is_explained(job, error):
+def test_out_of_host_memory_is_explained(job, error):
     said = guard.explanation(error, job, Activity())
-    assert said.startswith("out of host memory: 0 x 0 tokens")
-    assert "predicted 90.00 GiB of states and optimizer there for this rank, of 100.00 GiB that are its share" in said
+    assert said.startswith("out of host memory in a micro-batch of 0 x 0 tokens")
+    assert "predicted: 90.00 GiB of host memory for this rank's states and optimizer" in said
+    assert "its share of the host is 100.00 GiB" in said
     assert "magc.stash: device" in said
 
 
-def test_on_a_cpu_it_is_the_devices(job, monkeypatch):
+def test_on_a_cpu_host_memory_is_the_devices_memory(job, monkeypatch):
     monkeypatch.setattr(guard, "machine_of", lambda world, policy: Machine(8 * GIB, one_memory=True))
-    monkeypatch.setattr(guard, "out_of_memory", lambda job, activity: "out of memory: so much")
-    assert guard.explanation(MemoryError(), job, Activity()) == "out of memory: so much"
+    monkeypatch.setattr(guard, "out_of_memory", lambda job, activity: "out of memory: explained")
+    assert guard.explanation(MemoryError(), job, Activity()) == "out of memory: explained"
 
 
-def test_other_errors_are_not(job):
+def test_other_errors_are_not_explained(job):
     for error in (ValueError("no"), OSError(errno.ENOSPC, "No space left on device"), RuntimeError("NCCL error")):
         assert guard.explanation(error, job, Activity()) is None

@@ -1,4 +1,4 @@
-"""`ma2mba replay` finds the sample and the part of the model that are not finite."""
+"""`ma2mba replay` finds the sample and the module whose values are not finite."""
 
 import json
 
@@ -13,14 +13,14 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.faults import replay as replays
-from ma2mba.training.faults.replay import KeptMicroBatch, KeptStep, first_not_finite, read, write
+from ma2mba.training.faults.replay import MicroBatchRecord, StepRecord, first_not_finite, read, write
 from ma2mba.training.recipe.loading import parse_recipe
 from tests.tiny import TINY_MODEL
 from tests.unit.data.toy_shards import write_shards
 
 MICRO_BATCHES = [
-    [KeptMicroBatch(samples=[0, 1], sample_ids=["s0", "s1"], loss=1.0)],
-    [KeptMicroBatch(samples=[2], sample_ids=["s2"], loss=float("nan"))],
+    [MicroBatchRecord(samples=[0, 1], sample_ids=["s0", "s1"], loss=1.0)],
+    [MicroBatchRecord(samples=[2], sample_ids=["s2"], loss=float("nan"))],
 ]
 
 
@@ -31,11 +31,11 @@ def model() -> VideoMa2mba:
 
 
 @pytest.fixture
-def kept(tmp_path, model):
-    """Keep a step whose weights are the model's as it is now."""
+def saved_step(tmp_path, model):
+    """Return a function that saves a step, with the present weights of `model` as its checkpoint."""
     write_shards(tmp_path / "shards", [(3, 4), (0, 5), (7, 2)])
 
-    def keep(dtype="torch.float32", micro_batches=MICRO_BATCHES, sequence=1, **plan):
+    def save(dtype="torch.float32", micro_batches=MICRO_BATCHES, sequence=1, **plan):
         save_model(model, tmp_path / "shards" / "tokenizer.json", tmp_path / "model")
         recipe = {
             "stage": "stage2",
@@ -47,7 +47,7 @@ def kept(tmp_path, model):
             "steps": 9,
             "parallel": {"sequence": sequence},
         }
-        step = KeptStep(
+        step = StepRecord(
             step=4,
             loss=float("nan"),
             gradient_norm=float("inf"),
@@ -60,7 +60,7 @@ def kept(tmp_path, model):
         write(tmp_path / "step-000004.json", step)
         return tmp_path / "step-000004.json"
 
-    return keep
+    return save
 
 
 def run(path, *options):
@@ -76,8 +76,8 @@ def rows(path):
 
 
 @pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
-def test_good_weights_are_finite(kept, dtype):
-    code, samples = rows(kept(dtype))
+def test_good_weights_are_finite(saved_step, dtype):
+    code, samples = rows(saved_step(dtype))
     assert code == 0
     assert [samples[name]["rank"] for name in ("s0", "s1", "s2")] == [0, 0, 1]
     assert [samples[name]["frames"] for name in ("s0", "s1", "s2")] == [3, 0, 7]
@@ -85,10 +85,10 @@ def test_good_weights_are_finite(kept, dtype):
 
 
 @pytest.mark.parametrize("plan", [{"nesting": "sequence"}, {"nesting": "layer"}, {"group_layers": 2, "memo_chunks": 3}])
-def test_the_layer_that_breaks_is_named(kept, model, plan):
+def test_the_layer_that_breaks_is_named(saved_step, model, plan):
     with torch.no_grad():
         model.layers[1].mixer.out_proj.weight[0, 0] = float("nan")
-    path = kept(**plan)
+    path = saved_step(**plan)
     code, samples = rows(path)
     assert code == 1
     assert {row["first_not_finite"] for row in samples.values()} == {"language_model.backbone.layers.1"}
@@ -97,7 +97,7 @@ def test_the_layer_that_breaks_is_named(kept, model, plan):
     assert "Not finite again: s0, s1, s2" in said
 
 
-def test_chunks_are_those_of_one_rank_where_several_shared_a_sequence(kept, monkeypatch):
+def test_chunks_are_those_of_one_rank_where_several_shared_a_sequence(saved_step, monkeypatch):
     plans, loss = [], replays.streaming_loss
 
     def note(model, batch, plan, scale):
@@ -105,14 +105,14 @@ def test_chunks_are_those_of_one_rank_where_several_shared_a_sequence(kept, monk
         return loss(model, batch, plan, scale)
 
     monkeypatch.setattr(replays, "streaming_loss", note)
-    assert rows(kept(sequence=4))[0] == 0
+    assert rows(saved_step(sequence=4))[0] == 0
     assert {plan.chunk_tokens for plan in plans} == {4}
 
 
-def test_the_samples_that_break_are_named(kept, model):
+def test_the_samples_that_break_are_named(saved_step, model):
     with torch.no_grad():
         model.projector[0].weight[0, 0] = float("inf")
-    code, samples = rows(kept())
+    code, samples = rows(saved_step())
     assert code == 1
     assert [samples[name]["first_not_finite"] for name in ("s0", "s1", "s2")] == ["projector", None, "projector"]
     assert float(samples["s1"]["loss"]) < 10
@@ -124,13 +124,13 @@ def test_hooks_do_not_stay(model):
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_other_data_and_other_files_are_refused(kept, tmp_path):
-    path = kept(micro_batches=[[KeptMicroBatch(samples=[1], sample_ids=["gone"], loss=1.0)]])
+def test_other_data_and_other_files_are_refused(saved_step, tmp_path):
+    path = saved_step(micro_batches=[[MicroBatchRecord(samples=[1], sample_ids=["gone"], loss=1.0)]])
     refused = CliRunner().invoke(app, ["replay", str(path), "--device", "cpu"]).exception
     assert isinstance(refused, UserError)
-    assert "sample gone is no longer number 1" in str(refused)
+    assert "sample 1 is not gone, which the failed step used" in str(refused)
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(UserError, match=r"other.json: not a step that training kept"):
+    with pytest.raises(UserError, match=r"other.json: not a step saved by training"):
         read(tmp_path / "other.json")
     with pytest.raises(UserError, match=r"gone.json: No such file"):
         read(tmp_path / "gone.json")

@@ -1,4 +1,4 @@
-"""How long a step may take, who is heard first, and what is kept of the launch before."""
+"""The time limit of a step, the report of the first rank that fails, and the reports of the previous launch."""
 
 import json
 import os
@@ -21,14 +21,14 @@ from ma2mba.training.recipe.schema import Watchdog as Limits
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that the test moves."""
+    """A clock that the test sets."""
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(activities.time, "monotonic", lambda: now.seconds)
     return now
 
 
 def take_steps(activity, clock, *steps):
-    """Steps of (tokens, seconds)."""
+    """Take steps of (tokens, seconds)."""
     for number, (tokens, seconds) in enumerate(steps, 1):
         activity.begin_step(number, tokens)
         clock.seconds += seconds
@@ -57,7 +57,7 @@ def test_a_save_and_a_start_do_not_count_as_steps(clock):
     activity.begin_saving()
     clock.seconds += 1000
     activity.begin_step(2, 100)
-    assert (activity.paces, activity.usual_seconds) == (1, 1.0)
+    assert (activity.timed_steps, activity.usual_seconds) == (1, 1.0)
 
 
 def test_only_one_of_many_is_first(tmp_path):
@@ -65,7 +65,7 @@ def test_only_one_of_many_is_first(tmp_path):
 
     def fail(rank):
         together.wait()
-        if failures.claim(tmp_path, {"rank": rank, "what": "failed"}):
+        if failures.claim_first(tmp_path, {"rank": rank, "what": "failed"}):
             won.append(rank)
 
     threads = [threading.Thread(target=fail, args=(rank,)) for rank in range(8)]
@@ -74,16 +74,16 @@ def test_only_one_of_many_is_first(tmp_path):
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    assert failures.first(tmp_path) == {"rank": won[0], "what": "failed"}
+    assert failures.first_failure(tmp_path) == {"rank": won[0], "what": "failed"}
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_who_was_first_is_never_seen_half_written(tmp_path, monkeypatch, links):
-    """What others see while the claim is written; a file system may know no links."""
+def test_the_first_failure_is_never_seen_half_written(tmp_path, monkeypatch, links):
+    """What other ranks see while it is written, on file systems with and without hard links."""
     seen, link, dumps = [], os.link, json.dumps
 
     def look(facts):
-        seen.append(failures.first(tmp_path))
+        seen.append(failures.first_failure(tmp_path))
         return dumps(facts)
 
     def refuse(*_):
@@ -92,21 +92,21 @@ def test_who_was_first_is_never_seen_half_written(tmp_path, monkeypatch, links):
     monkeypatch.setattr(failures.json, "dumps", look)
     monkeypatch.setattr(failures.json, "dump", lambda facts, file: file.write(look(facts)))
     monkeypatch.setattr(failures.os, "link", link if links else refuse)
-    assert failures.claim(tmp_path, {"rank": 1, "what": "failed"})
-    assert not failures.claim(tmp_path, {"rank": 2, "what": "failed"})
+    assert failures.claim_first(tmp_path, {"rank": 1, "what": "failed"})
+    assert not failures.claim_first(tmp_path, {"rank": 2, "what": "failed"})
     assert seen[0] is None
-    assert failures.first(tmp_path) == {"rank": 1, "what": "failed"}
+    assert failures.first_failure(tmp_path) == {"rank": 1, "what": "failed"}
     assert [path.name for path in (tmp_path / "failures").iterdir()] == ["first.json"]
 
 
 @pytest.mark.parametrize("error", [LostRank("another rank has failed"), RuntimeError("Connection reset by peer")])
-def test_a_rank_that_has_said_that_it_failed_is_waited_for(tmp_path, capsys, monkeypatch, clock, error):
-    """Its story comes after 30 s: a rank that was told waits so long, one whose connection broke does not."""
+def test_a_rank_waits_longer_for_a_failure_that_was_announced(tmp_path, capsys, monkeypatch, clock, error):
+    """The report comes after 30 s: a rank with LostRank waits for it, a rank with a broken connection does not."""
 
     def sleep(seconds):
         clock.seconds += seconds
         if clock.seconds > 30:
-            failures.claim(tmp_path, {"rank": 0, "what": "failed"})
+            failures.claim_first(tmp_path, {"rank": 0, "what": "failed"})
 
     monkeypatch.setattr(failures.time, "sleep", sleep)
     clock.seconds = 0
@@ -115,7 +115,7 @@ def test_a_rank_that_has_said_that_it_failed_is_waited_for(tmp_path, capsys, mon
     assert heard == isinstance(error, LostRank)
 
 
-def test_one_story_and_one_exit_code_for_all(tmp_path, capsys):
+def test_all_ranks_share_one_report_and_one_exit_code(tmp_path, capsys):
     own = Activity()
     codes = [
         failures.report(UserError("shards: damaged"), tmp_path, 3, own, lambda: None),
@@ -136,19 +136,19 @@ def test_one_story_and_one_exit_code_for_all(tmp_path, capsys):
         torch.distributed.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."),
     ],
 )
-def test_a_rank_that_loses_another_without_a_word_says_so(tmp_path, capsys, monkeypatch, error):
+def test_a_rank_that_loses_another_without_a_report_says_so(tmp_path, capsys, monkeypatch, error):
     monkeypatch.setattr(failures, "PATIENCE_SECONDS", 0.0)
     code = failures.report(error, tmp_path, 1, Activity(), lambda: None)
     said = capsys.readouterr().err
     assert code == failures.EXIT_FAILED
-    assert "rank 1 lost another rank, which ended without a word" in said
+    assert "rank 1 lost contact with a rank that left no report" in said
     assert f"{type(error).__name__}: {error}" in said
 
 
-def test_the_end_of_memory_is_explained_and_its_traceback_kept(tmp_path, capsys):
+def test_an_explanation_replaces_the_traceback_which_is_kept_in_the_report(tmp_path, capsys):
     error = torch.OutOfMemoryError("CUDA out of memory")
-    assert failures.report(error, tmp_path, 0, Activity(), lambda: "out of memory: so much") == failures.EXIT_FAILED
-    assert capsys.readouterr().err.endswith("out of memory: so much\n")
+    assert failures.report(error, tmp_path, 0, Activity(), lambda: "out of memory: explained") == failures.EXIT_FAILED
+    assert capsys.readouterr().err.endswith("out of memory: explained\n")
     assert "OutOfMemoryError" in (tmp_path / "failures" / "rank-0.txt").read_text()
 
 
@@ -159,16 +159,16 @@ def test_an_explanation_that_fails_does_not_hide_the_error(tmp_path, capsys):
     assert "ZeroDivisionError" in said
 
 
-def test_the_reports_of_the_launch_before_are_put_aside(tmp_path):
+def test_the_reports_of_the_previous_launch_are_moved_aside(tmp_path):
     for launch in range(3):
-        failures.claim(tmp_path, {"rank": launch, "what": "failed"})
+        failures.claim_first(tmp_path, {"rank": launch, "what": "failed"})
         failures.clear(tmp_path)
-        assert failures.first(tmp_path) is None
+        assert failures.first_failure(tmp_path) is None
         kept = json.loads((tmp_path / "failures.before" / "first.json").read_text())
         assert kept["rank"] == launch
 
 
-def test_a_rank_that_gives_no_more_signs_is_lost(tmp_path, clock):
+def test_a_rank_without_heartbeat_is_lost(tmp_path, clock):
     first, second = Heartbeat(tmp_path, 0, 2), Heartbeat(tmp_path, 1, 2)
     assert not first.lost()  # it has not begun
     for _ in range(5):
@@ -187,8 +187,8 @@ def test_a_rank_that_gives_no_more_signs_is_lost(tmp_path, clock):
     assert not Heartbeat(tmp_path, 0, 1).lost()
 
 
-def test_who_notices_a_loss_ends_all(tmp_path, monkeypatch, capfd):
-    """The thread itself, with a neighbour that has stopped."""
+def test_the_rank_that_notices_a_lost_rank_ends_all(tmp_path, monkeypatch, capfd):
+    """Run the watchdog's thread while the next rank sends no heartbeat."""
     monkeypatch.setattr(watchdogs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(heartbeat, "LOST_SECONDS", 0.05)
     ended = threading.Event()
@@ -204,6 +204,6 @@ def test_who_notices_a_loss_ends_all(tmp_path, monkeypatch, capfd):
     with Watchdog(tmp_path, 0, 2, Activity(), Limits()):
         assert ended.wait(30)
     assert codes == [failures.EXIT_FAILED]
-    assert "rank 1 has given no sign of life" in capfd.readouterr().err
-    assert failures.first(tmp_path)["what"] == "was lost"
+    assert "rank 1 has sent no heartbeat" in capfd.readouterr().err
+    assert failures.first_failure(tmp_path)["what"] == "was lost"
     assert not (tmp_path / "alive" / "rank-0").exists()
