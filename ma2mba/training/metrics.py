@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a progress bar or now and then a line."""
+"""Report a run: metrics.jsonl, TensorBoard, and a progress bar on a terminal, otherwise a line every few seconds."""
 
 import json
 import resource
@@ -18,16 +18,20 @@ from ma2mba.files import atomic_write
 from ma2mba.training.flops import ModelFlops
 
 LINE_SECONDS = 10.0
-NOT_DRAWN = ("step", "epoch", "rank_tokens", "checkpoint_seconds")
-"""In metrics.jsonl alone (TensorBoard has the time of each checkpoint at its own step)."""
+"""Seconds between two lines where stderr is not a terminal."""
+NOT_ON_BOARD = ("step", "epoch", "rank_tokens", "checkpoint_seconds")
+"""Keys that only metrics.jsonl has. (TensorBoard gets the duration of each checkpoint at the step that saved it.)"""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step over all ranks. `rates` are learning rates by part; tokens count text and visual ones.
+    """The result of one step over all ranks. M micro-batches of this rank.
 
+    rates        learning rate of each trained model component
+    tokens       text and visual tokens, without padding
+    targets      tokens that the loss is taken over
     rank_tokens  padded tokens that each rank computed on
-    losses_M     fp32, this rank's micro-batches: each one's share of the loss
+    losses_M     fp32, the contribution of each micro-batch of this rank to the loss
     """
 
     loss: float
@@ -42,12 +46,17 @@ class StepResult:
 
 
 class Metrics:
-    """Rank 0's report of a run from `first_step` to `steps`: every `log_every`-th step, the first and the last.
+    """Reports the steps of a run on rank 0: the first and the last step, and every `log_every`-th step.
 
-    On resume the lines of metrics.jsonl after `first_step` are dropped. Speeds are means since the last line. The time
-    left is reckoned by tokens: `tokens` are about those of the whole run, `first_tokens` those before `first_step`.
-    `peak_flops` is what all devices together can do a second, None where that is not known.
-    `predicted_bytes` is the planner's peak memory; `captured` tells that chunks are captured as CUDA graphs.
+    On resume it drops the lines of metrics.jsonl after `first_step`. Speeds are means since the previous line. The
+    remaining time is estimated from tokens.
+
+    first_step       steps done before this launch
+    first_tokens     estimated tokens of the steps before `first_step`
+    tokens           estimated tokens of the whole run
+    peak_flops       peak FLOP/s of all devices together; None if unknown
+    predicted_bytes  the peak memory that the planner predicted
+    captured         True if chunks are captured as CUDA graphs
     """
 
     def __init__(
@@ -69,7 +78,7 @@ class Metrics:
         self._model_flops, self._peak_flops = flops, peak_flops
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
-        self._predicted, self._recorded = predicted_bytes, captured
+        self._predicted_bytes, self._captured = predicted_bytes, captured
         keep_until(self.path, first_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
@@ -94,7 +103,10 @@ class Metrics:
         self._board.close()
 
     def add(self, step: int, result: StepResult, waited: float) -> None:
-        """Account for step number `step` (the first is 1); `waited` is the loader's running total of seconds."""
+        """Count step number `step` (from 1) and report it if it is due.
+
+        `waited` is how many seconds training has waited for the loader so far.
+        """
         self._tokens += result.tokens
         self._frames += result.frames
         self._flops += self._model_flops.of_step(result.tokens, result.frames, result.targets)
@@ -111,8 +123,8 @@ class Metrics:
             "tokens_per_second": self._tokens / seconds,
             "frames_per_second": self._frames / seconds,
             "model_flop_utilisation": self._peak_flops and self._flops / seconds / self._peak_flops,
-            "peak_memory_bytes": peak_memory(self.device, self._recorded),
-            "peak_memory_predicted_bytes": self._predicted,
+            "peak_memory_bytes": peak_memory(self.device, self._captured),
+            "peak_memory_predicted_bytes": self._predicted_bytes,
             "data_wait_share": (waited - self._waited) / seconds,
             "rank_tokens": result.rank_tokens,
             "rank_imbalance": max(result.rank_tokens) * len(result.rank_tokens) / sum(result.rank_tokens),
@@ -124,13 +136,13 @@ class Metrics:
         self._reset()
 
     def saved(self, step: int, folder: Path, seconds: float) -> None:
-        """Account for a checkpoint: the next line has its seconds, speeds are taken without them."""
+        """Report a checkpoint. The next line holds its duration; speeds exclude it."""
         self._saving += seconds
         self._board.add_scalar("checkpoint_seconds", seconds, step)
         self.message(f"saved {folder} in {seconds:.1f} s")
 
     def message(self, text: str) -> None:
-        """Say something beside the progress bar."""
+        """Print a line without breaking the progress bar."""
         self._console.print(text, markup=False, highlight=False)
 
     def _reset(self) -> None:
@@ -142,9 +154,9 @@ class Metrics:
         self._file.flush()
         for key, value in line.items():
             if key == "lr":
-                for part, rate in value.items():
-                    self._board.add_scalar(f"lr/{part}", rate, step)
-            elif key not in NOT_DRAWN and value is not None:
+                for component, rate in value.items():
+                    self._board.add_scalar(f"lr/{component}", rate, step)
+            elif key not in NOT_ON_BOARD and value is not None:
                 self._board.add_scalar(key, value, step)
 
     def _show(self, step: int, line: dict[str, Any], tokens: int) -> None:
@@ -159,15 +171,18 @@ class Metrics:
 
 
 def peak_memory(device: torch.device, captured: bool) -> int:
-    """Bytes: the most that this process has allocated on a CUDA device, or has had resident on a CPU. What captured
-    CUDA graphs use is reserved for them and not seen as allocated: with them, all that was reserved."""
+    """Return this process's peak memory in bytes: allocated on a CUDA device, resident on a CPU.
+
+    Torch does not count the memory of captured CUDA graphs as allocated. With `captured`, return the peak of reserved
+    memory, which includes it.
+    """
     if device.type == "cuda":
         return (torch.cuda.max_memory_reserved if captured else torch.cuda.max_memory_allocated)(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file after a step, and a last line that was cut off."""
+    """Drop the lines of a metrics file after `step`, and a last line that a crash cut off."""
     if not path.exists():
         return
     kept = []

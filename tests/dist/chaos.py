@@ -27,7 +27,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.demo.run import RECIPES, TINY, Journal, training_steps
-from ma2mba.training.checkpoint.folder import CHECKPOINTS, OPTIMIZER, STATE_HASH, is_whole, latest
+from ma2mba.training.checkpoint.folder import CHECKPOINTS, OPTIMIZER, STATE_HASH, is_complete, latest
 from ma2mba.training.launcher import free_port, ranks_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,7 +189,7 @@ def kill_once(start: Starter, pace: Pace, number: int, target: int, chance: rand
         process.wait(LIMIT_SECONDS)
         gone(ranks)
     newest = latest(run)
-    whole = newest is None or is_whole(newest)
+    whole = newest is None or is_complete(newest)
     return Kill(number, round(seconds, 3), victim, step, phase(run, before), newest.name if newest else None, whole)
 
 

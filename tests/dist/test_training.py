@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from ma2mba.model.pretrained import load_model
-from ma2mba.training.checkpoint.folder import is_whole, latest
+from ma2mba.training.checkpoint.folder import is_complete, latest
 from ma2mba.training.launcher import ranks_of
 from tests.dist import chaos
 from tests.dist.launching import ROOT, command, curve, running, train
@@ -113,7 +113,7 @@ def ask_when_slow(folder, arguments, send):
     assert process.returncode == 0, said
     print(f"\nasked to stop, and gone after {time.monotonic() - asked:.1f} s")
     newest = latest(folder / "asked")
-    assert is_whole(newest)
+    assert is_complete(newest)
     step = int(newest.name[5:])
     assert len(curve(folder / "asked")) == step
     return " ".join(said.split()), step

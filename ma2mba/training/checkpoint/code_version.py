@@ -1,4 +1,4 @@
-"""Which code wrote a checkpoint."""
+"""The version of the code, which checkpoints store."""
 
 import subprocess
 from functools import cache
@@ -9,9 +9,9 @@ from ma2mba.training.world import ROOT
 
 @cache
 def code_version() -> dict[str, str | None]:
-    """The package's version if it is installed, and the commit of its checkout ("-dirty" when it was changed).
+    """Return the package's version ("not installed" if unknown) and the commit of its git checkout.
 
-    None without a checkout.
+    The commit ends in "-dirty" if files have changed. It is None without a checkout.
     """
     try:
         return {"version": version("ma2mba"), "commit": _commit()}
@@ -20,9 +20,9 @@ def code_version() -> dict[str, str | None]:
 
 
 def describe(code: dict[str, str | None]) -> str:
-    """As "ma2mba 0.1.0 (commit 0123456789)", saying whether that is this code."""
+    """Return a version as text, such as "ma2mba 0.1.0 (commit 0123456789)", and say if it differs from this code."""
     commit = f" (commit {code['commit']})" if code["commit"] else ""
-    return f"ma2mba {code['version']}{commit}" + ("" if code == code_version() else ", which is another than this")
+    return f"ma2mba {code['version']}{commit}" + ("" if code == code_version() else ", a different version")
 
 
 def _commit() -> str | None:

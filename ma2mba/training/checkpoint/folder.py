@@ -1,13 +1,14 @@
-"""Checkpoints: RUN/checkpoints/step-000123; `latest` names one.
+"""Checkpoint folders: RUN/checkpoints/step-000123. The file RUN/checkpoints/latest holds the name of the latest.
 
-    model/          portable weights
-    optimizer/      fp32 weights and moments, by parameter, in files of each rank (optimizer_files.py)
-    ranks/          for each rank its random generators, and the size and hash of the files that it wrote
-    trainer.json    the place in training, what it belongs to, and the size and hash of every file above
-    trainer.json.xxh3
+    model/             portable weights
+    optimizer/         fp32 weights and moments of each parameter, in files of each rank (optimizer_files.py)
+    ranks/             each rank's random number generators, and the size and hash of the files that it wrote
+    trainer.json       the position in training, the recipe, the data, and the size and hash of every file above
+    trainer.json.xxh3  the hash of trainer.json
 
-A checkpoint is written under a temporary name by all ranks, renamed when all are done, and named by `latest` after
-that: a run that is killed at any moment goes on from a whole one. The run folder must be one that all ranks see.
+All ranks write a checkpoint to a temporary folder. Rank 0 renames the folder when all are done, and then updates
+`latest`. A run that is killed at any moment therefore resumes from a complete checkpoint. All ranks must see the same
+run folder.
 """
 
 import errno
@@ -37,11 +38,11 @@ TAG = re.compile(r"step-(\d{6,})")
 
 
 class Damaged(UserError):
-    """A folder is not a whole checkpoint."""
+    """A folder is not a complete, undamaged checkpoint."""
 
 
 class TrainerState(BaseModel):
-    """trainer.json."""
+    """The content of trainer.json. `epoch` and `cursor` are a `Position` in the data."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +59,7 @@ class TrainerState(BaseModel):
 
 
 class RankState(BaseModel):
-    """ranks/rank-00000.json: `files` are those of optimizer/ that the rank wrote, as it meant them to be."""
+    """The content of ranks/rank-00000.json. `files` are the rank's files in optimizer/, with the hashes it computed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,35 +69,35 @@ class RankState(BaseModel):
 
 @dataclass(frozen=True)
 class Start:
-    """A whole checkpoint to go on from."""
+    """A complete checkpoint to resume from."""
 
     folder: Path
     state: TrainerState
 
     def check(self, recipe: Recipe, world: World, data_fingerprint: str) -> None:
-        """Raises UserError, naming every difference, unless going on gives what an undisturbed run would have."""
-        then, now = self.state.recipe, recipe.model_dump(mode="json")
-        pairs = {key: (then.get(key), now[key]) for key in ("stage", "seed", "order", "global_batch")}
-        pairs["trainable"] = (_trained(then["trainable"]), _trained(now["trainable"]))
+        """Raise UserError, listing all differences, if a resumed run would differ from an uninterrupted run."""
+        saved, now = self.state.recipe, recipe.model_dump(mode="json")
+        pairs = {key: (saved.get(key), now[key]) for key in ("stage", "seed", "order", "global_batch")}
+        pairs["trainable"] = (_trained(saved["trainable"]), _trained(now["trainable"]))
         pairs["precision"] = (self.state.dtype, str(world.dtype(recipe.precision)))
         pairs["data (fingerprint)"] = (self.state.data_fingerprint, data_fingerprint)
-        changed = [f"{key}: {new} now, {old} then" for key, (old, new) in pairs.items() if old != new]
+        changed = [f"{key}: {new} now, {old} in the checkpoint" for key, (old, new) in pairs.items() if old != new]
         if changed:
             raise UserError(
-                f"{self.folder}: was trained otherwise; put it back, or start a new run with "
+                f"{self.folder}: has different settings; restore them, or start a new run with "
                 f"init_from={self.folder / MODEL}" + "".join(f"\n  {line}" for line in changed)
             )
 
     def random_of(self, rank: int) -> RandomState | None:
-        """The generators that a rank had; None when there were fewer ranks."""
+        """Return the random number generators of a rank; None if the checkpoint has fewer ranks."""
         path = self.folder / RANKS / _rank_file(rank)
         return RankState.model_validate_json(path.read_bytes()).random if path.is_file() else None
 
 
 def latest(run: Path) -> Path | None:
-    """The checkpoint that a run folder's `latest` names, not yet checked; None when there is no `latest`.
+    """Return the checkpoint that the file `latest` of a run names, None if there is no `latest`. Does not read it.
 
-    Raises UserError when it does not hold a checkpoint's name.
+    Raise UserError if `latest` does not hold the name of a checkpoint.
     """
     folder = run / CHECKPOINTS
     try:
@@ -104,46 +105,47 @@ def latest(run: Path) -> Path | None:
     except FileNotFoundError:
         return None
     if not TAG.fullmatch(tag):
-        raise UserError(f"{folder / LATEST}: holds {tag!r}, not the name of a checkpoint; write one of those beside it")
+        raise UserError(f"{folder / LATEST}: holds {tag!r}, not the name of a checkpoint; write the name of one there")
     return folder / tag
 
 
 def read(folder: Path, *, hashes: bool = False) -> Start:
-    """Read a checkpoint. Raises UserError, naming those beside it that are whole, unless it is whole itself.
+    """Read a checkpoint. Raise UserError, naming the run's complete checkpoints, if this one is damaged or incomplete.
 
-    Whole: every file is there in its size; with `hashes` every byte of it is as it was written.
+    Checks that every file exists and has its size, and with `hashes` also the hash of every file.
     """
     try:
         return _read(folder, hashes)
     except Damaged as error:
-        whole = ", ".join(p.name for p in sorted(folder.parent.glob("step-*")) if p != folder and is_whole(p))
-        raise UserError(f"{error}; resume from another checkpoint (whole there: {whole or 'none'})") from error
+        others = ", ".join(p.name for p in sorted(folder.parent.glob("step-*")) if p != folder and is_complete(p))
+        raise UserError(f"{error}; resume from another checkpoint (complete: {others or 'none'})") from error
 
 
 def _read(folder: Path, hashes: bool) -> Start:
     try:
         content = (folder / STATE).read_bytes()
-        noted = (folder / STATE_HASH).read_text(encoding="ascii")
+        stored_hash = (folder / STATE_HASH).read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise Damaged(f"{folder}: not a whole checkpoint ({error})") from error
-    if noted != _hash_line(content):
-        raise Damaged(f"{folder / STATE}: damaged (its hash is not that of {STATE_HASH})")
+        raise Damaged(f"{folder}: not a complete checkpoint ({error})") from error
+    if stored_hash != _hash_line(content):
+        raise Damaged(f"{folder / STATE}: damaged (its hash differs from {STATE_HASH})")
     try:
         state = TrainerState.model_validate_json(content)
     except ValidationError as error:
-        raise Damaged(f"{folder / STATE}: of another version ({error.errors()[0]['msg']})") from error
+        raise Damaged(f"{folder / STATE}: written by another version ({error.errors()[0]['msg']})") from error
     for entry in state.files:
         path = folder / entry.name
         size = path.stat().st_size if path.is_file() else None
         if size != entry.bytes:
-            raise Damaged(f"{path}: is missing" if size is None else f"{path}: has {size} bytes, not {entry.bytes}")
+            found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
+            raise Damaged(f"{path}: {found}")
         if hashes and xxh3_file(path) != entry.xxh3:
             raise Damaged(f"{path}: damaged (its hash differs from {STATE})")
     return Start(folder, state)
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of which every byte is as it was written."""
+def is_complete(folder: Path) -> bool:
+    """Return True if a folder is a checkpoint with all files, and every file has its hash."""
     try:
         _read(folder, hashes=True)
     except Damaged:
@@ -152,10 +154,13 @@ def is_whole(folder: Path) -> bool:
 
 
 def model_folder(source: str | Path) -> Path:
-    """The model folder of a run's latest checkpoint, of a checkpoint, or itself. Raises UserError if missing."""
+    """Return the model folder of a run's latest checkpoint, of a checkpoint, or `source` if it is a model folder.
+
+    Raise UserError if `source` does not exist.
+    """
     folder = Path(source)
     if not folder.is_dir():
-        raise UserError(f"{folder}: does not exist; name the folder of a run that has a checkpoint, or of a model")
+        raise UserError(f"{folder}: does not exist; give the folder of a run, a checkpoint or a model")
     if newest := latest(folder):
         return read(newest).folder / MODEL
     return folder / MODEL if (folder / MODEL).is_dir() else folder
@@ -179,28 +184,28 @@ def whole_checkpoint(run: Path, step: int | None = None) -> Path:
 
 
 def temporary_folder(run: Path, step: int) -> Path:
-    """Where the ranks write a checkpoint before it is whole."""
+    """Return the folder to which the ranks write a checkpoint until it is complete."""
     return run / CHECKPOINTS / f".step-{step:06d}.tmp"
 
 
 def clear_temporary(run: Path) -> None:
-    """Remove what killed saves have left behind."""
+    """Remove the temporary folders of interrupted saves."""
     for leftover in (run / CHECKPOINTS).glob(".step-*.tmp"):
         shutil.rmtree(leftover)
 
 
 def write_rank(temporary: Path, rank: int, state: RankState) -> None:
-    """Leave a rank's part of a checkpoint, after the files that it names."""
+    """Write a rank's file in ranks/. The files that it names must exist already."""
     path = temporary / RANKS / _rank_file(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_checked(path, state.model_dump_json().encode() + b"\n")
 
 
 def publish(run: Path, step: int, at: Position, facts: Mapping[str, Any]) -> Path:
-    """Make a temporary checkpoint, written and synced by now, the run's latest. Rank 0 only.
+    """Make the temporary checkpoint of `step` the run's latest, and return its folder. Only rank 0 calls it.
 
-    `facts` are the other fields of TrainerState. Returns the checkpoint's folder. Raises OSError when a file is not as
-    the rank that wrote it meant it to be.
+    All ranks must have written their files. `facts` are the remaining fields of TrainerState. Raise OSError if a file
+    is missing or differs from the one that its rank wrote.
     """
     temporary, folder = temporary_folder(run, step), run / CHECKPOINTS / f"step-{step:06d}"
     state = TrainerState(step=step, epoch=at.epoch, cursor=at.cursor, files=_entries(temporary), **facts)
@@ -210,7 +215,7 @@ def publish(run: Path, step: int, at: Position, facts: Mapping[str, Any]) -> Pat
     for path in (temporary, *temporary.rglob("*")):
         if path.is_dir():
             fsync(path)
-    if folder.exists():  # left by a run that was killed before `latest` named it, or damaged
+    if folder.exists():  # damaged, or left by a run that was killed before it updated `latest`
         _remove(folder)
     os.replace(temporary, folder)
     fsync(folder.parent)
@@ -220,7 +225,7 @@ def publish(run: Path, step: int, at: Position, facts: Mapping[str, Any]) -> Pat
 
 
 def prune(newest: Path, keep_last: int | None, keep_every: int | None) -> None:
-    """Remove all checkpoints but the newest `keep_last` and those whose step is a multiple of `keep_every`."""
+    """Remove old checkpoints. Keep the newest `keep_last` and those whose step is a multiple of `keep_every`."""
     steps = {int(match[1]): p for p in newest.parent.iterdir() if (match := TAG.fullmatch(p.name))}
     for step in sorted(steps)[:-keep_last] if keep_last else []:
         if steps[step] != newest and not (keep_every and step % keep_every == 0):
@@ -228,7 +233,7 @@ def prune(newest: Path, keep_last: int | None, keep_every: int | None) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Take a checkpoint out of sight at once, then its files one by one."""
+    """Remove a checkpoint. Hide it first, so that nobody reads a half-removed checkpoint."""
     hidden = folder.with_name(f".{folder.name}.old.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(folder, hidden)
@@ -236,8 +241,8 @@ def _remove(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> list[FileEntry]:
-    """Every file's size and hash: as the ranks noted, of the others as read."""
-    noted = {
+    """Return the size and hash of every file: from ranks/ for optimizer files, computed for the others."""
+    written = {
         f"{OPTIMIZER}/{entry.name}": entry
         for path in (folder / RANKS).glob("rank-*.json")
         for entry in RankState.model_validate_json(path.read_bytes()).files
@@ -245,14 +250,14 @@ def _entries(folder: Path) -> list[FileEntry]:
     entries = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if (entry := noted.pop(name, None)) is None:
+        if (entry := written.pop(name, None)) is None:
             fsync(path)
             entry = file_entry(folder, name)
         elif entry.bytes != path.stat().st_size:
-            raise OSError(errno.EIO, "is not as the rank wrote it", str(path))
+            raise OSError(errno.EIO, "differs from the file that its rank wrote", str(path))
         entries.append(entry.model_copy(update={"name": name}))
-    if noted:
-        raise OSError(errno.ENOENT, "was written by another rank and is not seen here", str(folder / min(noted)))
+    if written:
+        raise OSError(errno.ENOENT, "written by another rank but not visible on rank 0", str(folder / min(written)))
     return entries
 
 
@@ -265,4 +270,4 @@ def _hash_line(content: bytes) -> str:
 
 
 def _trained(trainable: Mapping[str, float | None]) -> list[str]:
-    return [part for part in PART_NAMES if trainable.get(part) is not None]
+    return [component for component in PART_NAMES if trainable.get(component) is not None]

@@ -1,7 +1,9 @@
-"""The optimizer's state in files: each rank writes its fragments, and any number of ranks of any ZeRO stage reads them.
+"""Write and read the optimizer's state.
 
-A file rank-00000-000.safetensors holds `weight/NAME`, `exp_avg/NAME`, `exp_avg_sq/NAME`, one-dimensional, and in its
-metadata where each fragment begins in its flattened parameter. All fp32.
+Each rank writes its fragments. Any number of ranks under any ZeRO stage can read them.
+
+A file rank-00000-000.safetensors holds the one-dimensional fp32 tensors `weight/NAME`, `exp_avg/NAME` and
+`exp_avg_sq/NAME`. Its metadata hold the offset of each fragment in its flattened parameter.
 """
 
 import json
@@ -20,19 +22,19 @@ from ma2mba.shards.manifest import FileEntry
 from ma2mba.training.checkpoint.zero_state import Fragment
 
 FILE_BYTES = 1 << 30
-"""About how large a file becomes: a rank holds that much twice in host memory while it writes."""
+"""Approximate size of a file. While a rank writes a file, it holds twice this size in host memory."""
 ABOUT = "ma2mba"
-"""One key: safetensors writes several in an order that changes from process to process."""
+"""The only metadata key: with several keys, safetensors writes an order that differs between processes."""
 
 
 def write_fragments(fragments: Iterable[Fragment], steps: int, rank: int, folder: Path) -> list[FileEntry]:
-    """Write this rank's fragments and how many steps AdamW has taken; returns the files, read back and compared.
+    """Write this rank's fragments and the number of AdamW's steps, and verify each file. Return the files' entries.
 
-    Raises OSError when the disk does not take it.
+    Raise OSError if a file cannot be written or the bytes read back differ.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    for number, batch in enumerate(_batches(fragments)):
+    for number, batch in enumerate(_file_batches(fragments)):
         tensors = {f"{key}/{f.name}": t.cpu().contiguous() for f in batch for key, t in f.tensors.items()}
         about = {"steps": steps, "starts": {f.name: f.start for f in batch}}
         path = folder / f"rank-{rank:05d}-{number:03d}.safetensors"
@@ -41,7 +43,8 @@ def write_fragments(fragments: Iterable[Fragment], steps: int, rank: int, folder
     return entries
 
 
-def _batches(fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
+def _file_batches(fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
+    """Yield the fragments of each file."""
     batch, size = [], 0
     for fragment in fragments:
         batch.append(fragment)
@@ -54,28 +57,31 @@ def _batches(fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _StoredFragment:
+    """Elements `start` to `stop` of a flattened parameter, in an open file."""
+
     file: Any
     start: int
     stop: int
 
 
 def read_fragments(fragments: Iterable[Fragment], folder: Path) -> int:
-    """Fill this rank's fragments from the files of all ranks, reading only what it needs; returns AdamW's steps.
+    """Fill this rank's fragments from the files of all ranks. Return the number of AdamW's steps.
 
-    Raises UserError when a file cannot be read or elements are missing.
+    Reads only the elements that this rank needs. Raise UserError if a file cannot be read or elements are missing.
     """
     try:
-        pieces, steps = _index(folder)
+        stored, steps = _index(folder)
         for fragment in fragments:
-            _fill(fragment, pieces.get(fragment.name, []), folder)
+            _fill(fragment, stored.get(fragment.name, []), folder)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{folder}: cannot be read ({error}); resume from another checkpoint") from error
     return steps
 
 
-def _index(folder: Path) -> tuple[dict[str, list[_Piece]], int]:
-    pieces = defaultdict(list)
+def _index(folder: Path) -> tuple[dict[str, list[_StoredFragment]], int]:
+    """Return the stored fragments of each parameter, and the number of AdamW's steps."""
+    stored = defaultdict(list)
     steps = 0
     for path in sorted(folder.glob("rank-*.safetensors")):
         file = safe_open(path, framework="pt")
@@ -83,17 +89,18 @@ def _index(folder: Path) -> tuple[dict[str, list[_Piece]], int]:
         steps = int(about["steps"])
         for name, start in about["starts"].items():
             (length,) = file.get_slice(f"weight/{name}").get_shape()
-            pieces[name].append(_Piece(file, start, start + length))
-    return pieces, steps
+            stored[name].append(_StoredFragment(file, start, start + length))
+    return stored, steps
 
 
-def _fill(fragment: Fragment, pieces: list[_Piece], folder: Path) -> None:
+def _fill(fragment: Fragment, stored: list[_StoredFragment], folder: Path) -> None:
+    """Copy the elements of `fragment` from all stored fragments that overlap it."""
     for key, tensor in fragment.tensors.items():
         filled, first, last = 0, fragment.start, fragment.start + len(tensor)
-        for piece in pieces:
-            low, high = max(first, piece.start), min(last, piece.stop)
+        for source in stored:
+            low, high = max(first, source.start), min(last, source.stop)
             if low < high:
-                values = piece.file.get_slice(f"{key}/{fragment.name}")[low - piece.start : high - piece.start]
+                values = source.file.get_slice(f"{key}/{fragment.name}")[low - source.start : high - source.start]
                 tensor[low - first : high - first].copy_(values)
                 filled += high - low
         if filled != len(tensor):

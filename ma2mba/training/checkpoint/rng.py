@@ -1,4 +1,4 @@
-"""A process's random generators (torch on CPU and CUDA, numpy, python) as plain values, for a checkpoint."""
+"""Save and restore the random number generators of a process (torch on CPU and CUDA, numpy, Python)."""
 
 import random
 from typing import Any
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class RandomState(BaseModel):
-    """The generators of one rank; torch's in hexadecimal. `cuda` is None without a GPU."""
+    """The generators of one rank as JSON values. The states of torch are hexadecimal; `cuda` is None on a CPU."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     torch_cpu: str
@@ -19,6 +19,7 @@ class RandomState(BaseModel):
 
     @staticmethod
     def capture(device: torch.device) -> "RandomState":
+        """Return the present states of this process's generators."""
         state: dict[str, Any] = dict(np.random.get_state(legacy=False))
         inner = {"key": state["state"]["key"].tolist(), "pos": int(state["state"]["pos"])}
         return RandomState(
@@ -29,7 +30,7 @@ class RandomState(BaseModel):
         )
 
     def restore(self, device: torch.device) -> None:
-        """Set the generators of this process; CUDA's only where they were captured and there is a GPU."""
+        """Set this process's generators to these states; the CUDA generator only if both processes have a GPU."""
         torch.set_rng_state(_bytes(self.torch_cpu))
         if self.cuda is not None and device.type == "cuda":
             torch.cuda.set_rng_state(_bytes(self.cuda), device)
@@ -39,11 +40,11 @@ class RandomState(BaseModel):
 
 
 def seed(*numbers: int) -> None:
-    """Seed all generators of this process from a few numbers, as (seed, rank, step)."""
-    one = int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    torch.manual_seed(one)
-    np.random.seed(one)
-    random.seed(one)
+    """Seed all generators of this process from several numbers, such as (seed, rank, step)."""
+    combined = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(combined)
+    np.random.seed(combined)
+    random.seed(combined)
 
 
 def _hex(state: torch.Tensor) -> str:

@@ -1,6 +1,7 @@
-"""Where ZeRO keeps a rank's share of the fp32 weights and of AdamW's moments: views by parameter, for any stage.
+"""Find a rank's shard of the fp32 weights and of AdamW's moments under ZeRO, as views of each parameter.
 
-Reads DeepSpeed's wrappers of stages 1 and 2, of 3 and of bf16 (they differ only in where a share lies), imports none.
+Supports DeepSpeed's optimizer wrappers for stages 1 and 2, for stage 3 and for bf16 without importing them. They differ
+only in where they keep a shard.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,9 @@ STEP = "step"
 
 @dataclass(frozen=True)
 class Fragment:
-    """A rank's part of one parameter: elements `start` to `start + numel` of the flattened parameter.
+    """A rank's shard of one parameter: elements `start` to `start + numel` of the flattened parameter.
 
-    `tensors` are views (numel,) of the living state: `weight` in fp32, `exp_avg`, `exp_avg_sq`.
+    `tensors` are fp32 views (numel,) of the optimizer's own state: `weight`, `exp_avg`, `exp_avg_sq`.
     """
 
     name: str
@@ -27,52 +28,56 @@ class Fragment:
 
 
 def attach_moments(wrapper: Any) -> None:
-    """Give AdamW under ZeRO the zeros that it would make in its first step, so that there is always a state to read."""
-    for flat in _flat_shares(wrapper):
+    """Create the zero moments that AdamW would create in its first step, so that a checkpoint can always read them."""
+    for flat in _flat_shards(wrapper):
         step = torch.zeros((), dtype=torch.float32, device=flat.device)
         moments = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
         wrapper.optimizer.state[flat] = {STEP: step, **moments}
 
 
 def steps_taken(wrapper: Any) -> int:
-    """How often AdamW has stepped; steps without a finite gradient are not among them."""
-    return int(wrapper.optimizer.state[_flat_shares(wrapper)[0]][STEP].item())
+    """Return how many steps AdamW has taken. It skips steps whose gradient is not finite."""
+    return int(wrapper.optimizer.state[_flat_shards(wrapper)[0]][STEP].item())
 
 
 def set_steps_taken(wrapper: Any, steps: int) -> None:
-    for flat in _flat_shares(wrapper):
+    """Set how many steps AdamW has taken."""
+    for flat in _flat_shards(wrapper):
         wrapper.optimizer.state[flat][STEP].fill_(steps)
 
 
 def fragments(parameters: Iterable[tuple[str, nn.Parameter]], wrapper: Any, rank: int) -> Iterator[Fragment]:
-    """This rank's part of every trained parameter of which it has one. Waits for no other rank."""
+    """Yield this rank's shard of every trained parameter. Does not communicate with other ranks."""
     for name, parameter in parameters:
-        place = _place(parameter, wrapper, rank)
-        if place is None:
+        shard = _find_shard(parameter, wrapper, rank)
+        if shard is None:
             continue
-        flat, offset, start, numel = place
+        flat, offset, start, numel = shard
         tensors = {"weight": flat.detach()} | {key: wrapper.optimizer.state[flat][key] for key in MOMENTS}
         yield Fragment(name, start, {key: t.narrow(0, offset, numel) for key, t in tensors.items()})
 
 
-def _flat_shares(wrapper: Any) -> list[Tensor]:
-    """The flat tensors that AdamW updates on this rank."""
+def _flat_shards(wrapper: Any) -> list[Tensor]:
+    """Return the flat tensors that AdamW updates on this rank."""
     if hasattr(wrapper, "fp32_partitioned_groups_flat"):
         return wrapper.fp32_partitioned_groups_flat
     return [group["params"][0] for group in wrapper.optimizer.param_groups]
 
 
-def _place(parameter: nn.Parameter, wrapper: Any, rank: int) -> tuple[Tensor, int, int, int] | None:
-    """The flat tensor, where in it this rank's part begins, where in the parameter, and the number of elements."""
+def _find_shard(parameter: nn.Parameter, wrapper: Any, rank: int) -> tuple[Tensor, int, int, int] | None:
+    """Return where this rank's shard of a parameter is, None if the rank has no shard.
+
+    That is the flat tensor, the shard's offset in it, its offset in the flattened parameter, and its length.
+    """
     if not parameter.requires_grad:
         return None
-    if hasattr(parameter, "ds_id"):  # stage 3: every parameter is cut into equal parts, the last ones padded
+    if hasattr(parameter, "ds_id"):  # stage 3 cuts every parameter into equal shards and pads the last ones
         group, offset, padded = wrapper.grad_position[wrapper.get_param_id(parameter)]
         start = rank * padded
         numel = min(padded, parameter.ds_numel - start)  # type: ignore[attr-defined]
-        return (_flat_shares(wrapper)[group], offset, start, numel) if numel > 0 else None
+        return (_flat_shards(wrapper)[group], offset, start, numel) if numel > 0 else None
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:
         return None
-    ours, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
-    return _flat_shares(wrapper)[mapping.param_group_index], ours.start, whole.start, ours.numel
+    in_flat, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+    return _flat_shards(wrapper)[mapping.param_group_index], in_flat.start, in_parameter.start, in_flat.numel

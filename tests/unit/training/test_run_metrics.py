@@ -1,4 +1,4 @@
-"""What a run tells and what it forgets on resume."""
+"""What a run reports, and which lines it drops on resume."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_utilisation_and_imbalance(tmp_path):
     assert run(tmp_path, 1, 2)[-1]["model_flop_utilisation"] is None
 
 
-def test_the_time_of_a_checkpoint_is_told_and_is_not_training(tmp_path):
+def test_the_duration_of_a_checkpoint_is_reported_and_excluded_from_speeds(tmp_path):
     lines = run(tmp_path, 0, 4, log_every=1, save_at=2)
     assert [line["checkpoint_seconds"] for line in lines] == [0, 0, 0.25, 0]
     assert lines[2]["tokens_per_second"] < 0  # the made-up quarter of a second is more than the step took

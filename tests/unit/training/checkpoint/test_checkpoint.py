@@ -1,4 +1,4 @@
-"""Checkpoint folders: what becomes the latest, what is refused, what is removed."""
+"""Checkpoint folders: which one is the latest, which are refused, which are removed."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def test_checkpoints_without_a_latest_never_start_over_silently(tmp_path):
     (second / "model" / "weights").write_text("weights 7")
     assert find_start(recipe(tmp_path)).state.step == 3
     (first / "trainer.json").unlink()
-    with pytest.raises(UserError, match="has checkpoints, but no file latest and none is whole"):
+    with pytest.raises(UserError, match="has no file latest, and none of its checkpoints is complete"):
         find_start(recipe(tmp_path))
 
 
@@ -96,7 +96,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-000009", "step-1000000"]
 
 
-def test_multiples_of_keep_every_are_kept_for_ever(tmp_path):
+def test_multiples_of_keep_every_are_kept_forever(tmp_path):
     for step in (2, 4, 6, 8, 10, 12):
         save(tmp_path, step, keep_last=1, keep_every=4)
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == [
@@ -111,23 +111,23 @@ def test_multiples_of_keep_every_are_kept_for_ever(tmp_path):
     [
         (
             lambda folder: (folder / "model" / "weights").write_text("cut"),
-            "model/weights: has 3 bytes, not 9",
+            "model/weights: has 3 bytes instead of 9",
         ),
         (lambda folder: (folder / "model" / "weights").unlink(), "model/weights: is missing"),
         (lambda folder: (folder / "optimizer" / "rank-00001-000.safetensors").unlink(), "-000.safetensors: is missing"),
-        (lambda folder: (folder / "trainer.json.xxh3").unlink(), "not a whole checkpoint"),
-        (lambda folder: (folder / "trainer.json").unlink(), "not a whole checkpoint"),
+        (lambda folder: (folder / "trainer.json.xxh3").unlink(), "not a complete checkpoint"),
+        (lambda folder: (folder / "trainer.json").unlink(), "not a complete checkpoint"),
         (lambda folder: (folder / "trainer.json").write_text("{"), "trainer.json: damaged"),
-        (lambda folder: folder.rename(folder.with_name("gone")), "not a whole checkpoint"),
+        (lambda folder: folder.rename(folder.with_name("gone")), "not a complete checkpoint"),
         (lambda folder: (folder.parent / "latest").write_text("step"), "holds 'step', not the name of a checkpoint"),
     ],
 )
-def test_a_latest_that_names_nothing_whole_is_refused(tmp_path, damage, expected):
+def test_a_latest_that_names_no_complete_checkpoint_is_refused(tmp_path, damage, expected):
     save(tmp_path, 3)
     damage(save(tmp_path, 6))
     with pytest.raises(UserError, match=re.escape(expected)) as caught:
         find_start(recipe(tmp_path))
-    assert "whole there: step-000003)" in str(caught.value) or "latest: holds" in str(caught.value)
+    assert "complete: step-000003)" in str(caught.value) or "latest: holds" in str(caught.value)
 
 
 def test_a_flipped_byte_in_any_file_is_refused_and_an_older_checkpoint_taken_when_asked(tmp_path):
@@ -138,7 +138,7 @@ def test_a_flipped_byte_in_any_file_is_refused_and_an_older_checkpoint_taken_whe
         whole = path.read_bytes()
         for at in {0, len(whole) // 2, len(whole) - 1}:
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            with pytest.raises(UserError, match="whole there: step-000003") as caught:
+            with pytest.raises(UserError, match="complete: step-000003") as caught:
                 find_start(recipe(tmp_path))
             assert path.name.removesuffix(".xxh3") in str(caught.value)
             assert find_start(recipe(tmp_path, resume=str(old))).state.step == 3
@@ -150,27 +150,27 @@ def test_files_that_a_rank_wrote_and_others_do_not_see_stop_a_save(tmp_path):
     temporary = checkpoint.temporary_folder(tmp_path, 3)
     write_ranks(temporary, 3)
     (temporary / "optimizer" / "rank-00001-000.safetensors").unlink()
-    with pytest.raises(OSError, match="written by another rank") as caught:
+    with pytest.raises(OSError, match="written by another rank but not visible") as caught:
         checkpoint.publish(tmp_path, 3, Position(), {})
     assert caught.value.filename.endswith("optimizer/rank-00001-000.safetensors")
 
 
-def test_a_run_whose_checkpoints_are_gone_does_not_begin_again_by_itself(tmp_path):
+def test_a_run_whose_checkpoints_are_gone_does_not_restart_automatically(tmp_path):
     run = recipe(tmp_path, checkpoint={"every": 3})
     (tmp_path / "recipe.yaml").write_text("checkpoint: {every: 3}")
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 3}\n{"step": 4, "lr": {}')
     assert find_start(run) is None  # killed before its first checkpoint was there
     (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
-    with pytest.raises(UserError, match="has taken 4 steps and saved after every 3, but its checkpoints are gone"):
+    with pytest.raises(UserError, match="has taken 4 steps and saves every 3 steps, but its checkpoints are missing"):
         find_start(run)
     assert find_start(recipe(tmp_path, resume="none")) is None
 
 
 def test_resume_none_and_paths(tmp_path):
     old, new = save(tmp_path, 3), save(tmp_path, 6)
-    with pytest.raises(UserError, match="has checkpoints already"):
+    with pytest.raises(UserError, match="already has checkpoints"):
         find_start(recipe(tmp_path, resume="none"))
-    with pytest.raises(UserError, match="has gone on to step-000006"):
+    with pytest.raises(UserError, match="already continues to step-000006"):
         find_start(recipe(tmp_path, resume=str(old)))
     with pytest.raises(UserError, match="does not exist"):
         find_start(recipe(tmp_path, resume=str(tmp_path / "step-000009")))
@@ -179,7 +179,7 @@ def test_resume_none_and_paths(tmp_path):
     assert find_start(recipe(tmp_path / "branch", resume=str(tmp_path))).state.step == 6
 
 
-def test_going_on_otherwise_is_refused_naming_every_difference(tmp_path):
+def test_resuming_with_other_settings_is_refused_naming_every_difference(tmp_path):
     save(tmp_path, 3)
     start = find_start(recipe(tmp_path))
     start.check(recipe(tmp_path, precision="fp32", steps=20), World(0, 4, CPU), "f")

@@ -1,4 +1,4 @@
-"""Which code wrote a checkpoint: also when it runs from a checkout that is not installed."""
+"""The version of the code, also in a checkout that is not installed."""
 
 from importlib.metadata import PackageNotFoundError
 
@@ -8,7 +8,7 @@ from ma2mba.training.checkpoint import code_version
 
 
 @pytest.fixture(autouse=True)
-def asked_anew():
+def empty_cache():
     code_version.code_version.cache_clear()
     yield
     code_version.code_version.cache_clear()
@@ -22,4 +22,4 @@ def test_a_checkout_that_is_not_installed_has_its_commit(monkeypatch):
     code_version.code_version.cache_clear()
     monkeypatch.setattr(code_version, "version", missing)
     assert code_version.code_version() == installed | {"version": "not installed"}
-    assert code_version.describe(installed).endswith("which is another than this")
+    assert code_version.describe(installed).endswith("a different version")

@@ -1,4 +1,4 @@
-"""Fragments of any cut are read back from files of any other cut."""
+"""Fragments on any number of ranks are read from the files of any other number of ranks."""
 
 import pytest
 import torch
@@ -13,20 +13,20 @@ WHOLE = {name: {key: torch.randn(n) for key in KEYS} for name, n in (("a", 7), (
 
 
 def cut(ranks):
-    """Each rank's fragments when every parameter is cut into equal parts, the last shorter or absent."""
+    """Yield each rank's fragments: every parameter is cut into equal shards, the last shorter or absent."""
     for rank in range(ranks):
         pieces = []
         for name, tensors in WHOLE.items():
             size = -(-len(tensors["weight"]) // ranks)
-            parts = {key: t[rank * size : (rank + 1) * size].clone() for key, t in tensors.items()}
-            if len(parts["weight"]):
-                pieces.append(Fragment(name, rank * size, parts))
+            shards = {key: t[rank * size : (rank + 1) * size].clone() for key, t in tensors.items()}
+            if len(shards["weight"]):
+                pieces.append(Fragment(name, rank * size, shards))
         yield pieces
 
 
 @pytest.mark.parametrize("file_bytes", [1, 1 << 30])
 @pytest.mark.parametrize(("before", "after"), [(1, 3), (3, 1), (2, 3), (4, 4)])
-def test_another_cut(tmp_path, monkeypatch, before, after, file_bytes):
+def test_another_number_of_ranks(tmp_path, monkeypatch, before, after, file_bytes):
     monkeypatch.setattr(optimizer_files, "FILE_BYTES", file_bytes)
     for rank, pieces in enumerate(cut(before)):
         files = write_fragments(pieces, 41, rank, tmp_path)

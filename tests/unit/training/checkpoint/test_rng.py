@@ -1,4 +1,4 @@
-"""All generators of a process go on where they were."""
+"""All generators of a process resume where they were."""
 
 import random
 
@@ -29,5 +29,5 @@ def test_ranks_and_steps_draw_different_numbers():
     for numbers in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 0, 0)):
         seed(*numbers)
         drawn.append(draw())
-    for part in zip(*drawn, strict=True):
-        assert len({str(value) for value in part}) == 4
+    for values in zip(*drawn, strict=True):
+        assert len({str(value) for value in values}) == 4
