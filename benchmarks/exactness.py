@@ -110,7 +110,7 @@ def without_tf32() -> Iterator[None]:
 
 def plain(model: VideoMa2mba, batch: Batch) -> Gradients:
     device = model.language_model.lm_head.weight.device
-    x_BTD = model.embed(batch.ids_BS.to(device), batch.visual_BS.to(device), batch.frames_NCHW.to(device))
+    x_BTD = model.embed(batch.ids_BS.to(device), batch.visual_BS.to(device), batch.frames.all().to(device))
     x_BTD, _ = model.run(x_BTD, model.initial_states(x_BTD))
     (model.loss_sum(x_BTD, batch.targets_BS.to(device)) / batch.supervised).backward()
     return gradients(model)

@@ -1,7 +1,7 @@
-"""Samples -> one padded batch, with every visual token of every frame in its place.
+"""Collate samples into one padded batch, with the visual tokens of every frame in their places.
 
 B samples, T text tokens of a sample, S tokens of the longest sample (text and visual), N frames, K tokens of a frame,
-C colours, H and W pixels.
+V width of a feature, C colours, H and W pixels.
 """
 
 from collections.abc import Sequence
@@ -18,10 +18,12 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Sample:
-    """Text, which of it is supervised, the frames, and before which token each stands (not decreasing, up to T).
+    """One conversation about a video or picture, or text alone (N = 0).
 
-    token_ids_T int, supervised_T bool, frame_positions_N int; frames uint8 (N, C, H, W) or features bf16 (N, K, V),
-    in memory or read when asked for.
+    token_ids_T        int, the text tokens
+    supervised_T       bool, True for tokens that the model learns to predict
+    frame_positions_N  int, the text token that each frame precedes: 0..T, in ascending order
+    frames             pictures uint8 (N, C, H, W) or features bf16 (N, K, V), in memory or read on request
     """
 
     sample_id: str
@@ -33,13 +35,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-step sees. Rows are padded on the right.
+    """One micro-batch: a row for each sample, padded on the right.
 
-    ids_BS      int64, 0 at visual positions and padding
-    targets_BS  int64, already shifted: what position t must predict; -100 where nothing is learned
-    visual_BS   int64, n * K + k where token k of frame n of `frames` stands; -1 at text and padding
-    frames      those of all samples one after the other, read when asked for; may be empty
-    supervised  number of targets that are not -100
+    ids_BS      int64, text token ids; 0 for visual tokens and padding
+    targets_BS  int64, the token that each position must predict (already shifted); IGNORE (-100) for no loss
+    visual_BS   int64, n * K + k for token k of frame n in `frames`; -1 for text and padding
+    frames      the frames of all samples in order, read on request; may be empty
+    supervised  number of targets that are not IGNORE
     """
 
     ids_BS: Tensor
@@ -49,14 +51,9 @@ class Batch:
     sample_ids: list[str]
     supervised: int
 
-    @property
-    def frames_NCHW(self) -> Tensor:
-        """All frames in memory at once: for small batches."""
-        return self.frames.all()
-
 
 def collate(samples: Sequence[Sample], tokens_per_frame: int) -> Batch:
-    """Samples -> Batch. Raises ValueError when there is no sample."""
+    """Return the samples as one Batch. Raise ValueError if there is no sample."""
     if not samples:
         raise ValueError("a batch needs at least one sample")
     S = max(len(s.token_ids_T) + len(s.frame_positions_N) * tokens_per_frame for s in samples)
@@ -65,11 +62,11 @@ def collate(samples: Sequence[Sample], tokens_per_frame: int) -> Batch:
     visual_BS = np.full((len(samples), S), -1, np.int64)
     first_frame = 0
     for b, sample in enumerate(samples):
-        text_T, seen_NK = token_places(sample.frame_positions_N, len(sample.token_ids_T), tokens_per_frame)
+        text_T, visual_NK = token_places(sample.frame_positions_N, len(sample.token_ids_T), tokens_per_frame)
         ids_BS[b, text_T] = sample.token_ids_T
-        learned_T = sample.supervised_T & (text_T > 0)
-        targets_BS[b, text_T[learned_T] - 1] = sample.token_ids_T[learned_T]
-        visual_BS[b, seen_NK.ravel()] = first_frame * tokens_per_frame + np.arange(seen_NK.size)
+        target_T = sample.supervised_T & (text_T > 0)
+        targets_BS[b, text_T[target_T] - 1] = sample.token_ids_T[target_T]
+        visual_BS[b, visual_NK.ravel()] = first_frame * tokens_per_frame + np.arange(visual_NK.size)
         first_frame += len(sample.frame_positions_N)
     return Batch(
         ids_BS=torch.from_numpy(ids_BS),
@@ -84,7 +81,7 @@ def collate(samples: Sequence[Sample], tokens_per_frame: int) -> Batch:
 def token_places(
     frame_positions_N: np.ndarray, text_tokens: int, tokens_per_frame: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where each text token stands in the whole sequence (T,) and where the tokens of each frame stand (N, K)."""
+    """Return the position in the sequence of each text token (T,) and of the tokens of each frame (N, K)."""
     token_T = np.arange(text_tokens)
     text_T = token_T + tokens_per_frame * np.searchsorted(frame_positions_N, token_T, side="right")
     frame_N = np.arange(len(frame_positions_N))
@@ -93,8 +90,8 @@ def token_places(
 
 
 def target_count(supervised_T: np.ndarray, frame_positions_N: np.ndarray) -> int:
-    """How many targets `collate` makes of a sample: its supervised tokens, less one that nothing precedes."""
-    unseen_first = (
+    """Return how many targets `collate` gives a sample: all supervised tokens except one that nothing precedes."""
+    first_is_lost = (
         len(supervised_T) > 0 and bool(supervised_T[0]) and not (len(frame_positions_N) and frame_positions_N[0] == 0)
     )
-    return int(supervised_T.sum()) - int(unseen_first)
+    return int(supervised_T.sum()) - int(first_is_lost)

@@ -1,22 +1,22 @@
-"""Micro-batches of samples of similar length, padded on the right, under a budget of tokens.
+"""Cut the samples of a step into micro-batches of similar length, each within a budget of padded tokens.
 
-N samples of a step, sorted from long to short.
+N samples of a step, sorted from long to short. A micro-batch is a slice of them, padded to the length of its first.
 """
 
 import numpy as np
 
 
 def pack(length_N: np.ndarray, micro_batches: int, budget: int) -> list[slice]:
-    """Cut the samples into exactly that many neighbourhoods, the largest of them (padded tokens) as small as can be.
+    """Cut the samples into exactly `micro_batches` slices, so that the largest slice is as small as possible.
 
-    None holds more than `budget` padded tokens, but for a sample that is longer than that and comes alone.
-    Raises ValueError when that takes more neighbourhoods, or there are fewer samples than neighbourhoods.
+    No slice has more than `budget` padded tokens, except a single sample that is longer. Raise ValueError if the budget
+    needs more slices, or if there are fewer samples than slices.
     """
     if len(cut(length_N, budget)) > micro_batches:
-        raise ValueError(f"{len(cut(length_N, budget))} micro-batches are needed under {budget} tokens")
+        raise ValueError(f"{len(cut(length_N, budget))} micro-batches are needed for a budget of {budget} tokens")
     if len(length_N) < micro_batches:
         raise ValueError(f"{len(length_N)} samples cannot fill {micro_batches} micro-batches")
-    low, high = 0, budget  # cut(low) is too fine or untried, cut(high) fits
+    low, high = 0, budget  # cut(high) gives few enough slices, cut(low) gives too many or is untried
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if len(cut(length_N, middle)) <= micro_batches else (middle, high)
@@ -29,7 +29,7 @@ def pack(length_N: np.ndarray, micro_batches: int, budget: int) -> list[slice]:
 
 
 def cut(length_N: np.ndarray, budget: int) -> list[slice]:
-    """The fewest neighbourhoods of at most `budget` padded tokens; a longer sample comes alone."""
+    """Return the fewest slices of at most `budget` padded tokens. A longer sample gets a slice of its own."""
     cuts, start = [], 0
     while start < len(length_N):
         stop = min(start + max(1, budget // int(length_N[start])), len(length_N))
@@ -39,5 +39,5 @@ def cut(length_N: np.ndarray, budget: int) -> list[slice]:
 
 
 def padded(length_N: np.ndarray, at: slice) -> int:
-    """Tokens of a neighbourhood when all are as long as its first."""
+    """Return the padded tokens of a slice: all its samples have the length of its first."""
     return (at.stop - at.start) * int(length_N[at.start])

@@ -1,16 +1,17 @@
-"""Where a sequence of text and frames may be cut into chunks, and a chunk into the parts of several ranks.
+"""Cut a sequence of text and frames into chunks, and a chunk into slices for several ranks.
 
-B batch, S tokens of the sequence.
+B batch, S tokens of the sequence, T tokens of a chunk.
 """
 
 from torch import Tensor
 
 
 def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int, even: bool = False) -> list[int]:
-    """Where chunks of at most `chunk_tokens` begin and end: at a frame's edge in all rows if there is one.
+    """Return the boundaries of chunks of at most `chunk_tokens`, from 0 to S.
 
-    A frame that two chunks share is encoded in both, which is exact but costs time. With `even` all chunks between the
-    first and the last have `chunk_tokens`, wherever that cuts (chunks captured as CUDA graphs must be alike).
+    A boundary cuts no frame of any row where possible. If two chunks share a frame, both encode it: exact, but slower.
+    With `even`, all chunks between the first and the last have `chunk_tokens`, wherever that cuts: chunks captured as
+    CUDA graphs need equal lengths.
     """
     tokens = visual_BS.shape[1]
     inside_S = _inside_frames(visual_BS, tokens_per_frame)
@@ -22,10 +23,10 @@ def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int, even: bool
     return places
 
 
-def parts(visual_BT: Tensor, ranks: int, tokens_per_frame: int) -> list[int]:
-    """Where the parts of a chunk begin and end that `ranks` ranks take: as equal as can be, but for a frame.
+def rank_cuts(visual_BT: Tensor, ranks: int, tokens_per_frame: int) -> list[int]:
+    """Return the boundaries of the slices of a chunk for `ranks` ranks, from 0 to T. A slice may be empty.
 
-    A part begins at the nearest frame's edge of all rows that lies within half a frame, else anywhere; it may be empty.
+    Slices are equal in length up to half a frame: a boundary moves that far to cut no frame of any row.
     """
     tokens = visual_BT.shape[1]
     inside_T = _inside_frames(visual_BT, tokens_per_frame)
@@ -40,5 +41,5 @@ def parts(visual_BT: Tensor, ranks: int, tokens_per_frame: int) -> list[int]:
 
 
 def _inside_frames(visual_BS: Tensor, tokens_per_frame: int) -> list[bool]:
-    """Whether a cut before a token, or after the last, would cut a frame of any row."""
+    """Return for each boundary 0..S whether it cuts a frame of any row."""
     return ((visual_BS >= 0) & (visual_BS % tokens_per_frame != 0)).any(dim=0).tolist() + [False]

@@ -1,4 +1,4 @@
-"""Shard folders as one numbered list of samples, whose frames are read when they are asked for."""
+"""Shard folders as one list of samples, by index. Frames of long samples are read on request."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,25 +13,30 @@ import xxhash
 from torch import Tensor
 
 from ma2mba.data.batch import Sample, target_count
-from ma2mba.data.sampler import Group
+from ma2mba.data.sampler import WeightedSamples
 from ma2mba.errors import UserError
 from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.shards.reader import IndexRow, ShardReader
 
 EAGER_FRAMES = 128
-"""Longer samples are not read into memory: their frames are read range by range."""
-DECODED_TOGETHER = 8
-"""Frames that one thread decodes at a time, where several decode a range."""
+"""Samples with more frames are not read into memory. Their frames are read range by range."""
+FRAMES_PER_TASK = 8
+"""How many frames a thread decodes at a time when several threads decode a range."""
 
 
 class Dataset:
-    """The samples of one or more shard folders, in the order of their indexes.
+    """The samples of one or more shard folders, in the order of their indexes. `dataset[i]` reads a sample.
 
-    Batches are planned from numbers that the index alone gives, one entry a sample, int64: `length_N` (tokens, text and
-    visual), `targets_N` (tokens that the loss is taken over) and `frames_N`; and from `groups`: samples that are drawn
-    as often as their folder's entry of `weights` (by default 1) times their data set's weight says.
-    Raises UserError when a folder is damaged, was made for another image size or tokenizer, or teaches nothing, and
-    when some folders hold pictures and others features, or features of another encoder.
+    The sampler plans batches without reading samples, from these values of the index (N samples, int64):
+
+    length_N   text and visual tokens
+    targets_N  tokens that the loss is taken over
+    frames_N   frames
+    mixture    the samples of each data set of each folder, with the folder's entry in `weights` (default: 1) times the
+               data set's weight
+
+    Raise UserError if a folder is damaged, has another image size or tokenizer than the model, or has a sample without
+    targets; and if some folders hold pictures and others features, or features of different encoders.
     """
 
     def __init__(
@@ -64,35 +69,36 @@ class Dataset:
 
     @property
     def features(self) -> FeatureInfo | None:
-        """What frames are when they are an encoder's features; None for pictures."""
+        """Return what the stored features are; None if the folders hold pictures."""
         return self.readers[0].manifest.features
 
     @cached_property
-    def groups(self) -> list[Group]:
-        """What is drawn alike: the data sets of each folder."""
-        groups: list[Group] = []
+    def mixture(self) -> list[WeightedSamples]:
+        """Return the samples of each data set of each folder, with their weight."""
+        mixture: list[WeightedSamples] = []
         first = 0
-        for reader, weight in zip(self.readers, self.weights, strict=True):
+        for reader, folder_weight in zip(self.readers, self.weights, strict=True):
             names = np.array([row.dataset for row in reader.rows])
-            places = [(first + np.flatnonzero(names == s.name), weight * s.weight) for s in reader.manifest.sources]
-            groups += [Group(samples, times) for samples, times in places if len(samples)]
+            sources = reader.manifest.sources
+            pairs = [(first + np.flatnonzero(names == s.name), folder_weight * s.weight) for s in sources]
+            mixture += [WeightedSamples(samples, weight) for samples, weight in pairs if len(samples)]
             first += len(reader.rows)
-        return groups
+        return mixture
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the samples, their order and weights: two datasets with the same one give the same batches."""
+        """Return a hash of the samples, their order and weights. Equal fingerprints give equal batches."""
         digest = xxhash.xxh3_128()
         for (_, row), length in zip(self.samples, self.length_N, strict=True):
             digest.update(f"{row.sample_id}\0{length}\n".encode())
-        if any(group.weight != 1 for group in self.groups):
-            digest.update(repr([(group.weight, len(group.samples)) for group in self.groups]).encode())
+        if any(one.weight != 1 for one in self.mixture):
+            digest.update(repr([(one.weight, len(one.samples)) for one in self.mixture]).encode())
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
-        """One sample; up to `eager_frames` frames are in memory, those of a longer one are read when asked for.
+        """Read a sample. If it has more than `eager_frames` frames, they are read on request.
 
-        Raises UserError (ShardDamaged) when its bytes are not what was written.
+        Raise ShardDamaged if its bytes differ from the bytes that were written.
         """
         reader, row = self.samples[index]
         eager = row.frames <= self.eager_frames
@@ -106,40 +112,41 @@ class Dataset:
             manifest = reader.manifest
             if manifest.image_size != self.image_size:
                 raise UserError(
-                    f"{folder}: frames are {manifest.image_size} pixels wide but the model sees {self.image_size}; "
-                    f"preprocess the videos with image_size {self.image_size}"
+                    f"{folder}: frames are {manifest.image_size} pixels wide, but the model needs {self.image_size}; "
+                    f"build the shards with image_size {self.image_size}"
                 )
             if manifest.tokenizer_sha256 != first.tokenizer_sha256:
                 raise UserError(
-                    f"{folder}: written with another tokenizer than {self.folders[0]}; preprocess one of them again"
+                    f"{folder}: built with another tokenizer than {self.folders[0]}; build one of them again"
                 )
             if manifest.features != first.features:
                 raise UserError(
-                    f"{folder}: holds {_kind(manifest.features)} but {self.folders[0]} holds {_kind(first.features)}; "
-                    "train on folders of one kind (`python -m data_prep encode` makes features)"
+                    f"{folder}: holds {_kind(manifest.features)}, but {self.folders[0]} holds {_kind(first.features)}; "
+                    "train on folders of one kind (`python -m data_prep encode` turns pictures into features)"
                 )
         if first.features and first.features.tokens != self.tokens_per_frame:
             raise UserError(
-                f"{self.folders[0]}: features of {first.features.tokens} tokens a frame, but the model has "
-                f"{self.tokens_per_frame}; encode the frames with the model's own encoder"
+                f"{self.folders[0]}: holds features of {first.features.tokens} tokens per frame, but the model has "
+                f"{self.tokens_per_frame}; encode the frames with the model's own vision encoder"
             )
 
     def _check_samples(self) -> None:
         if not self.samples:
-            raise UserError(f"{', '.join(map(str, self.folders))}: no samples; see rejects.jsonl there for the reasons")
-        silent = np.flatnonzero(self.targets_N == 0)
-        if len(silent):
-            name = self.samples[silent[0]][1].sample_id
+            raise UserError(f"{', '.join(map(str, self.folders))}: no samples; rejects.jsonl there lists the reasons")
+        without = np.flatnonzero(self.targets_N == 0)
+        if len(without):
+            reader, row = self.samples[without[0]]
             raise UserError(
-                f"{len(silent)} samples have nothing for the model to say (the first is {name}); "
-                "remove them and preprocess again"
+                f"{reader.folder}: sample {row.sample_id} has no answer to learn from ({len(without)} such samples in "
+                "all folders); remove them from the annotations and build the shards again"
             )
 
 
 class StoredFrames:
-    """The frames of one sample in its shard: `frames[a:b]` reads and decodes just these.
+    """The frames of one sample in its shard folder. `frames[a:b]` reads and decodes only frames [a, b).
 
-    uint8 (b - a, 3, H, W) of pictures, bf16 (b - a, tokens, width) of features. `threads`: several decode a range.
+    Returns uint8 (b - a, 3, H, W) for pictures, bf16 (b - a, tokens, width) for features. With `threads`, several
+    threads decode a range.
     """
 
     def __init__(self, reader: ShardReader, row: IndexRow, image_size: int, *, threads: bool = False):
@@ -158,25 +165,24 @@ class StoredFrames:
         frames_NHWC = np.empty((len(stored), self.image_size, self.image_size, 3), np.uint8)
 
         def fill(first: int) -> None:
-            for n in range(first, min(first + DECODED_TOGETHER, len(stored))):
+            for n in range(first, min(first + FRAMES_PER_TASK, len(stored))):
                 frames_NHWC[n] = self._decode(stored[n], start + n)
 
-        for _ in self._map(fill, range(0, len(stored), DECODED_TOGETHER)):
+        for _ in self._map(fill, range(0, len(stored), FRAMES_PER_TASK)):
             pass
         return torch.from_numpy(frames_NHWC).permute(0, 3, 1, 2)
 
     def _decode(self, jpeg: bytes, n: int) -> np.ndarray:
+        name = f"{self.reader.folder}: frame {n} of sample {self.row.sample_id}"
         try:
             frame_HWC = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
         except ValueError as error:
-            raise UserError(
-                f"frame {n} of sample {self.row.sample_id} is not a JPEG image ({error}); preprocess this sample again"
-            ) from error
+            raise UserError(f"{name} is not a JPEG image ({error}); build the shards again") from error
         if frame_HWC.shape[:2] != (self.image_size, self.image_size):
             height, width = frame_HWC.shape[:2]
             raise UserError(
-                f"frame {n} of sample {self.row.sample_id} is {width}x{height} but its manifest says "
-                f"{self.image_size}x{self.image_size}; preprocess this sample again"
+                f"{name} has {width}x{height} pixels, but the manifest says {self.image_size}x{self.image_size}; "
+                "build the shards again"
             )
         return frame_HWC
 

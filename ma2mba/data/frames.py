@@ -1,7 +1,7 @@
-"""The frames of a batch, read from their shards when a chunk asks for them.
+"""The frames of a batch, read from the shards when a chunk requests them.
 
-N frames of a batch, F frames asked for at once. A frame is uint8 (3, H, W), or encoder features bf16 (K, V):
-K tokens of a frame, V vision width.
+N frames of a batch, F frames of one request. A frame is uint8 (3, H, W), or encoder features bf16 (K, V): K tokens of a
+frame, V width of the vision encoder.
 """
 
 import time
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class FrameSource(Protocol):
-    """The frames of one sample: `source[a:b]` is a tensor (b - a, ...). A tensor in memory is one."""
+    """The frames of one sample: `source[a:b]` returns a tensor (b - a, ...). A tensor in memory is a FrameSource."""
 
     def __len__(self) -> int: ...
 
@@ -24,9 +24,9 @@ class FrameSource(Protocol):
 
 
 class Frames:
-    """The frames of several samples, numbered one after the other.
+    """The frames of several samples, numbered 0..N-1 across the samples.
 
-    Only those asked for are in memory. `waited` counts the seconds that asking for them has taken.
+    Only requested frames are in memory. `waited` is how many seconds requests have waited so far.
     """
 
     def __init__(self, sources: Sequence[Any]):
@@ -40,7 +40,7 @@ class Frames:
         return int(self._ends[-1])
 
     def __getitem__(self, numbers_F: Tensor) -> Tensor:
-        """The frames of increasing numbers, int64. Raises UserError when their bytes are not what was written."""
+        """Return the frames with these numbers (int64, ascending). Raise UserError if their bytes were altered."""
         started = time.perf_counter()
         expected, self._expected = self._expected, None
         if expected is not None and torch.equal(expected[0], numbers_F):
@@ -53,19 +53,19 @@ class Frames:
         return found
 
     def expect(self, numbers_F: Tensor) -> None:
-        """Begin to read in the background what will be asked for next, all or in part; only the last such is held."""
+        """Read these frames in the background for the next request. A later call replaces an earlier one."""
         if not self._in_memory:
             self._expected = (numbers_F, _background().submit(self._read, numbers_F))
 
     def prime(self, count: int) -> None:
-        """Read the first `count` frames now, for whoever asks first."""
+        """Read the first `count` frames now, for the first request."""
         if not self._in_memory:
             numbers_F, done = torch.arange(min(count, len(self))), Future[Tensor]()
             done.set_result(self._read(numbers_F))
             self._expected = (numbers_F, done)
 
     def all(self) -> Tensor:
-        """Every frame at once: for batches that are known to be small."""
+        """Return all frames. Only for small batches: all frames are in memory at once."""
         return self._read(torch.arange(len(self)))
 
     def _read(self, numbers_F: Tensor) -> Tensor:

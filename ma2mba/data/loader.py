@@ -1,4 +1,4 @@
-"""Batches prepared in background threads while the model trains."""
+"""Prepare batches in background threads while the model trains."""
 
 import os
 import sys
@@ -15,27 +15,25 @@ from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler, StepPlan
 
 PRIMED_FRAMES = 32
-"""Of a batch that is read late: these are there when it comes, the others are read while it is used."""
+"""How many frames of a long sample are ready with its batch. The others are read while the model uses the batch."""
 
-STEP_BACK = 10
-"""Niceness of the threads that read ahead; more where the process itself has more, for only root may lower it."""
+READER_NICENESS = 10
+"""Niceness of the reader threads. A process with a higher niceness keeps it: only root may lower it."""
 
 
 @dataclass(frozen=True)
 class LoadedStep:
-    """A step's plan and this rank's micro-batches, to be consumed in order."""
+    """A step's plan, and this rank's micro-batches. Consume the micro-batches in order."""
 
     plan: StepPlan
     batches: Iterator[Batch]
 
 
 class Loader:
-    """This rank's steps from a position on, without end; `prefetch` batches are ready or being made by `threads`.
+    """Yields this rank's steps, from position `at` on and without end. Use as a context manager, or call `close`.
 
-    Nothing depends on the number of threads but the speed. `waited` counts the seconds that the training process has
-    stood still for data, frames of long samples included. An error in the background is raised where the next batch is
-    asked for, and again at each later one.
-    Use as a context manager, or call `close`.
+    Background threads keep `prefetch` batches ready. The number of threads changes only the speed. An error in a
+    thread is raised when the next batch is requested, and again at every later request.
     """
 
     def __init__(
@@ -52,8 +50,8 @@ class Loader:
     ):
         self._dataset, self._tokens_per_frame = dataset, tokens_per_frame
         self._sampler, self._rank, self._at, self._primed_frames = sampler, rank, at, primed_frames
-        self._coming = (micro for plan in sampler.plans(at) for micro in plan.micro_batches[rank])
-        self._pool = ThreadPoolExecutor(threads, "ma2mba-loader", initializer=_step_back)
+        self._remaining = (micro for plan in sampler.plans(at) for micro in plan.micro_batches[rank])
+        self._pool = ThreadPoolExecutor(threads, "ma2mba-loader", initializer=_lower_priority)
         self._ready: deque[Future[Batch]] = deque(self._begin() for _ in range(max(1, prefetch)))
         self._waited = 0.0
         self._current: Batch | None = None
@@ -61,6 +59,7 @@ class Loader:
 
     @property
     def waited(self) -> float:
+        """How many seconds training has waited for data so far, including the frames of long samples."""
         return self._waited + (self._current.frames.waited if self._current else 0.0)
 
     def __iter__(self) -> Iterator[LoadedStep]:
@@ -80,7 +79,7 @@ class Loader:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _begin(self) -> Future[Batch]:
-        return self._pool.submit(self._make, next(self._coming))
+        return self._pool.submit(self._make, next(self._remaining))
 
     def _make(self, indices: list[int]) -> Batch:
         batch = collate([self._dataset[i] for i in indices], self._tokens_per_frame)
@@ -103,8 +102,8 @@ class Loader:
         return batch
 
 
-def _step_back() -> None:
-    """What is wanted later yields the processor to training and to the frames that it asks for now."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
+def _lower_priority() -> None:
+    """Give training, and the frames that it requests now, priority over batches that are needed later."""
+    if sys.platform == "linux":  # only there does a thread have its own priority
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(STEP_BACK, os.getpriority(os.PRIO_PROCESS, thread)))
+        os.setpriority(os.PRIO_PROCESS, thread, max(READER_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

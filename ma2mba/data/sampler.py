@@ -1,4 +1,4 @@
-"""Which samples a step sees, and which rank sees them when: a pure function of the index, the seed and the position.
+"""Choose the samples of each step and deal them to ranks: a pure function of the index, the seed and the position.
 
 N samples of the dataset.
 """
@@ -19,7 +19,7 @@ LENGTH_MIXING = math.e
 
 @dataclass(frozen=True)
 class Position:
-    """A place in training: the epoch, and how many samples of its order have been used."""
+    """A position in the data: the epoch, and how many samples of this epoch have been used."""
 
     epoch: int = 0
     cursor: int = 0
@@ -27,7 +27,15 @@ class Position:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One global batch: `micro_batches[rank][micro_step]` lists samples. The totals are over all ranks."""
+    """The samples of one step (a global batch).
+
+    micro_batches  `micro_batches[rank][micro_step]` lists indices of samples
+    targets        tokens that the loss is taken over, on all ranks
+    tokens         text and visual tokens without padding, on all ranks
+    frames         frames, on all ranks
+    epoch          the epoch of the step
+    after          the position of the next step
+    """
 
     micro_batches: list[list[list[int]]]
     targets: int
@@ -38,24 +46,24 @@ class StepPlan:
 
 
 def padded_tokens(plan: StepPlan, length_N: np.ndarray) -> list[int]:
-    """How many tokens each rank (or group of ranks that share samples) computes on in a step, padding included."""
+    """Return how many padded tokens each rank computes on in a step. Ranks that share a sequence count as one."""
     return [sum(len(micro) * int(length_N[micro].max()) for micro in rank) for rank in plan.micro_batches]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Samples that are drawn `weight` times as often as those of a group of weight 1, which come once an epoch."""
+class WeightedSamples:
+    """Indices of samples that an epoch draws `weight` times on average."""
 
     samples: np.ndarray
     weight: float = 1.0
 
     @property
     def draws(self) -> int:
-        """Samples of an epoch."""
+        """How many of these samples an epoch draws, repeats included."""
         return max(1, round(self.weight * len(self.samples)))
 
     def drawn(self, seed: int, number: int, epoch: int) -> np.ndarray:
-        """Those of an epoch: the next `draws` of permutations of the group, one after the other."""
+        """Return the samples of an epoch: the next `draws` elements of an endless series of permutations."""
         size, first = len(self.samples), epoch * self.draws
         passes = range(first // size, -(-(first + self.draws) // size))
         orders = [np.random.default_rng((seed, number, turn, 1)).permutation(self.samples) for turn in passes]
@@ -63,16 +71,18 @@ class Group:
 
 
 class Sampler:
-    """Deals global batches of `global_batch` samples to `ranks`, each in micro-batches of `micro_batch` samples.
+    """Plans the steps of a run: global batches of `global_batch` samples, dealt to `ranks` in micro-batches.
 
-    With `micro_batch_tokens` a rank has as many micro-batches as without, but of as many samples as fill about the same
-    number of padded tokens, never more than that; `micro_batch` is then their mean.
-    `groups` says how often which samples are drawn (by default each once an epoch).
-    Order "shuffled" is a permutation an epoch. Order "length" is one epoch for the whole run, in which every sample
-    comes `passes` times: from short samples to long ones, mixed with those of similar length (up to e times longer), as
-    a batch of equals teaches little. An epoch's last batch is filled up from the start of the same epoch's order. A
-    step's samples do not depend on `ranks`.
-    Raises ValueError unless `global_batch` is a multiple of `micro_batch * ranks`.
+    micro_batch         samples of a micro-batch
+    micro_batch_tokens  if given, the maximum of padded tokens of a micro-batch. A rank still has the same number of
+                        micro-batches, but they have different numbers of samples; `micro_batch` is their mean.
+    order "shuffled"    every epoch has its own permutation
+    order "length"      the whole run is one epoch that draws every sample `passes` times, from short to long samples.
+                        It mixes samples of similar length (up to e times longer): batches of equal samples teach less.
+    mixture             how often which samples are drawn (default: each once per epoch)
+
+    The last batch of an epoch is filled up from the start of the same epoch. The samples of a step do not depend on
+    `ranks`. Raise ValueError unless `global_batch` is a multiple of `micro_batch * ranks`.
     """
 
     def __init__(
@@ -88,7 +98,7 @@ class Sampler:
         order: Order = "shuffled",
         passes: int = 1,
         micro_batch_tokens: int | None = None,
-        groups: Sequence[Group] | None = None,
+        mixture: Sequence[WeightedSamples] | None = None,
     ):
         if global_batch % (micro_batch * ranks):
             raise ValueError(
@@ -98,46 +108,47 @@ class Sampler:
         self.global_batch, self.micro_batch, self.ranks = global_batch, micro_batch, ranks
         self.seed, self.order, self.passes = seed, order, passes
         self.micro_batch_tokens = micro_batch_tokens
-        self.groups = list(groups or [Group(np.arange(len(length_N)))])
+        self.mixture = list(mixture or [WeightedSamples(np.arange(len(length_N)))])
         self._orders: dict[int, np.ndarray] = {}
 
     @property
     def draws(self) -> int:
-        """Samples of an epoch."""
-        return sum(group.draws for group in self.groups)
+        """How many samples an epoch draws, repeats included."""
+        return sum(weighted.draws for weighted in self.mixture)
 
     @property
     def steps(self) -> int:
-        """Steps of `passes` passes over the samples."""
+        """How many steps `passes` passes over the samples take."""
         whole = -(-self.draws // self.global_batch) * self.passes
         return -(-self.draws * self.passes // self.global_batch) if self.order == "length" else whole
 
     @property
     def micro_steps(self) -> int:
+        """How many micro-batches a rank has in a step."""
         return self.global_batch // (self.micro_batch * self.ranks)
 
     def tokens_until(self, steps: int) -> int:
-        """About how many tokens the first `steps` steps of a run hold: exact with order "length", else by the mean."""
+        """Return the tokens of the first `steps` steps: exact with order "length", else estimated from the mean."""
         samples = steps * self.global_batch
         if self.order == "length":
             return int(self.length_N[self.epoch_order(0)[:samples]].sum())
         return int(self.length_N.mean() * samples)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
-        """The samples in the order of that epoch, or of all `passes` with order "length"."""
+        """Return the samples of an epoch in order; with order "length", the samples of all `passes`."""
         if epoch not in self._orders:
-            for old in sorted(self._orders)[:-1]:  # two are kept: reading ahead is in the next epoch first
+            for old in sorted(self._orders)[:-1]:  # keep two: the loader reads ahead into the next epoch
                 del self._orders[old]
             self._orders[epoch] = self._order_of(epoch)
         return self._orders[epoch]
 
     def chosen(self, at: Position) -> np.ndarray:
-        """The samples of the step that begins at a position."""
+        """Return the samples of the step at position `at`."""
         order_N = self.epoch_order(at.epoch)
         return order_N[np.arange(at.cursor, at.cursor + self.global_batch) % len(order_N)]
 
     def plan(self, at: Position) -> StepPlan:
-        """The step that begins at a position: every position is reached directly, without the steps before it."""
+        """Return the step at position `at`. It does not need the steps before it."""
         chosen = self.chosen(at)
         return StepPlan(
             micro_batches=self._deal(chosen),
@@ -149,14 +160,14 @@ class Sampler:
         )
 
     def plans(self, at: Position) -> Iterator[StepPlan]:
-        """The steps from a position on, without end."""
+        """Yield the steps from position `at` on, without end."""
         while True:
             plan = self.plan(at)
             yield plan
             at = plan.after
 
     def micro_batches_needed(self, tokens: int, steps: int) -> int:
-        """How many micro-batches of at most that many padded tokens the neediest of the first `steps` steps takes."""
+        """Return how many micro-batches of at most `tokens` padded tokens the first `steps` steps need at most."""
         at, most = Position(), 0
         for _ in range(steps):
             most = max(most, len(cut(np.sort(self.length_N[self.chosen(at)])[::-1], tokens)))
@@ -176,10 +187,13 @@ class Sampler:
         return samples[np.argsort(mixed, kind="stable")]
 
     def _drawn(self, epoch: int) -> np.ndarray:
-        return np.sort(np.concatenate([group.drawn(self.seed, g, epoch) for g, group in enumerate(self.groups)]))
+        return np.sort(np.concatenate([weighted.drawn(self.seed, i, epoch) for i, weighted in enumerate(self.mixture)]))
 
     def _deal(self, chosen: np.ndarray) -> list[list[list[int]]]:
-        """Neighbours in length share a micro-batch; the largest first, each to the rank with room and fewest tokens."""
+        """Deal samples to ranks in micro-batches of similar length.
+
+        The largest micro-batch comes first. Each goes to the rank with the fewest tokens that has room for it.
+        """
         by_length = chosen[np.argsort(-self.length_N[chosen], kind="stable")]
         micro_batches = [by_length[at].tolist() for at in self._cut(self.length_N[by_length])]
         costs = [len(samples) * int(self.length_N[samples[0]]) for samples in micro_batches]

@@ -1,1 +1,1 @@
-"""The on-disk contract between data preparation and training: folders of checksummed Parquet files."""
+"""The storage format between data preparation and training: folders of Parquet files with checksums."""

@@ -1,4 +1,7 @@
-"""The columns of a shard folder's Parquet files."""
+"""The files of a shard folder, and the columns of its Parquet files.
+
+A build consists of numbered parts. Each part has one payload file, payload/part-00000.parquet and so on.
+"""
 
 import itertools
 from dataclasses import dataclass, fields
@@ -8,11 +11,11 @@ import pyarrow as pa
 
 FORMAT_VERSION = 2
 FRAMES_PER_ROW_GROUP = {"jpeg": 64, "features": 16}
-"""Payload kind -> frames in a row group; a row group never spans samples."""
+"""Payload kind -> frames in a row group. A row group holds frames of one sample only."""
 INDEX_FILE, MANIFEST_FILE, TOKENIZER_FILE = "index.parquet", "manifest.json", "tokenizer.json"
 REJECTS_FILE, REPORT_FILE, PAYLOAD_FOLDER = "rejects.jsonl", "report.json", "payload"
 ORIGIN_FILE = "origin.json"
-"""Where the sources lay: beside the shards, not of them (the manifest does not name it)."""
+"""The paths of the annotations and media that the shards were built from. The manifest does not list this file."""
 
 PAYLOAD_SCHEMA = pa.schema(
     [
@@ -25,7 +28,7 @@ PAYLOAD_SCHEMA = pa.schema(
 
 
 def payload_schema(frame_bytes: int | None = None) -> pa.Schema:
-    """The columns of a payload file; frames of one size (features) are stored without lengths."""
+    """Return the columns of a payload file. If all frames have `frame_bytes` (features), it stores no lengths."""
     if frame_bytes is None:
         return PAYLOAD_SCHEMA
     return PAYLOAD_SCHEMA.set(3, pa.field("frame", pa.binary(frame_bytes), nullable=False))
@@ -58,7 +61,7 @@ INDEX_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class IndexRow:
-    """One sample: its text, where its frames lie and where they came from (docs/shards.md explains each field)."""
+    """One sample: its text, the location of its frames, and their origin (docs/shards.md explains each field)."""
 
     sample_id: str
     token_ids: np.ndarray
@@ -66,9 +69,9 @@ class IndexRow:
     supervised: np.ndarray
     """bool (T,)"""
     frame_positions: np.ndarray
-    """int32 (frames,), not decreasing, each 0..T"""
+    """int32 (frames,): the text token that each frame precedes, 0..T, in ascending order"""
     timestamps: np.ndarray
-    """float64 (frames,), seconds of the video at which frames were sampled"""
+    """float64 (frames,): when each frame was sampled, in seconds of the video"""
     file: str
     first_row_group: int
     frames: int
@@ -89,13 +92,13 @@ LIST_TYPES = {"token_ids": np.int32, "supervised": np.bool_, "frame_positions": 
 
 
 def rows_to_table(rows: list[IndexRow]) -> pa.Table:
-    """Rows as a table of INDEX_SCHEMA."""
+    """Return index rows as a table with INDEX_SCHEMA."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(IndexRow)}
     return pa.table(columns, schema=INDEX_SCHEMA)
 
 
 def table_to_rows(table: pa.Table) -> list[IndexRow]:
-    """The inverse of `rows_to_table`. Raises ValueError when the columns are not INDEX_SCHEMA's."""
+    """Return a table with INDEX_SCHEMA as index rows. Raise ValueError if it has another schema."""
     if not table.schema.equals(INDEX_SCHEMA):
         raise ValueError(f"columns are {', '.join(table.schema.names)}; expected {', '.join(INDEX_SCHEMA.names)}")
     columns = []

@@ -1,4 +1,4 @@
-"""manifest.json: written last, so a folder that has one is complete."""
+"""Write and read manifest.json. It is written last: a shard folder with a manifest is complete."""
 
 import json
 from pathlib import Path
@@ -13,11 +13,11 @@ from ma2mba.shards.format import FORMAT_VERSION, MANIFEST_FILE
 
 
 class ShardDamaged(UserError):
-    """Bytes of a shard folder are not those that were written."""
+    """A shard folder does not hold the bytes that were written."""
 
 
 class FileEntry(BaseModel):
-    """A file of the folder: its name relative to it, size in bytes and XXH3-128."""
+    """A file of a folder: its path relative to the folder, its size in bytes and its XXH3-128."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -26,7 +26,7 @@ class FileEntry(BaseModel):
 
 
 class SourceEntry(BaseModel):
-    """A data set of the folder: how often it is to be drawn beside the others (`weight`), and its samples."""
+    """A data set of the folder: its name, format, sampling weight and number of samples."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -36,7 +36,7 @@ class SourceEntry(BaseModel):
 
 
 class FeatureInfo(BaseModel):
-    """What the frames of a folder of features are: bf16 (tokens, width), by the encoder with this fingerprint."""
+    """The features of each frame: bf16 (tokens, width), from the encoder with the fingerprint `encoder`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     tokens: int
@@ -49,7 +49,7 @@ class FeatureInfo(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a shard folder holds. `recipe` is what it was built from, `recipe_hash` its hash."""
+    """The content of manifest.json. `recipe` is the build's recipe, `recipe_hash` its hash."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format_version: int = FORMAT_VERSION
@@ -71,54 +71,57 @@ class Manifest(BaseModel):
     @model_validator(mode="after")
     def _features_are_described(self) -> "Manifest":
         if (self.kind == "features") != (self.features is not None):
-            raise ValueError(f"kind {self.kind} does not agree with features {self.features}")
+            raise ValueError(f"kind {self.kind} is incompatible with features {self.features}")
         return self
 
 
 def hash_json(value: Any) -> str:
-    """XXH3-128 of the canonical JSON of `value`."""
+    """Return the XXH3-128 of the canonical JSON of `value`."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return xxhash.xxh3_128(text.encode()).hexdigest()
 
 
 def file_entry(folder: Path, name: str) -> FileEntry:
-    """Measure a file of `folder`."""
+    """Return the size and hash of a file in `folder`."""
     path = folder / name
     return FileEntry(name=name, bytes=path.stat().st_size, xxh3=xxh3_file(path))
 
 
 def checksum(manifest: Manifest) -> str:
-    """XXH3-128 of a manifest's content: equal for folders with the same bytes in all their files."""
+    """Return the XXH3-128 of a manifest's content. Folders with the same bytes in all files have the same checksum."""
     return hash_json(manifest.model_dump(mode="json"))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json with its checksum, whole or not at all."""
+    """Write manifest.json with its checksum, atomically."""
     with atomic_write(folder / MANIFEST_FILE) as file:
         json.dump(manifest.model_dump(mode="json") | {"checksum": checksum(manifest)}, file, indent=1)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Read and check manifest.json. Raises UserError when missing or of another version, ShardDamaged when altered."""
+    """Read and verify manifest.json.
+
+    Raise UserError if it is missing or has another format version, ShardDamaged if it was altered.
+    """
     path = Path(folder) / MANIFEST_FILE
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        remedy = "name a folder written by `python -m data_prep build` that ran to its end"
+        remedy = "give a folder that `python -m data_prep build` has finished"
         raise UserError(f"{path}: not found; {remedy}") from error
     except OSError as error:
         raise ShardDamaged(f"{path}: cannot be read ({error.strerror}); make it readable") from error
     try:
         content = json.loads(text)
         version = content["format_version"]
-        said = content.pop("checksum")
+        stored_checksum = content.pop("checksum")
     except (ValueError, KeyError, TypeError) as error:
         raise ShardDamaged(f"{path}: damaged ({type(error).__name__}: {error}); build the shards again") from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: format version {version}, this program reads {FORMAT_VERSION}; build the shards again"
+            f"{path}: has format version {version}, but this program reads {FORMAT_VERSION}; build the shards again"
         )
-    if said != hash_json(content):
+    if stored_checksum != hash_json(content):
         raise ShardDamaged(f"{path}: its content does not match its checksum; build the shards again")
     try:
         return Manifest.model_validate(content)

@@ -1,10 +1,9 @@
-"""Read a shard folder: the index at once, frames by row group, every page's checksum verified."""
+"""Read a shard folder: the whole index on opening, frames by row group. Verifies the checksum of every page read."""
 
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,27 +15,27 @@ from ma2mba.shards.manifest import FileEntry, ShardDamaged, read_manifest
 from ma2mba.shards.writer import PayloadHash, read_index
 
 OPEN_FILES = 8
-"""Payload files that a reader keeps open."""
-_REMEDY = "build the shards again, or copy the file again from where it is whole"
+"""How many payload files a reader keeps open."""
+_REMEDY = "build the shards again, or copy the file again from an undamaged folder"
 
 
 class ShardReader:
-    """A finished shard folder. Opening checks the manifest, every file's size, and the content of all but the payload.
+    """A finished shard folder. Opening it checks the manifest, the size of every file, and the content of all but the
+    payload files. Reading frames checks the pages that it reads.
 
-    Payload pages are checked as they are read (`verify="pages"`) or all of it on opening too (`"all"`).
-    Threads may share one; it pickles to its folder. Raises UserError (ShardDamaged for altered bytes).
+    Threads may share a reader. Pickling keeps only its folder. Raise UserError, or ShardDamaged if bytes were altered.
     """
 
-    def __init__(self, folder: Path | str, verify: Literal["pages", "all"] = "pages"):
+    def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         for entry in self.manifest.files:
-            check_file(self.folder, entry, content=verify == "all" or not entry.name.startswith(PAYLOAD_FOLDER))
+            check_file(self.folder, entry, content=not entry.name.startswith(PAYLOAD_FOLDER))
         try:
             self.rows: list[IndexRow] = read_index(self.folder / INDEX_FILE)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ShardDamaged(f"{self.folder / INDEX_FILE}: cannot be read ({error}); {_REMEDY}") from error
-        self._group = FRAMES_PER_ROW_GROUP[self.manifest.kind]
+        self._row_group_frames = FRAMES_PER_ROW_GROUP[self.manifest.kind]
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -48,40 +47,38 @@ class ShardReader:
         return self.folder / TOKENIZER_FILE
 
     def frames(self, row: IndexRow, start: int = 0, stop: int | None = None) -> list[bytes]:
-        """Bytes (JPEG or features) of frames [start, stop) of a sample, reading only their row groups.
+        """Return frames [start, stop) of a sample as bytes (JPEG or features). Reads only the row groups it needs.
 
-        Raises IndexError outside 0..row.frames, ShardDamaged naming file and sample when bytes were altered.
+        Raise IndexError outside 0..row.frames, and ShardDamaged naming file and sample if bytes were altered.
         """
         stop = row.frames if stop is None else stop
         if not 0 <= start <= stop <= row.frames:
             raise IndexError(f"frames [{start}, {stop}) of {row.sample_id}, which has {row.frames}")
         if start == stop:
             return []
-        first, last = start // self._group, (stop - 1) // self._group
-        groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
-        try:
-            with self._lock:
-                table = self._file(row.file).read_row_groups(groups, columns=["sample_id", "t", "frame"])
-        except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-            raise self._damaged(row, str(error)) from error
-        table = table.slice(start - first * self._group, stop - start)
+        table = self._read(row, start, stop, ["sample_id", "t", "frame"])
         times = table.column("t").to_numpy()
         if not np.array_equal(times, row.timestamps[start:stop]) or set(table.column("sample_id").to_pylist()) != {
             row.sample_id
         }:
-            raise self._damaged(row, "holds other frames than the index says")
+            raise self._damaged(row, "its frames differ from the index")
         return table.column("frame").to_pylist()
 
     def shown_since(self, row: IndexRow, start: int, stop: int) -> np.ndarray:
-        """When the pictures of frames [start, stop) came on screen: `pts` of the payload, float64, seconds."""
-        first, last = start // self._group, (stop - 1) // self._group
-        groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
+        """Return the `pts` of frames [start, stop), float64: when each picture appeared, in seconds of the video."""
+        return self._read(row, start, stop, ["pts"]).column("pts").to_numpy()
+
+    def _read(self, row: IndexRow, start: int, stop: int, columns: list[str]) -> pa.Table:
+        """Read some columns of frames [start, stop) of a sample, at least one frame."""
+        size = self._row_group_frames
+        first, last = start // size, (stop - 1) // size
+        row_groups = list(range(row.first_row_group + first, row.first_row_group + last + 1))
         try:
             with self._lock:
-                table = self._file(row.file).read_row_groups(groups, columns=["pts"])
+                table = self._file(row.file).read_row_groups(row_groups, columns=columns)
         except (OSError, ValueError, IndexError, pa.ArrowException) as error:
             raise self._damaged(row, str(error)) from error
-        return table.column("pts").to_numpy()[start - first * self._group :][: stop - start]
+        return table.slice(start - first * size, stop - start)
 
     def _file(self, name: str) -> pq.ParquetFile:
         if name not in self._files:
@@ -94,29 +91,30 @@ class ShardReader:
     def _damaged(self, row: IndexRow, reason: str) -> ShardDamaged:
         return ShardDamaged(f"{self.folder / row.file}: sample {row.sample_id} is damaged ({reason}); {_REMEDY}")
 
-    def close(self) -> None:
-        """Close the payload files; a later read opens them again."""
-        while self._files:
-            self._files.popitem()[1].close()
-
 
 def check_file(folder: Path, entry: FileEntry, *, content: bool) -> None:
-    """Raises ShardDamaged unless the file has the manifest's size and, if `content`, its hash."""
+    """Raise ShardDamaged unless the file has the size in the manifest and, with `content`, also the hash."""
+    if problem := _file_problem(folder, entry, content):
+        raise ShardDamaged(f"{folder / entry.name}: {problem}; {_REMEDY}")
+
+
+def _file_problem(folder: Path, entry: FileEntry, content: bool) -> str | None:
     path = folder / entry.name
     try:
         if not path.is_file():
-            raise ShardDamaged(f"{path}: named by the manifest but missing; {_REMEDY}")
+            return "is missing, but the manifest lists it"
         if (size := path.stat().st_size) != entry.bytes:
-            raise ShardDamaged(f"{path}: {size} bytes, the manifest says {entry.bytes}; {_REMEDY}")
+            return f"has {size} bytes, but the manifest says {entry.bytes}"
         if content and xxh3_file(path) != entry.xxh3:
-            raise ShardDamaged(f"{path}: its content does not match the manifest's checksum; {_REMEDY}")
+            return "its content does not match the checksum in the manifest"
     except OSError as error:
-        raise ShardDamaged(f"{path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+        return f"cannot be read ({error.strerror})"
+    return None
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file of a shard folder, one of its samples ("" for the file as a whole), and what is wrong with it."""
+    """Damage in a shard folder: the file, the sample ("" if the whole file is damaged), and what is wrong."""
 
     file: str
     sample: str
@@ -124,37 +122,27 @@ class Damage:
 
 
 def find_damage(folder: Path | str) -> list[Damage]:
-    """Re-read every byte of a shard folder; nothing for a sound one.
+    """Read every byte of a shard folder, and return all damage; [] for an undamaged folder.
 
-    Raises UserError when there is no readable manifest to compare with.
+    Raise UserError if the manifest cannot be read.
     """
     folder = Path(folder)
     manifest, found = read_manifest(folder), list[Damage]()
     for entry in manifest.files:
-        try:
-            check_file(folder, entry, content=True)
-        except ShardDamaged as damage:
-            found.append(Damage(entry.name, "", str(damage).removeprefix(f"{folder / entry.name}: ").split("; ")[0]))
+        if problem := _file_problem(folder, entry, content=True):
+            found.append(Damage(entry.name, "", problem))
     if any(damage.file == INDEX_FILE for damage in found):
         return found
     rows = read_index(folder / INDEX_FILE)
     for row in rows:
         found += _sample_damage(folder, row, FRAMES_PER_ROW_GROUP[manifest.kind])
     if (count := sum(row.frames for row in rows)) != manifest.frames or len(rows) != manifest.samples:
-        said = f"{len(rows)} samples and {count} frames, the manifest says {manifest.samples} and {manifest.frames}"
-        found.append(Damage(INDEX_FILE, "", said))
+        wrong = f"has {len(rows)} samples and {count} frames, the manifest {manifest.samples} and {manifest.frames}"
+        found.append(Damage(INDEX_FILE, "", wrong))
     return found
 
 
-def verify(folder: Path | str) -> list[str]:
-    """`find_damage` in words: one line a problem, none for a sound folder."""
-    return [
-        f"{Path(folder) / damage.file}: {f'sample {damage.sample} ' if damage.sample else ''}{damage.what}"
-        for damage in find_damage(folder)
-    ]
-
-
-def _sample_damage(folder: Path, row: IndexRow, group: int) -> list[Damage]:
+def _sample_damage(folder: Path, row: IndexRow, row_group_frames: int) -> list[Damage]:
     lengths = {len(row.frame_positions), len(row.timestamps), row.frames}
     if len(lengths) > 1 or len(row.token_ids) != len(row.supervised):
         return [Damage(INDEX_FILE, row.sample_id, "has columns of different lengths")]
@@ -162,12 +150,12 @@ def _sample_damage(folder: Path, row: IndexRow, group: int) -> list[Damage]:
     try:
         if row.frames:
             with pq.ParquetFile(folder / row.file, page_checksum_verification=True) as file:
-                for number in range(first, first + -(-row.frames // group)):
+                for number in range(first, first + -(-row.frames // row_group_frames)):
                     for data in file.read_row_group(number, columns=["frame"]).column("frame").to_pylist():
                         digest.add(data)
                         count += 1
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
         return [Damage(row.file, row.sample_id, f"cannot be read ({error})")]
     if count != row.frames or (row.frames and digest.hexdigest() != row.payload_xxh3):
-        return [Damage(row.file, row.sample_id, "has other frames than were written")]
+        return [Damage(row.file, row.sample_id, "its frames differ from the frames that were written")]
     return []

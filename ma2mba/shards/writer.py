@@ -1,4 +1,4 @@
-"""Write payload parts and index tables; bytes depend only on the samples."""
+"""Write payload files and index files. Their bytes depend only on the samples."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +23,7 @@ from ma2mba.shards.format import (
 
 @dataclass(frozen=True)
 class PayloadFrame:
-    """A frame sampled at `t` s of the video: the picture shown since `pts` s, as JPEG bytes or features."""
+    """A frame, sampled at `t` seconds of the video: the picture shown since `pts` seconds, as JPEG or feature bytes."""
 
     t: float
     pts: float
@@ -31,12 +31,12 @@ class PayloadFrame:
 
 
 def part_name(part: int) -> str:
-    """The payload file of a part, relative to the shard folder."""
+    """Return the path of the payload file of part number `part`, relative to the shard folder."""
     return f"{PAYLOAD_FOLDER}/part-{part:05d}.parquet"
 
 
 class PayloadHash:
-    """XXH3-128 over a sample's frames, each preceded by its length (8 bytes, little endian)."""
+    """The XXH3-128 of a sample's frames. The length of each frame (8 bytes, little endian) precedes its bytes."""
 
     def __init__(self) -> None:
         self._digest = xxhash.xxh3_128()
@@ -50,7 +50,7 @@ class PayloadHash:
 
 
 def payload_hash(frames: Iterable[bytes]) -> str:
-    """The PayloadHash of all frames of a sample."""
+    """Return the PayloadHash of all frames of a sample."""
     digest = PayloadHash()
     for data in frames:
         digest.add(data)
@@ -58,34 +58,36 @@ def payload_hash(frames: Iterable[bytes]) -> str:
 
 
 class PartWriter:
-    """Writes one payload file; it appears under its name only on a clean exit with at least one frame.
+    """Writes the payload file of part number `part`. Use as a context manager.
 
-    `frame_bytes` is the size of every frame for the kind "features".
+    The file appears only if the block succeeds and has added at least one frame. `kind` is "jpeg" or "features";
+    `frame_bytes` is the size of every frame of kind "features".
     """
 
     def __init__(self, folder: Path, part: int, kind: str = "jpeg", frame_bytes: int | None = None):
         self.name = part_name(part)
         self._path = folder / self.name
         self._temporary = temporary_name(self._path)
-        self._group, self._schema = FRAMES_PER_ROW_GROUP[kind], payload_schema(frame_bytes)
+        self._row_group_frames, self._schema = FRAMES_PER_ROW_GROUP[kind], payload_schema(frame_bytes)
         self._writer: pq.ParquetWriter | None = None
-        self._groups = self._frames = 0
+        self._row_groups = self._frames = 0
 
     def __enter__(self) -> "PartWriter":
         return self
 
     def add(self, sample_id: str, frames: Sequence[PayloadFrame], beat: Callable[[], None] = lambda: None) -> int:
-        """Append a sample's frames in row groups of their own, `beat` called at each; returns the first one's number.
+        """Append frames of a sample in row groups of their own. Return the number of the first row group.
 
-        A sample may come in several calls if each but the last brings whole row groups.
+        Calls `beat` after each row group. Several calls may append to one sample if all calls except the last bring
+        full row groups.
         """
-        first = self._groups
-        for start in range(0, len(frames), self._group):
-            some = frames[start : start + self._group]
+        first = self._row_groups
+        for start in range(0, len(frames), self._row_group_frames):
+            some = frames[start : start + self._row_group_frames]
             columns = [[sample_id] * len(some), [f.t for f in some], [f.pts for f in some], [f.data for f in some]]
             arrays = [pa.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)]
-            self._open().write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=self._group)
-            self._groups += 1
+            self._open().write_table(pa.Table.from_arrays(arrays, schema=self._schema), row_group_size=len(some))
+            self._row_groups += 1
             beat()
         self._frames += len(frames)
         return first
@@ -93,7 +95,7 @@ class PartWriter:
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            # statistics would store the least and the greatest frame of every row group again, outside the checksums
+            # statistics would store the smallest and largest frame of every row group again, outside the checksums
             options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
             self._writer = pq.ParquetWriter(self._temporary, self._schema, write_page_checksum=True, **options)
         return self._writer
@@ -107,24 +109,25 @@ class PartWriter:
             self._writer.close()
             if kind is None:
                 fsync(self._temporary)
-                self._reopen()
+                self._verify()
                 os.replace(self._temporary, self._path)
                 fsync(self._path.parent)
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def _reopen(self) -> None:
+    def _verify(self) -> None:
+        """Raise OSError unless the written file has all row groups and frames."""
         with pq.ParquetFile(self._temporary) as file:
-            if (file.metadata.num_row_groups, file.metadata.num_rows) != (self._groups, self._frames):
-                raise OSError(f"{self._temporary}: reads back {file.metadata.num_rows} of {self._frames} frames")
+            if (file.metadata.num_row_groups, file.metadata.num_rows) != (self._row_groups, self._frames):
+                raise OSError(f"{self._temporary}: holds {file.metadata.num_rows} of the {self._frames} frames written")
 
 
 def write_index(path: Path, rows: list[IndexRow]) -> None:
-    """Write index rows as Parquet, whole or not at all."""
+    """Write index rows as Parquet, atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(rows_to_table(rows), temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_index(path: Path) -> list[IndexRow]:
-    """Read what `write_index` wrote. Raises OSError or ValueError for anything else."""
+    """Read the rows that `write_index` wrote. Raise OSError or ValueError for any other file."""
     return table_to_rows(pq.read_table(path, page_checksum_verification=True))

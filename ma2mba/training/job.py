@@ -110,7 +110,7 @@ def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampl
             order=recipe.order,
             passes=passes,
             micro_batch_tokens=recipe.micro_batch_tokens,
-            groups=dataset.groups,
+            mixture=dataset.mixture,
         )
 
     finest = make(1, 1)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ma2mba.data.batch import Batch
-from ma2mba.data.cuts import cuts, parts
+from ma2mba.data.cuts import cuts, rank_cuts
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
 
@@ -103,7 +103,7 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
     def _span(self, start: int, stop: int, place: int, ranks: int) -> slice:
         if ranks == 1:
             return slice(start, stop)
-        places = parts(self.batch.visual_BS[:, start:stop], ranks, self.tokens_per_frame)
+        places = rank_cuts(self.batch.visual_BS[:, start:stop], ranks, self.tokens_per_frame)
         return slice(start + places[place], start + places[place + 1])
 
     def __getitem__(self, i):

@@ -17,7 +17,7 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.shards.reader import ShardReader, find_damage
 from ma2mba.training.streaming import streaming_loss
 from ma2mba.video.probe import probe
 
@@ -58,7 +58,7 @@ def test_no_real_video_is_lost(shards):
     folder, report, rejects, videos = shards
     assert rejects == []
     assert report["conversations_before_grouping"] == 2 * report["samples"] == 2 * len(videos)
-    assert verify(folder) == []
+    assert find_damage(folder) == []
 
 
 def test_every_second_has_its_frame(shards):

@@ -57,7 +57,7 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
 
 
 def plain_loss(model: VideoMa2mba, batch: Batch) -> torch.Tensor:
-    x = model.embed(batch.ids_BS, batch.visual_BS, batch.frames_NCHW)
+    x = model.embed(batch.ids_BS, batch.visual_BS, batch.frames.all())
     x, _ = model.run(x, model.initial_states(x))
     return model.loss_sum(x, batch.targets_BS)
 
@@ -109,8 +109,8 @@ def test_a_chunk_holds_only_its_own_frames():
     chunks = Chunks(batch, Plan(chunk_tokens=6), K, torch.device("cpu"))
     seen = [len(frames_NCHW) for _, _, frames_NCHW, *_ in chunks]
     assert max(seen) <= 6
-    assert sum(seen) >= len(batch.frames_NCHW)
+    assert sum(seen) >= len(batch.frames.all())
     for (_, local_BT, frames_NCHW, *_), start in zip(chunks, chunks.cuts, strict=False):
         whole = batch.visual_BS[:, start : start + local_BT.shape[1]]
         chosen = whole >= 0
-        assert torch.equal(frames_NCHW[local_BT[chosen] // K], batch.frames_NCHW[whole[chosen] // K])
+        assert torch.equal(frames_NCHW[local_BT[chosen] // K], batch.frames.all()[whole[chosen] // K])

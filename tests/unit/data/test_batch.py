@@ -1,4 +1,4 @@
-"""Collation: every token and every target in its place."""
+"""Collation: every token and every target is in its place."""
 
 import numpy as np
 import pytest
@@ -42,15 +42,15 @@ def test_rows_are_padded_on_the_right_and_frames_are_numbered_through():
     assert batch.ids_BS.tolist() == [[5, 0, 0, 0], [6, 7, 0, 0], [8, 0, 0, 9]]
     assert batch.visual_BS.tolist() == [[-1, 0, 1, -1], [-1] * 4, [-1, 2, 3, -1]]
     assert batch.targets_BS.tolist() == [[IGNORE] * 4, [7, IGNORE, IGNORE, IGNORE], [IGNORE, IGNORE, 9, IGNORE]]
-    assert batch.frames_NCHW.shape == (2, 3, 4, 4)
-    assert batch.frames_NCHW[:, 0, 0, 0].tolist() == [1, 2]
+    assert batch.frames.all().shape == (2, 3, 4, 4)
+    assert batch.frames.all()[:, 0, 0, 0].tolist() == [1, 2]
     assert {batch.ids_BS.dtype, batch.targets_BS.dtype, batch.visual_BS.dtype} == {torch.int64}
-    assert batch.frames_NCHW.dtype == torch.uint8
+    assert batch.frames.all().dtype == torch.uint8
 
 
 def test_a_batch_without_frames():
     batch = collate([sample([5, 6], [0, 1], [])], K)
-    assert batch.frames_NCHW.shape == (0, 3, 4, 4)
+    assert batch.frames.all().shape == (0, 3, 4, 4)
     assert (batch.visual_BS == -1).all()
 
 

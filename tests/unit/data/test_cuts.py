@@ -1,11 +1,11 @@
-"""Where sequences are cut. K tokens of a frame."""
+"""Cuts into chunks and rank slices. K tokens of a frame."""
 
 import itertools
 
 import pytest
 import torch
 
-from ma2mba.data.cuts import cuts, parts
+from ma2mba.data.cuts import cuts, rank_cuts
 
 K = 4
 VISUAL_S = torch.tensor([-1, -1, 0, 1, 2, 3, -1, 4, 5, 6, 7, 8, 9, 10, 11, -1])
@@ -28,25 +28,25 @@ def test_rows_are_cut_where_none_is_inside_a_frame():
 
 
 @pytest.mark.parametrize("ranks", range(1, 20))
-def test_parts_cover_a_chunk_nearly_evenly_and_cut_no_frame(ranks):
-    places = parts(VISUAL_S[None], ranks, K)
+def test_rank_slices_cover_a_chunk_nearly_evenly_and_cut_no_frame(ranks):
+    places = rank_cuts(VISUAL_S[None], ranks, K)
     assert (len(places), places[0], places[-1]) == (ranks + 1, 0, len(VISUAL_S))
     assert places == sorted(places)
     assert all(abs(at - len(VISUAL_S) * i / ranks) <= K / 2 + 1 for i, at in enumerate(places))
     assert all(VISUAL_S[at] == -1 or VISUAL_S[at] % K == 0 for at in places[:-1])
 
 
-def test_parts_are_even_where_every_place_is_inside_a_frame_of_some_row():
+def test_rank_slices_are_even_where_every_place_is_inside_a_frame_of_some_row():
     shifted_S = torch.cat([VISUAL_S[2:], VISUAL_S[:2]])
-    assert parts(torch.stack([VISUAL_S, shifted_S])[:, 8:], 2, K) == [0, 4, 8]
+    assert rank_cuts(torch.stack([VISUAL_S, shifted_S])[:, 8:], 2, K) == [0, 4, 8]
 
 
 def test_a_chunk_of_fewer_tokens_than_ranks():
-    assert parts(torch.full((1, 2), -1), 4, K) == [0, 0, 1, 1, 2]
+    assert rank_cuts(torch.full((1, 2), -1), 4, K) == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize("limit", range(1, 20))
-def test_even_chunks_are_alike_but_for_the_first_and_the_last(limit):
+def test_even_chunks_have_equal_lengths_except_the_first_and_the_last(limit):
     places = cuts(VISUAL_S[None], limit, K, even=True)
     lengths = [stop - start for start, stop in itertools.pairwise(places)]
     assert (places[0], places[-1]) == (0, len(VISUAL_S))

@@ -1,4 +1,4 @@
-"""Frames of long samples are read range by range; pictures and features; threads that share a reader."""
+"""Frames that are read on request, as pictures and as features, and threads that share a reader."""
 
 import threading
 import tracemalloc
@@ -51,7 +51,7 @@ def model() -> VideoMa2mba:
 
 
 def both_ways(folder):
-    """The same batch with frames in memory and read when asked for."""
+    """Yield the same batch with frames in memory, and with frames read on request."""
     for eager in (1000, 0):
         dataset = Dataset([folder], 28, K, eager_frames=eager)
         yield collate([dataset[i] for i in range(len(dataset))], K)
@@ -144,20 +144,20 @@ def test_features_reach_the_projector_as_the_encoder_made_them(model):
 
 
 def test_pictures_and_features_do_not_mix(pictures, features, tmp_path):
-    with pytest.raises(UserError, match=r"holds pictures but .* holds features of encoder eeeeeeee \(4 x 32\)"):
+    with pytest.raises(UserError, match=r"holds pictures, but .* holds features of encoder eeeeeeee \(4 x 32\)"):
         Dataset([features, pictures], 28, K)
     other = write_shards(tmp_path / "o", [(1, 1)], features=FEATURES.model_copy(update={"encoder": "f" * 32}))
     with pytest.raises(UserError, match="train on folders of one kind"):
         Dataset([features, other], 28, K)
-    with pytest.raises(UserError, match="features of 4 tokens a frame, but the model has 9"):
+    with pytest.raises(UserError, match="features of 4 tokens per frame, but the model has 9"):
         Dataset([features], 28, 9)
 
 
-def test_groups_are_the_data_sets_of_each_folder_times_its_weight(tmp_path):
+def test_a_mixture_has_the_data_sets_of_each_folder_with_their_weights(tmp_path):
     a = write_shards(tmp_path / "a", [(1, 1)] * 5, weights=(1.0, 3.0))
     b = write_shards(tmp_path / "b", [(1, 1)] * 2)
-    groups = Dataset([a, b], 28, K, weights=[2.0, 0.5]).groups
-    assert [(group.samples.tolist(), group.weight) for group in groups] == [([0, 2, 4], 2), ([1, 3], 6), ([5, 6], 0.5)]
+    mixture = Dataset([a, b], 28, K, weights=[2.0, 0.5]).mixture
+    assert [(one.samples.tolist(), one.weight) for one in mixture] == [([0, 2, 4], 2), ([1, 3], 6), ([5, 6], 0.5)]
     assert Dataset([a, b], 28, K, weights=[2.0, 0.5]).fingerprint != Dataset([a, b], 28, K).fingerprint
 
 

@@ -1,4 +1,4 @@
-"""From shards to batches, in the background."""
+"""The loader: from shards to batches, in background threads."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
-from ma2mba.data.loader import STEP_BACK, Loader, _step_back
+from ma2mba.data.loader import READER_NICENESS, Loader, _lower_priority
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
 from tests.unit.data.toy_shards import write_shards
@@ -36,7 +36,7 @@ def sampler(dataset, ranks=1):
     return Sampler(dataset.length_N, dataset.targets_N, dataset.frames_N, global_batch=2, micro_batch=1, ranks=ranks)
 
 
-def test_the_index_alone_tells_what_a_batch_will_hold(dataset):
+def test_the_index_alone_predicts_what_a_batch_holds(dataset):
     for i in range(len(dataset)):
         batch = collate([dataset[i]], K)
         assert batch.ids_BS.shape[1] == dataset.length_N[i]
@@ -60,7 +60,7 @@ def test_batches_come_in_the_order_of_the_plan_for_each_rank(dataset):
                 assert loaded.plan == plan
 
 
-def test_an_error_in_the_background_surfaces_and_goes_on_surfacing(dataset, monkeypatch):
+def test_an_error_in_a_thread_is_raised_now_and_at_every_later_request(dataset, monkeypatch):
     def fail(*_):
         raise UserError("sample s9 is damaged")
 
@@ -115,7 +115,7 @@ def test_the_number_of_threads_changes_nothing(dataset, monkeypatch, threads):
 
 
 def test_data_for_another_image_size_is_refused(folder):
-    with pytest.raises(UserError, match="28 pixels wide but the model sees 56"):
+    with pytest.raises(UserError, match="28 pixels wide, but the model needs 56"):
         Dataset([folder], 56, K)
 
 
@@ -133,31 +133,31 @@ def test_several_folders_are_one_dataset_and_have_another_fingerprint(folder, tm
     assert Dataset([folder], 28, K).fingerprint == dataset.fingerprint
 
 
-def test_samples_that_teach_nothing_are_refused(tmp_path, monkeypatch):
+def test_samples_without_targets_are_refused(tmp_path, monkeypatch):
     from tests.unit.data import toy_shards
 
-    monkeypatch.setattr(toy_shards, "encode_conversation", lambda words, turns, frames: _silent(words, frames))
-    with pytest.raises(UserError, match="nothing for the model to say"):
+    monkeypatch.setattr(toy_shards, "encode_conversation", lambda words, turns, frames: _without_answer(words, frames))
+    with pytest.raises(UserError, match="sample s0 has no answer to learn from"):
         Dataset([write_shards(tmp_path / "silent", [(2, 2)])], 28, K)
 
 
-def _silent(words, frames):
+def _without_answer(words, frames):
     from ma2mba.model.conversation import encode_prompt
 
     return encode_prompt(words, "w1", frames)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a priority of its own")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there does a thread have its own priority")
 @pytest.mark.parametrize("lowest", [0, 15])
-def test_threads_step_back_and_never_forward(lowest):
-    """To lower one's niceness is forbidden to all but root; the first error would break the pool."""
+def test_threads_lower_their_priority_and_never_raise_it(lowest):
+    """Only root may lower the niceness: an error in the initializer would break the pool."""
 
     def step():
         me = threading.get_native_id()
         before = max(lowest, os.getpriority(os.PRIO_PROCESS, me))
         os.setpriority(os.PRIO_PROCESS, me, before)
-        _step_back()
-        return os.getpriority(os.PRIO_PROCESS, me) - max(before, STEP_BACK)
+        _lower_priority()
+        return os.getpriority(os.PRIO_PROCESS, me) - max(before, READER_NICENESS)
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(step).result() == 0

@@ -1,4 +1,4 @@
-"""The order of samples and how a step is dealt out."""
+"""The order of samples, and how a step is dealt to ranks."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ma2mba.data.buckets import cut, pack, padded
-from ma2mba.data.sampler import LENGTH_MIXING, Group, Position, Sampler
+from ma2mba.data.sampler import LENGTH_MIXING, Position, Sampler, WeightedSamples
 
 LENGTHS = np.random.default_rng(1).integers(10, 5000, 100)
 
@@ -77,7 +77,7 @@ def test_fewer_samples_than_a_batch():
     assert plan.after == Position(1, 0)
 
 
-def test_going_on_from_any_position_is_as_if_nothing_had_happened():
+def test_resuming_from_any_position_gives_the_same_steps():
     undisturbed = plans(sampler(ranks=2), 11)
     for step in range(1, 11):
         assert plans(sampler(ranks=2), 11 - step, undisturbed[step - 1].after) == undisturbed[step:]
@@ -189,11 +189,11 @@ def test_packing_is_as_even_as_any():
     random = np.random.default_rng(0)
     for _ in range(60):
         lengths = np.sort(random.integers(1, 50, 7))[::-1]
-        for groups in (2, 3, 4):
-            ways = [(0, *inner, 7) for inner in itertools.combinations(range(1, 7), groups - 1)]
+        for count in (2, 3, 4):
+            ways = [(0, *inner, 7) for inner in itertools.combinations(range(1, 7), count - 1)]
             best = min(max((b - a) * lengths[a] for a, b in itertools.pairwise(way)) for way in ways)
-            cuts = pack(lengths, groups, 10_000)
-            assert len(cuts) == groups
+            cuts = pack(lengths, count, 10_000)
+            assert len(cuts) == count
             assert max(padded(lengths, at) for at in cuts) == best
 
 
@@ -204,23 +204,23 @@ def test_too_small_a_budget_is_refused_and_the_need_is_known():
         len(cut(np.sort(SHORT[made.chosen(Position(e, 60 * i))])[::-1], BUDGET)) for e in (0, 1) for i in range(7)
     ]
     assert needed == max(counts) > 4
-    with pytest.raises(ValueError, match="micro-batches are needed under 4000 tokens"):
+    with pytest.raises(ValueError, match="micro-batches are needed for a budget of 4000 tokens"):
         plans(made, 14)
 
 
 def mixed(ranks=1, weights=(1.0, 2.0, 0.3), order="shuffled", passes=1) -> Sampler:
-    groups = [
-        Group(np.arange(0, 60), weights[0]),
-        Group(np.arange(60, 70), weights[1]),
-        Group(np.arange(70, 100), weights[2]),
+    mixture = [
+        WeightedSamples(np.arange(0, 60), weights[0]),
+        WeightedSamples(np.arange(60, 70), weights[1]),
+        WeightedSamples(np.arange(70, 100), weights[2]),
     ]
     return Sampler(
-        LENGTHS, LENGTHS // 3, LENGTHS // 9, global_batch=24, micro_batch=2, ranks=ranks, seed=7, groups=groups,
+        LENGTHS, LENGTHS // 3, LENGTHS // 9, global_batch=24, micro_batch=2, ranks=ranks, seed=7, mixture=mixture,
         order=order, passes=passes,
     )  # fmt: skip
 
 
-def test_weights_say_how_often_samples_are_drawn():
+def test_weights_set_how_often_samples_are_drawn():
     made = mixed()
     assert made.draws == 60 + 20 + 9
     used = np.bincount(np.concatenate([made.epoch_order(epoch) for epoch in range(10)]), minlength=100)
@@ -249,7 +249,7 @@ def test_weights_of_one_change_nothing():
 
 
 def test_reaching_a_late_position_takes_no_longer_than_an_early_one():
-    """Counted in permutations: one of each group an epoch, two where a group's turn ends within it."""
+    """Counts permutations: per epoch one for each data set, two where a permutation ends within the epoch."""
     made, calls = mixed(), []
     real = np.random.default_rng
     np.random.default_rng = lambda seed: calls.append(seed) or real(seed)

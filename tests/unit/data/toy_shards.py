@@ -1,4 +1,4 @@
-"""A shard folder of noise, written by hand: what the tests of data and training run on."""
+"""Write small shard folders of noise for the tests of data and training."""
 
 import shutil
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ WORDS = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unkno
 
 
 def tokenizer() -> Tokenizer:
-    """32 words; anything else is unknown."""
+    """Return a tokenizer of 32 words."""
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<|unknown|>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens(WORDS[:6])
@@ -37,7 +37,7 @@ def write_shards(
     weights: Sequence[float] = (1.0,),
     prefix: str = "s",
 ) -> Path:
-    """One sample for each (frames, words of the answer), of data sets noise0, noise1, ... by turns."""
+    """Write one sample for each (frames, words of the answer), in turn for data sets noise0, noise1, ..."""
     folder.mkdir(parents=True)
     words = tokenizer()
     words.save(str(folder / TOKENIZER_FILE))
@@ -119,7 +119,7 @@ def _finish(
 
 
 def join_parts(folder: Path, parts: Sequence[Path]) -> Path:
-    """The samples of several folders of `write_shards` as the parts of one."""
+    """Join folders of `write_shards` into one folder. Each becomes a part."""
     rows, image_size = [], 0
     for number, part in enumerate(parts):
         reader = ShardReader(part)

@@ -20,7 +20,7 @@ from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.manifest import ShardDamaged
-from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.shards.reader import ShardReader, find_damage
 from ma2mba.video import pool
 from tests.unit.data_prep.stopped_worker import in_the_background, stop_within_a_clip
 from tests.unit.video.numbered_video import expected, write
@@ -131,7 +131,7 @@ def test_two_workers_or_one_give_the_same_bytes(built, material, tmp_path):
     assert {"manifest.json", "index.parquet", "rejects.jsonl", "report.json", "tokenizer.json"} < contents(
         built[0]
     ).keys()
-    assert verify(built[0]) == []
+    assert find_damage(built[0]) == []
 
 
 def test_what_cannot_be_used_is_named_with_the_reason(built):
@@ -253,7 +253,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_only_its_clip(number, stall, reas
     lost = [reject for reject in rejects if reason in reject.reason]
     assert len(lost) == 1
     assert report["samples"] + report["rejected"] == built[1]["samples"] + built[1]["rejected"]
-    assert verify(tmp_path / "s") == []
+    assert find_damage(tmp_path / "s") == []
 
 
 @pytest.mark.parametrize("finished", [1, 0])

@@ -17,7 +17,7 @@ from ma2mba.errors import UserError
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.vision import fingerprint
 from ma2mba.shards.manifest import hash_json, read_manifest, write_manifest
-from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.shards.reader import ShardReader, find_damage
 from tests.unit.data.toy_shards import join_parts, write_shards
 
 SIZES = [[(3, 4), (0, 5), (37, 2)], [(0, 3), (0, 2)], [(16, 1), (1, 1)], [(33, 2)]]
@@ -44,7 +44,7 @@ def test_features_are_the_encoders(pictures, encoded, model_folder):
     model, _ = load_model(model_folder, dtype=torch.bfloat16)
     seen, made = Dataset([pictures], 56, 4), Dataset([encoded], 56, 4)
     assert made.features.encoder == fingerprint(model.vision)
-    assert verify(encoded) == []
+    assert find_damage(encoded) == []
     worst = 0.0
     with torch.no_grad():
         for i in range(len(seen)):

@@ -326,7 +326,7 @@ def test_scenewalk_segments(tmp_path):
 
 
 def test_a_file_that_is_not_parquet_or_lacks_columns(tmp_path):
-    with pytest.raises(UserError, match=r"s\.parquet: not a whole Parquet file"):
+    with pytest.raises(UserError, match=r"s\.parquet: not a complete Parquet file"):
         read(tmp_path, ("scenewalk_segments", place(tmp_path, "s.parquet", "no parquet")))
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "s.parquet")
     with pytest.raises(UserError, match=r"no column time_stamp, conversations"):

@@ -1,4 +1,4 @@
-"""Shard folders: what is written is read back by range, and altered bytes are refused by name."""
+"""Shard folders: ranges of frames read back as written, and errors that name the altered file."""
 
 import json
 import pickle
@@ -12,7 +12,7 @@ from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 from ma2mba.shards.format import INDEX_FILE, MANIFEST_FILE, IndexRow
 from ma2mba.shards.manifest import Manifest, ShardDamaged, SourceEntry, file_entry, read_manifest, write_manifest
-from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.shards.reader import ShardReader, find_damage
 from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash, write_index
 
 LENGTHS = {"a": 64, "b": 1, "none": 0, "c": 150, "d": 65}
@@ -127,7 +127,7 @@ def test_row_groups_hold_64_frames_of_one_sample(folder):
 
 
 def test_only_the_needed_row_groups_are_read(folder):
-    """With the bytes of other row groups destroyed, a range that does not need them still reads."""
+    """A range can be read although the bytes of another row group are damaged."""
     path = folder / "payload/part-00000.parquet"
     data = path.read_bytes()
     at = data.index(frame_bytes("c", 10))
@@ -137,14 +137,15 @@ def test_only_the_needed_row_groups_are_read(folder):
     assert reader.frames(c, 64, 150) == [frame_bytes("c", k) for k in range(64, 150)]
     with pytest.raises(ShardDamaged, match=r"part-00000\.parquet: sample c is damaged"):
         reader.frames(c, 0, 1)
-    assert any("part-00000" in problem for problem in verify(folder))
-    with pytest.raises(ShardDamaged, match="checksum"):
-        ShardReader(folder, verify="all")
+    assert [(damage.file, damage.sample) for damage in find_damage(folder)] == [
+        ("payload/part-00000.parquet", ""),
+        ("payload/part-00000.parquet", "c"),
+    ]
 
 
-def test_a_sound_folder_has_no_problems_and_pickles(folder):
-    assert verify(folder) == []
-    reader = ShardReader(folder, verify="all")
+def test_an_undamaged_folder_has_no_damage_and_pickles(folder):
+    assert find_damage(folder) == []
+    reader = ShardReader(folder)
     reader.frames(reader.rows[0])
     again = pickle.loads(pickle.dumps(reader))
     assert again.frames(again.rows[0]) == reader.frames(reader.rows[0])
@@ -176,7 +177,7 @@ def test_every_altered_manifest_is_refused(folder):
     with pytest.raises(ShardDamaged, match="does not match its checksum"):
         ShardReader(folder)
     path.write_text(json.dumps(content | {"format_version": 1}))
-    with pytest.raises(UserError, match="format version 1, this program reads 2"):
+    with pytest.raises(UserError, match="has format version 1, but this program reads 2"):
         ShardReader(folder)
     path.write_text("{")
     with pytest.raises(ShardDamaged, match="damaged"):

@@ -16,7 +16,7 @@ from data_prep import sample
 from data_prep.build import build
 from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
-from ma2mba.shards.reader import ShardReader, verify
+from ma2mba.shards.reader import ShardReader, find_damage
 from ma2mba.video import decode, pool, probe
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
@@ -68,7 +68,7 @@ def built(request, files, tmp_path_factory):
     work = tmp_path_factory.mktemp("build")
     recipe = {"clips_per_part": 12, "on_damage": request.param}
     report, rejects = small_build(work, files[0], [odd.name for odd in ODD], recipe, memory=MEMORY)
-    assert verify(work / "shards") == []
+    assert find_damage(work / "shards") == []
     rows = {row.source: row for row in ShardReader(work / "shards").rows}
     return request.param, rows, {reject.media: reject.reason for reject in rejects}, report
 
