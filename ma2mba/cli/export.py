@@ -27,11 +27,11 @@ def export_model(run: Path, out_dir: Path, step: int | None = None) -> Path:
     Raises UserError if `out_dir` is not empty, if there is no such checkpoint, and if a checksum differs.
     """
     from ma2mba.model.pretrained import verify_model
-    from ma2mba.training.checkpoint.folder import whole_checkpoint
+    from ma2mba.training.checkpoint.folder import find_checkpoint
 
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir}: exists and is not empty. Choose another --out or remove it")
-    checkpoint = whole_checkpoint(run, step)
+    checkpoint = find_checkpoint(run, step)
     verify_model(checkpoint / "model")
     with atomic_folder(out_dir) as temporary:
         shutil.copytree(checkpoint / "model", temporary, dirs_exist_ok=True)

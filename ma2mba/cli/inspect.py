@@ -69,7 +69,7 @@ def describe_shards(folder: Path) -> Facts:
 
 
 def describe_run(folder: Path) -> Facts:
-    from ma2mba.training.checkpoint.folder import whole_checkpoint
+    from ma2mba.training.checkpoint.folder import find_checkpoint
 
     checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
     records = read_jsonl(folder / "metrics.jsonl")
@@ -81,7 +81,7 @@ def describe_run(folder: Path) -> Facts:
         "steps": last.get("step", 0),
         "loss": loss if math.isfinite(loss) else None,
         "checkpoints": checkpoints,
-        "latest": whole_checkpoint(folder).name if checkpoints else "none",
+        "latest": find_checkpoint(folder).name if checkpoints else "none",
     }
 
 

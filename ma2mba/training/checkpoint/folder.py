@@ -117,7 +117,7 @@ def read(folder: Path, *, hashes: bool = False) -> Start:
     try:
         return _read(folder, hashes)
     except Damaged as error:
-        others = ", ".join(p.name for p in sorted(folder.parent.glob("step-*")) if p != folder and is_complete(p))
+        others = ", ".join(p.name for p in steps_in(folder.parent).values() if p != folder and is_complete(p))
         raise UserError(f"{error}; resume from another checkpoint (complete: {others or 'none'})") from error
 
 
@@ -166,19 +166,25 @@ def model_folder(source: str | Path) -> Path:
     return folder / MODEL if (folder / MODEL).is_dir() else folder
 
 
-def whole_checkpoint(run: Path, step: int | None = None) -> Path:
-    """Return a run's latest checkpoint, or the checkpoint of a step, after checking the sizes of its files.
+def steps_in(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder RUN/checkpoints by step, in ascending order; {} if there is no such folder."""
+    found = {int(match[1]): path for path in folder.glob("step-*") if (match := TAG.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
-    Raises UserError, naming the steps that exist, if there is none, and if the checkpoint is not whole.
+
+def find_checkpoint(run: Path, step: int | None = None) -> Path:
+    """Return a run's latest checkpoint, or the checkpoint of `step`. Checks the sizes of its files.
+
+    Raise UserError if there is no such checkpoint, naming the steps that exist, or if it is incomplete.
     """
     folder = run / CHECKPOINTS
     if not folder.is_dir():
         raise UserError(f"{run}: not a run folder (it has no {CHECKPOINTS}/). Give the run= folder of a training stage")
-    steps = {int(match[1]): path for path in folder.iterdir() if (match := TAG.fullmatch(path.name))}
+    steps = steps_in(folder)
     chosen = latest(run) if step is None else steps.get(step)
     if chosen is None:
         missing = "finished checkpoint" if step is None else f"checkpoint of step {step}"
-        known = ", ".join(map(str, sorted(steps))) or "none"
+        known = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run}: no {missing}. Train longer, or choose --step from the existing steps: {known}")
     return read(chosen).folder
 
@@ -226,8 +232,8 @@ def publish(run: Path, step: int, at: Position, facts: Mapping[str, Any]) -> Pat
 
 def prune(newest: Path, keep_last: int | None, keep_every: int | None) -> None:
     """Remove old checkpoints. Keep the newest `keep_last` and those whose step is a multiple of `keep_every`."""
-    steps = {int(match[1]): p for p in newest.parent.iterdir() if (match := TAG.fullmatch(p.name))}
-    for step in sorted(steps)[:-keep_last] if keep_last else []:
+    steps = steps_in(newest.parent)
+    for step in list(steps)[:-keep_last] if keep_last else []:
         if steps[step] != newest and not (keep_every and step % keep_every == 0):
             _remove(steps[step])
 

@@ -6,7 +6,7 @@ import yaml
 
 from ma2mba.errors import UserError
 from ma2mba.files import read_jsonl
-from ma2mba.training.checkpoint.folder import CHECKPOINTS, LATEST, TAG, Start, is_complete, latest, read
+from ma2mba.training.checkpoint.folder import CHECKPOINTS, LATEST, Start, is_complete, latest, read, steps_in
 from ma2mba.training.recipe.schema import Recipe
 
 
@@ -48,9 +48,9 @@ def _start_from(folder: Path, run: Path) -> Start:
 
 def _newest_complete(folder: Path) -> Path | None:
     """Return the newest complete checkpoint of a run without `latest`: it was killed right after its first save."""
-    found = {int(match[1]): path for path in folder.glob("step-*") if (match := TAG.fullmatch(path.name))}
-    newest = next((found[step] for step in sorted(found, reverse=True) if is_complete(found[step])), None)
-    if found and not newest:
+    checkpoints = list(steps_in(folder).values())
+    newest = next((checkpoint for checkpoint in reversed(checkpoints) if is_complete(checkpoint)), None)
+    if checkpoints and not newest:
         raise UserError(
             f"{folder}: has no file {LATEST}, and none of its checkpoints is complete; set run to another folder"
         )
