@@ -1,10 +1,9 @@
 """Train a model of another library with multi-axis gradient checkpointing, in place.
 
-Of the model only the `forward` of its blocks changes: the first runs all of them by `checkpoint`, the others hand on
-what they get. Embedding, final norm, head, loss and what the model returns stay its own code.
+Only the `forward` of the model's blocks changes: the first block runs all blocks through `checkpoint`, and the other
+blocks pass their input through. Embedding, final norm, head, loss and return value remain the model's own code.
 """
 
-import importlib
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -14,61 +13,68 @@ import torch
 from torch import Tensor, nn
 
 from ma2mba.adapters.auto_plan import AutoPlan
+from ma2mba.adapters.mamba2 import MambaSsmAdapter, TransformersAdapter
 from ma2mba.magc.api import checkpoint
 from ma2mba.magc.plan import Plan
 
-ADAPTERS = {"MambaLMHeadModel": "ma2mba.adapters.mamba2", "Mamba2ForCausalLM": "ma2mba.adapters.mamba2"}
-"""Class of a model -> the module whose ADAPTED holds its `Adapter`; imported when such a model is attached, and only
-then: nothing else of `ma2mba.magc` needs more than torch."""
 MARK = "_magc_attachment"
 Model = TypeVar("Model", bound=nn.Module)
 logger = logging.getLogger("ma2mba.magc")
 
 
 class Adapter(Protocol):
-    """How a kind of model calls its blocks. All but the first two get the arguments of a block's forward."""
+    """How a model calls its blocks. The last four methods get the arguments of a block's `forward`."""
 
     def layer(self, block: nn.Module) -> nn.Module:
-        """The block as `layer(x, state) -> (x, state)`. Raises ValueError for a block that cannot be one."""
+        """Return the block as `layer(x, state) -> (x, state)`. Raises ValueError for an unsupported block."""
 
-    def check(self, backbone: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Raises ValueError for a call of the backbone that asks for what attached blocks do not have."""
+    def check_call(self, backbone: nn.Module, /, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError if a call of the backbone needs more from the blocks than the last block's output."""
 
-    def continues(self, *args: Any, **kwargs: Any) -> bool:
-        """Whether the call reads or writes a cache: then it is the model's own affair."""
+    def uses_cache(self, *args: Any, **kwargs: Any) -> bool:
+        """Return True if the call reads or writes a cache. The model's own code then runs it."""
 
-    def enter(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What flows into the first layer, (batch, tokens, width)."""
+    def first_input(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the input of the first layer, (batch, tokens, width)."""
 
-    def leave(self, block: nn.Module, y: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """What the last block would return for y after the last layer."""
+    def last_output(self, block: nn.Module, y: Tensor, /, *args: Any, **kwargs: Any) -> Any:
+        """Return what the last block returns if y is the output of the last layer."""
 
-    def skip(self, *args: Any, **kwargs: Any) -> Any:
-        """What a block returns that does nothing."""
+    def pass_through(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what a block returns if it does nothing."""
+
+
+ADAPTERS: dict[str, Adapter] = {
+    "MambaLMHeadModel": MambaSsmAdapter(),
+    "Mamba2ForCausalLM": TransformersAdapter(),
+}
+"""Name of a model's class -> how to adapt the model."""
 
 
 def attach(model: Model, plan: Plan | None = None) -> Model:
-    """Make a model train with multi-axis gradient checkpointing; the same object, with the same parameters and results.
+    """Make a model train with multi-axis gradient checkpointing. Return the same object.
 
-    model  a `MambaLMHeadModel` of mamba-ssm (Mamba-2 blocks) or a `Mamba2ForCausalLM` of transformers.
-    plan   how; without one the fastest that fits into the memory that is free at the first forward, chosen again when
-           a longer or larger batch comes.
-    Calls without gradients and calls with a cache (generation) run the model's own code. Logits of all tokens are the
-    model's own output, and as large as without MA-GC. Raises ValueError for another kind of model, one that is attached
-    already, blocks that the layer cannot compute, and, later, arguments that it cannot honour (a mask with padding).
+    model  A `MambaLMHeadModel` of mamba-ssm with Mamba-2 blocks, or a `Mamba2ForCausalLM` of transformers.
+    plan   How to checkpoint. None: choose the fastest plan that fits in the free memory at the first forward, and
+           choose again for a longer or larger batch.
+    Parameters and results stay the same. Calls without gradients and calls with a cache (generation) run the model's
+    own code. The model still returns the logits of all tokens, which need as much memory as before.
+    Raises ValueError for an unsupported model or block, and for a model that is already attached. Later calls raise
+    ValueError for unsupported arguments, for example a mask with padding.
     """
     if MARK in vars(model):
-        raise ValueError("the model is attached already; detach it first")
-    name = next((cls.__name__ for cls in type(model).__mro__ if cls.__name__ in ADAPTERS), None)
-    if name is None:
-        raise ValueError(f"{type(model).__name__} is none of {', '.join(ADAPTERS)}; use ma2mba.magc.checkpoint")
-    family = importlib.import_module(ADAPTERS[name]).ADAPTED[name]()
-    setattr(model, MARK, Attachment(model, family, plan))
+        raise ValueError("the model is already attached; detach it first")
+    adapter = next((ADAPTERS[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ADAPTERS), None)
+    if adapter is None:
+        raise ValueError(
+            f"{type(model).__name__} is not supported; attach a {' or '.join(ADAPTERS)}, or use ma2mba.magc.checkpoint"
+        )
+    setattr(model, MARK, Attachment(model, adapter, plan))
     return model
 
 
 def detach(model: Model) -> Model:
-    """Give an attached model back as it was. Raises ValueError for one that is not attached."""
+    """Undo `attach` and return the same object. Raises ValueError if the model is not attached."""
     if MARK not in vars(model):
         raise ValueError("the model is not attached")
     vars(model).pop(MARK).remove()
@@ -76,52 +82,57 @@ def detach(model: Model) -> Model:
 
 
 class Attachment:
-    """What `attach` does to a model, and undoes."""
+    """The changes that `attach` makes to a model; `remove` undoes them."""
 
-    def __init__(self, model: Any, family: Adapter, plan: Plan | None):
-        self._family, self._plan, self._backbone = family, plan, model.backbone
-        self._head, self._unplanned, self._warned = model.lm_head, AutoPlan(), False
-        self._layers()
-        self._before = [vars(block).get("forward") for block in self._blocks]
-        # Bound methods of this object, so that a deep copy of the model runs its own blocks.
+    def __init__(self, model: Any, adapter: Adapter, plan: Plan | None):
+        self._adapter, self._plan, self._backbone = adapter, plan, model.backbone
+        self._head, self._auto_plan, self._warned = model.lm_head, AutoPlan(), False
+        self._layers()  # raises ValueError for an unsupported block before anything changes
+        self._own_forwards = [vars(block).get("forward") for block in self._blocks]
+        # Methods bound to this object: a deep copy of the model then runs the copy's blocks.
         for i, block in enumerate(self._blocks):
             block.forward = partial(self._forward, i)
         self._hook = self._backbone.register_forward_pre_hook(self._check, with_kwargs=True)
 
     def remove(self) -> None:
         self._hook.remove()
-        for block, before in zip(self._blocks, self._before, strict=True):
+        for block, own_forward in zip(self._blocks, self._own_forwards, strict=True):
             del block.forward
-            if before is not None:
-                block.forward = before
+            if own_forward is not None:
+                block.forward = own_forward
 
     @property
     def _blocks(self) -> Sequence[Any]:
         return self._backbone.layers
 
     def _layers(self) -> list[nn.Module]:
-        return [self._family.layer(block) for block in self._blocks]
+        return [self._adapter.layer(block) for block in self._blocks]
 
     def _check(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            self._family.check(backbone, *args, **kwargs)
+            self._adapter.check_call(backbone, *args, **kwargs)
 
     def _forward(self, i: int, *args: Any, **kwargs: Any) -> Any:
-        """The forward of block i."""
-        continues = self._family.continues(*args, **kwargs)
-        if continues or not torch.is_grad_enabled():
-            if continues and torch.is_grad_enabled() and not self._warned:
-                self._warned = True
-                logger.warning(
-                    "a call with a cache runs without MA-GC; to train, call model.train() or use_cache=False"
-                )
-            own = self._before[i] or partial(type(self._blocks[i]).forward, self._blocks[i])
-            return own(*args, **kwargs)
+        """Replace the forward of block i."""
+        uses_cache = self._adapter.uses_cache(*args, **kwargs)
+        if uses_cache or not torch.is_grad_enabled():
+            self._warn_once(uses_cache and torch.is_grad_enabled())
+            own_forward = self._own_forwards[i] or partial(type(self._blocks[i]).forward, self._blocks[i])
+            return own_forward(*args, **kwargs)
         if i > 0:
-            return self._family.skip(*args, **kwargs)
-        x = self._family.enter(*args, **kwargs)
+            return self._adapter.pass_through(*args, **kwargs)
+        y = self._run_layers(self._adapter.first_input(*args, **kwargs))
+        return self._adapter.last_output(self._blocks[-1], y, *args, **kwargs)
+
+    def _run_layers(self, x: Tensor) -> Tensor:
+        """Run all blocks with checkpointing; the residual stream is in fp32 or wider."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         layers = self._layers()
-        plan = self._plan or self._unplanned.plan(layers, x, [*self._backbone.parameters()], len(self._head.weight))
+        plan = self._plan or self._auto_plan.plan(layers, x, [*self._backbone.parameters()], len(self._head.weight))
         y, _ = checkpoint(nn.ModuleList(layers), x, None, plan)
-        return self._family.leave(self._blocks[-1], y, *args, **kwargs)
+        return y
+
+    def _warn_once(self, cache_with_gradients: bool) -> None:
+        if cache_with_gradients and not self._warned:
+            self._warned = True
+            logger.warning("a call with a cache runs without MA-GC; to train, call model.train() or use_cache=False")

@@ -75,8 +75,8 @@ class CapturedCell:
         self._pool: Any = None
         self._stream = _capture_stream(torch.cuda.current_device())
         # Autograd hands a parameter's gradient over on the stream that was current when it made the parameter's node,
-        # and a capture may use no other stream. So make the nodes on the capture stream, and keep them. For a chunk that
-        # is not captured torch waits for that stream correctly, but newer versions warn; switch the warning off.
+        # and a capture may use no other stream. So make the nodes on the capture stream, and keep them. If a chunk is
+        # not captured, torch waits for that stream correctly, but newer versions warn: switch the warning off.
         getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", bool)(False)
         with torch.cuda.stream(self._stream):
             self._nodes = [torch.autograd.graph.get_gradient_edge(p) for p in cell.parameters]
@@ -141,7 +141,7 @@ class CapturedCell:
             capture.tape = Tape(self.cell, (capture.x,), capture.states)
 
         if capture.runs.get("tape") and not capture.runs.get("backward"):
-            # The first tape had no backward. The first backward runs plainly and needs a plain tape: do not capture yet.
+            # The first tape had no backward. The first backward runs plainly and needs a plain tape: do not capture.
             run()
         else:
             self._run_or_replay(capture, "tape", run)

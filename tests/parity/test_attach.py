@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ma2mba.adapters import auto_plan
-from ma2mba.adapters.mamba2 import Transformers
+from ma2mba.adapters.mamba2 import TransformersAdapter
 from ma2mba.magc import Plan, attach, detach
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend
@@ -105,7 +105,7 @@ def test_the_model_stays_the_same_and_detach_leaves_nothing(make):
     assert attach(model, Plan("sequence", 8, 2)) is model
     assert list(model.state_dict()) == keys
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
-    with pytest.raises(ValueError, match="attached already"):
+    with pytest.raises(ValueError, match="already attached"):
         attach(model)
     outcome(model, 1)
     assert detach(model) is model
@@ -207,7 +207,7 @@ def test_under_autocast_projections_are_rounded_and_nothing_else():
         module.to(torch.bfloat16)
     x, found = torch.randn(2, TOKENS, 32), []
     for one, mixed in ((block, True), (rounded, False)):
-        layer = Transformers.layer(one)
+        layer = TransformersAdapter.layer(one)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
             y, state = layer(x, layer.initial_state(x))
         found.append((y, *state))
@@ -233,7 +233,7 @@ def test_without_a_plan_memory_and_length_decide(monkeypatch, caplog):
     def run(tokens: int) -> Plan:
         given = torch.zeros(1, tokens, dtype=torch.int64)
         model(input_ids=given, labels=given).loss.backward()
-        return vars(model)["_magc_attachment"]._unplanned.chosen
+        return vars(model)["_magc_attachment"]._auto_plan.chosen
 
     caplog.set_level("INFO", logger="ma2mba.magc")
     first = run(600)
@@ -252,7 +252,7 @@ def chooser(monkeypatch):
     """A function of (batch, tokens) that plans, what it counted as there each time, and the model."""
     model = hf_model(n_groups=1)
     made = auto_plan.AutoPlan()
-    layers = [Transformers.layer(block) for block in model.backbone.layers]
+    layers = [TransformersAdapter.layer(block) for block in model.backbone.layers]
     monkeypatch.setattr(auto_plan, "free_bytes", lambda device: 1 << 40)
     bases, planner = [], auto_plan.AutoPlan._planner
 

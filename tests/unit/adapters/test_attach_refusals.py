@@ -1,4 +1,4 @@
-"""What `magc.attach` cannot do it says, with the reason, and leaves the model alone."""
+"""`magc.attach` raises an error with the reason for unsupported models and calls, and does not change the model."""
 
 import pytest
 import torch
@@ -16,26 +16,26 @@ from tests.parity.other_models import TOKENS, hf_model, ids, ssm_model
         (lambda: hf_model(time_step_limit=(0.0, 0.1)), r"time_step_limit=\(0.0, 0.1\)"),
         (lambda: hf_model(hidden_act="gelu"), "hidden_act=gelu"),
         (lambda: ssm_model(norm_before_gate=True), "norm_before_gate=True"),
-        (lambda: ssm_model(norm_epsilon=1e-3), "norms of different eps"),
-        (lambda: nn.Linear(2, 2), "Linear is none of MambaLMHeadModel, Mamba2ForCausalLM"),
+        (lambda: ssm_model(norm_epsilon=1e-3), "norms with different eps"),
+        (lambda: nn.Linear(2, 2), "Linear is not supported; attach a MambaLMHeadModel or Mamba2ForCausalLM"),
     ],
 )
-def test_models_that_cannot_be_attached_say_why(make, problem):
+def test_an_unsupported_model_is_an_error_and_stays_unchanged(make, problem):
     model = make()
     with pytest.raises(ValueError, match=problem):
         attach(model)
     assert "_magc_attachment" not in vars(model)
 
 
-def test_groups_that_an_older_gated_norm_does_not_know():
+def test_groups_are_unsupported_if_the_gated_norm_has_none():
     model = hf_model(n_groups=2)
     for block in model.backbone.layers:
         vars(block.mixer.norm).pop("group_size", None)
-    with pytest.raises(ValueError, match="n_groups=2 beside a gated norm that knows no groups"):
+    with pytest.raises(ValueError, match="n_groups=2 and a gated norm without groups"):
         attach(model)
 
 
-def test_adapters_put_in_later_are_not_passed_over_in_silence():
+def test_a_projection_replaced_after_attach_is_an_error():
     model = attach(hf_model(), Plan())
 
     class Wrapped(nn.Linear):
@@ -50,10 +50,10 @@ def test_adapters_put_in_later_are_not_passed_over_in_silence():
     ("call", "problem"),
     [
         ({"attention_mask": torch.ones(2, TOKENS).tril(TOKENS - 2)}, "attention_mask has zeros"),
-        ({"output_hidden_states": True}, "output_hidden_states keeps every layer's output"),
+        ({"output_hidden_states": True}, "output_hidden_states is not supported"),
     ],
 )
-def test_calls_that_cannot_be_honoured_are_refused(call, problem):
+def test_an_unsupported_call_is_an_error_only_with_gradients(call, problem):
     model = attach(hf_model(), Plan())
     with pytest.raises(ValueError, match=problem):
         model(ids(2), **call)
@@ -61,7 +61,7 @@ def test_calls_that_cannot_be_honoured_are_refused(call, problem):
         model(ids(2), **call)
 
 
-def test_checkpointing_twice_is_refused():
+def test_checkpointing_by_transformers_is_an_error():
     model = attach(hf_model(), Plan())
     model.gradient_checkpointing_enable()
     with pytest.raises(ValueError, match=r"gradient_checkpointing_disable\(\)"):
