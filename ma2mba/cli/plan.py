@@ -103,6 +103,7 @@ def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tup
     import torch
 
     from ma2mba.training.fit.pricing import Setup, config_of_size, setup_of_recipe
+    from ma2mba.training.model_source import find_source
     from ma2mba.training.recipe.loading import load_recipe
 
     if Path(model).suffix not in (".yaml", ".yml"):
@@ -124,7 +125,7 @@ def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tup
             f"give --gpus {-(-gpus // ranks) * ranks}, or another parallel.sequence"
         )
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
-    setup = setup_of_recipe(recipe, gpus, dtype)
+    setup = setup_of_recipe(recipe, gpus, dtype, find_source(recipe).read_config())
     return (setup if zero is None else replace(setup, zero=zero)), ranks
 
 

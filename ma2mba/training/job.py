@@ -4,8 +4,6 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
@@ -13,21 +11,14 @@ from ma2mba.files import sha256_file
 from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.model.pretrained import (
-    TOKENIZER,
-    init_language_model,
-    init_vision,
-    init_weights,
-    load_model,
-    published_config,
-)
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import fingerprint
 from ma2mba.training.checkpoint.code_version import code_version, describe
-from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
+from ma2mba.training.checkpoint.folder import Start
 from ma2mba.training.checkpoint.resume import find_start
 from ma2mba.training.fit.fitting import FittedPlan, fit_run
-from ma2mba.training.recipe.schema import Pretrained, Recipe
+from ma2mba.training.model_source import ModelSource, find_source
+from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
 
 log = logging.getLogger(__name__)
@@ -78,10 +69,11 @@ def build(recipe: Recipe, world: World) -> Job:
     check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
     policy = load_policy(recipe.zero_config)
     start = find_start(recipe)
-    model = build_model(recipe, start)
-    weights = [source.weight for source in recipe.sources]
+    source = find_source(recipe, start)
+    model = source.build(recipe.seed)
+    weights = [folder.weight for folder in recipe.sources]
     dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame, weights=weights)
-    _check_tokenizer(recipe, start, model.config, dataset)
+    _check_tokenizer(source, model.config, dataset)
     _check_features(recipe, model, dataset)
     if start:
         start.check(recipe, world, dataset.fingerprint)
@@ -125,54 +117,16 @@ def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampl
     return make(recipe.micro_batch, passes), recipe
 
 
-def build_model(recipe: Recipe, start: Start | None) -> VideoMa2mba:
-    """The model to go on with, or the one that the recipe starts from (new weights follow the recipe's seed)."""
-    torch.manual_seed(recipe.seed)
-    if start:
-        model, _ = load_model(start.folder / MODEL)
-        if recipe.model not in (None, model.config):
-            raise UserError(
-                f"{start.folder}: holds another architecture than the recipe's model; remove model from the recipe, "
-                "or train the new model in a new run folder"
-            )
-        return model.train()
-    source = recipe.init_from
-    if isinstance(source, str) and recipe.model is None:
-        return load_model(model_folder(source))[0].train()
-    model = VideoMa2mba(_new_config(recipe))
-    if isinstance(source, str):
-        init_weights(model, str(model_folder(source)))
-    elif source is not None:
-        if source.language_model:
-            init_language_model(model, source.language_model)
-        if source.vision:
-            init_vision(model, source.vision)
-    return model.train()
-
-
-def _new_config(recipe: Recipe) -> ModelConfig:
-    if recipe.model is not None:
-        return recipe.model
-    assert isinstance(recipe.init_from, Pretrained), "the recipe's validation asks for a model otherwise"
-    language_model, vision = recipe.init_from.language_model, recipe.init_from.vision
-    assert language_model is not None, "the recipe's validation asks for a model otherwise"
-    assert vision is not None, "the recipe's validation asks for a model otherwise"
-    return published_config(language_model, vision, download=True)
-
-
-def _check_tokenizer(recipe: Recipe, start: Start | None, config: ModelConfig, dataset: Dataset) -> None:
-    data = ", ".join(map(str, recipe.folders))
+def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset) -> None:
+    data = ", ".join(map(str, dataset.folders))
     tokens, known = load_tokenizer(dataset.tokenizer_path).get_vocab_size(), config.language_model.vocab_size
     if tokens > known:
         raise UserError(
             f"{data}: its tokenizer has {tokens} tokens but the model knows {known}; use the model's tokenizer"
         )
-    folder = (
-        start.folder / MODEL if start else model_folder(recipe.init_from) if isinstance(recipe.init_from, str) else None
-    )
-    if folder and sha256_file(folder / TOKENIZER) != sha256_file(dataset.tokenizer_path):
+    if source.tokenizer and sha256_file(source.tokenizer) != sha256_file(dataset.tokenizer_path):
         raise UserError(
-            f"{data}: preprocessed with another tokenizer than {folder / TOKENIZER}; preprocess it with that one"
+            f"{data}: preprocessed with another tokenizer than {source.tokenizer}; preprocess it with that one"
         )
 
 

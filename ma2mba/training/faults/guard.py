@@ -71,7 +71,7 @@ def out_of_memory(job: Job, activity: Activity) -> str:
     machine = machine_of(job.world, job.policy)
     sequence = micro_batch_sequence(job, activity)
     dtype, config = job.world.dtype(job.recipe.precision), job.model.config
-    setup = setup_of_recipe(job.recipe, job.world.size, dtype, job.policy, config)
+    setup = setup_of_recipe(job.recipe, job.world.size, dtype, config, job.policy)
     setup = replace(setup, rows=max(1, activity.rows), features=job.dataset.features is not None)
     planner = build_planner(setup, sequence, replace(machine, device_bytes=machine.device_bytes - others))
     prediction = planner.predict(sequence, job.plan)

@@ -18,7 +18,7 @@ from ma2mba.files import atomic_write
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.checkpoint import folder as checkpoint
-from ma2mba.training.job import build_model
+from ma2mba.training.model_source import find_source
 from ma2mba.training.optimizer import set_trainable
 from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.streaming import streaming_loss
@@ -111,7 +111,8 @@ def replay(record: StepRecord, device: torch.device) -> Iterator[Replayed]:
     """
     recipe = Recipe.model_validate(record.recipe)
     start = checkpoint.read(Path(record.checkpoint)) if record.checkpoint else None
-    model = build_model(recipe, start).to(device, getattr(torch, record.dtype.removeprefix("torch.")))
+    model = find_source(recipe, start).build(recipe.seed)
+    model = model.to(device, getattr(torch, record.dtype.removeprefix("torch.")))
     set_trainable(model, recipe.trainable)
     dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
     plan = _plan_for_one_rank(Plan(**record.plan), recipe.parallel.sequence)

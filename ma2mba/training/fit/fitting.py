@@ -52,7 +52,7 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     Raises UserError when the longest samples do not fit, with the parts and a plan with which they would.
     """
     machine = machine_of(world, policy)
-    setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), policy, config)
+    setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), config, policy)
     setup = replace(setup, features=dataset.features is not None)
     shapes = [(rows, one.part(world.sequence)) for rows, one in heaviest(recipe, world, config, dataset)]
     planners = [(planner(replace(setup, rows=rows), one, machine), one) for rows, one in shapes]

@@ -15,7 +15,6 @@ from ma2mba.errors import UserError
 from ma2mba.magc.cell import Piece, State, Values
 from ma2mba.magc.plan import Plan
 from ma2mba.model.config import ModelConfig
-from ma2mba.model.pretrained import published_config, read_config
 from ma2mba.model.sizes import CLIP, SIZES
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import backend, kernels_on_meta
@@ -24,7 +23,6 @@ from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price, measure, price
 from ma2mba.planner.schedule import Sequence
 from ma2mba.planner.speed import clock, estimate
-from ma2mba.training.checkpoint.folder import model_folder
 from ma2mba.training.recipe.schema import PART_NAMES, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
 
@@ -116,25 +114,14 @@ def setup_of_recipe(
     recipe: Recipe,
     gpus: int,
     dtype: torch.dtype,
+    config: ModelConfig,
     policy: ZeroPolicy | None = None,
-    config: ModelConfig | None = None,
 ) -> Setup:
-    """As the recipe trains. Reads configurations that are not given, never weights. UserError where one is missing."""
+    """As the recipe trains a model of `config`. Reads the ZeRO policy where it is not given."""
     policy = policy or load_policy(recipe.zero_config)
     offload = policy.values["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
     trained = tuple(part for part in PART_NAMES if getattr(recipe.trainable, part))
-    return Setup(config or _config(recipe), trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
-
-
-def _config(recipe: Recipe) -> ModelConfig:
-    source = recipe.init_from
-    if recipe.model is not None:
-        return recipe.model
-    if isinstance(source, str):
-        return read_config(model_folder(source))
-    assert source is not None, "the recipe's validation asks for a model otherwise"
-    assert source.language_model is not None, "the recipe's validation asks for a model otherwise"
-    return published_config(source.language_model, source.vision or "")
+    return Setup(config, trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
 
 
 def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:

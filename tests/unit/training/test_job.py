@@ -28,7 +28,7 @@ def recipe(tmp_path, **changes):
 
 
 def encoder_of_the_recipe() -> str:
-    """build_model draws new weights from the recipe's seed, the encoder first."""
+    """`ModelSource.build` draws new weights from the recipe's seed, the encoder first."""
     torch.manual_seed(0)
     return fingerprint(ClipEncoder(ClipConfig(**TINY_MODEL["vision"])))
 

@@ -1,0 +1,93 @@
+"""Where a run's model comes from: resolved once, so that job, planner and replay agree on weights and tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ma2mba.errors import UserError
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.pretrained import (
+    TOKENIZER,
+    init_language_model,
+    init_vision,
+    init_weights,
+    load_model,
+    published_config,
+    read_config,
+)
+from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
+from ma2mba.training.recipe.schema import Pretrained, Recipe
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """The origin of weights, configuration and tokenizer.
+
+    model           the architecture that the recipe describes; None: the weights' own
+    folder          a model folder: of the checkpoint that is resumed, of a run's latest checkpoint, or any other
+    resumed         `folder` belongs to the checkpoint that is resumed
+    language_model  folder of published weights for the language model
+    vision          folder or hub name of published weights for the vision encoder
+    """
+
+    model: ModelConfig | None
+    folder: Path | None = None
+    resumed: bool = False
+    language_model: str | None = None
+    vision: str | None = None
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The tokenizer that the weights were trained with; None for new and for published weights."""
+        return self.folder / TOKENIZER if self.folder else None
+
+    def read_config(self, download: bool = False) -> ModelConfig:
+        """Return the architecture. Raises UserError when a configuration is missing or unreadable.
+
+        Reads no weights. `download` makes an exception for a vision encoder that has only a hub name: its weights are
+        loaded for their configuration. Without it the encoder is assumed to have the default size.
+        """
+        if self.model is not None:
+            return self.model
+        if self.folder:
+            return read_config(self.folder)
+        assert self.language_model is not None, "the recipe's validation asks for a model otherwise"
+        return published_config(self.language_model, self.vision or "", download)
+
+    def build(self, seed: int) -> VideoMa2mba:
+        """Return the model with its weights, in training mode; `seed` draws all weights that no file holds.
+
+        Raises UserError when a file is missing or damaged, or holds another architecture.
+        """
+        torch.manual_seed(seed)
+        if self.folder and (self.resumed or self.model is None):
+            model, _ = load_model(self.folder)
+            if self.model not in (None, model.config):
+                raise UserError(
+                    f"{self.folder.parent}: this checkpoint has another architecture than the recipe's model; remove "
+                    "model from the recipe, or train the new model in a new run folder"
+                )
+            return model.train()
+        model = VideoMa2mba(self.read_config(download=True))
+        if self.folder:
+            init_weights(model, str(self.folder))
+        if self.language_model:
+            init_language_model(model, self.language_model)
+        if self.vision:
+            init_vision(model, self.vision)
+        return model.train()
+
+
+def find_source(recipe: Recipe, start: Start | None = None) -> ModelSource:
+    """Return where the model of `recipe` comes from; `start` is the checkpoint that is resumed.
+
+    Raises UserError when `init_from` names a folder that does not exist.
+    """
+    if start:
+        return ModelSource(recipe.model, start.folder / MODEL, resumed=True)
+    if isinstance(recipe.init_from, str):
+        return ModelSource(recipe.model, model_folder(recipe.init_from))
+    published = recipe.init_from or Pretrained()
+    return ModelSource(recipe.model, language_model=published.language_model, vision=published.vision)
