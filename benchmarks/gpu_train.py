@@ -48,7 +48,7 @@ def open_training(size: str, chunk: int) -> Callable[[int], float]:
     model = gpu.language_model(size)
     module = _Loss(model, chunk)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
-    config = ds_config(parse_recipe(RECIPE | {"global_batch": world.size}), world, load_policy("ds_configs/zero1.json"))
+    config = ds_config(parse_recipe(RECIPE | {"global_batch": world.size}), world, load_policy("zero1"))
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
 
     def step(tokens: int) -> float:

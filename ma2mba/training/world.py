@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ma2mba.errors import UserError
+from ma2mba.training.recipe.paths import POLICIES, shipped_policies
 from ma2mba.training.recipe.schema import Recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown")
 
 
@@ -100,16 +100,15 @@ class ZeroPolicy:
     stage: int
 
 
-def load_policy(path: str) -> ZeroPolicy:
-    """Read a ZeRO policy, relative to the current directory or else to the checkout.
+def load_policy(name: str) -> ZeroPolicy:
+    """Read a ZeRO policy: the name of a file in ds_configs, as zero1, or a path.
 
-    Raises UserError when it is missing, not JSON, offloads to nvme, or says what belongs into the recipe.
+    Raises UserError when the file is missing, is not JSON, offloads to nvme, or sets what belongs into the recipe.
     """
-    places = [Path(path), ROOT / path]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        known = ", ".join(f"ds_configs/{p.name}" for p in sorted((ROOT / "ds_configs").glob("*.json")))
-        raise UserError(f"zero_config: {path} does not exist; take one of {known}")
+    shipped = shipped_policies()
+    found = POLICIES / f"{name}.json" if name in shipped else Path(name)
+    if not found.is_file():
+        raise UserError(f"zero_config: {name} does not exist. Use one of: {', '.join(shipped)}, or a path")
     try:
         values = json.loads(found.read_text(encoding="utf-8"))
         stage = int(values["zero_optimization"]["stage"])

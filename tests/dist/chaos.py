@@ -100,7 +100,7 @@ def demo_recipe(out: Path) -> Path:
             raise SystemExit(f"{step.name} failed")
     written = out / "recipe.yaml"
     text = (ROOT / RECIPES / "stage1.yaml").read_text(encoding="utf-8")
-    written.write_text(text.replace("runs/demo/shards", str(out / "shards")), encoding="utf-8")
+    written.write_text(text.replace("../../../runs/demo/shards", "shards"), encoding="utf-8")
     return written
 
 

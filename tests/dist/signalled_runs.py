@@ -32,7 +32,7 @@ class Place:
 
 def build_next(recipe, world):
     place = next(PLACES)
-    Place.run, Place.rank = recipe.run, -1
+    Place.run, Place.rank = recipe.run_folder.name, -1
     if place != "-":
         rank, step, Place.phase = place.split(":")
         Place.rank, Place.step = int(rank), int(step)

@@ -103,7 +103,12 @@ def test_the_trainer_takes_what_slurm_gives_it(slurm, stand_in, stage):
         said = Path(f"{slurm['CALLS']}.{rank}").read_text().splitlines()
         assert said[:5] == [rank, rank, "1", "2", "launch/train.py"]
         recipe = load_recipe(ROOT / said[5], said[6:])
-        assert (recipe.stage, recipe.resume, recipe.run, recipe.trainable.vision) == (stage, "auto", "runs/a b", None)
+        assert (recipe.stage, recipe.resume, recipe.run, recipe.trainable.vision) == (
+            stage,
+            "auto",
+            str(Path("runs/a b").absolute()),
+            None,
+        )
 
 
 @pytest.fixture

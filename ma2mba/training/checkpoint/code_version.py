@@ -4,7 +4,7 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from ma2mba.training.world import ROOT
+from ma2mba.training.recipe.paths import ROOT
 
 
 @cache

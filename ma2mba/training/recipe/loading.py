@@ -1,10 +1,11 @@
-"""A training recipe: YAML, changed by `key=value`, validated as a whole before anything is touched.
+"""Read a training recipe: YAML, overridden by `key=value`, checked as a whole before training touches anything.
 
-Validation is pure: it reads no disk, no network and no process group. Every problem is reported at once.
+`load_recipe` looks for the files that the recipe names, to make their paths absolute. `parse_recipe` only validates:
+it needs no disk, no network and no process group. Both report every problem at once.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ma2mba.errors import UserError
+from ma2mba.training.recipe.paths import Key, make_absolute
 from ma2mba.training.recipe.rules import conflicts
 from ma2mba.training.recipe.schema import Recipe
 
@@ -19,7 +21,8 @@ from ma2mba.training.recipe.schema import Recipe
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
 
-    Raises UserError naming every key that is unknown, missing, of a wrong type or impossible beside another.
+    Paths become absolute: those of the file count from the file's folder, those of overrides from the current
+    directory. Raises UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
     """
     path = Path(path)
     try:
@@ -32,15 +35,17 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path}: not YAML ({error}); compare it with launch/recipes/stage1.yaml") from error
     if not isinstance(values, dict):
         raise UserError(
-            f"{path}: holds {type(values).__name__} where keys and values belong; see launch/recipes/stage1.yaml"
+            f"{path}: holds {type(values).__name__} instead of keys and values; see launch/recipes/stage1.yaml"
         )
+    misplaced = make_absolute(values, path.parent)
     for override in overrides:
-        _override(values, override)
-    return parse_recipe(values, str(path))
+        key = _override(values, override)
+        misplaced = {other: text for other, text in misplaced.items() if not _overlap(key, other)}
+    return parse_recipe(values, str(path), misplaced.values())
 
 
-def parse_recipe(values: dict[str, Any], name: str = "recipe") -> Recipe:
-    """Validate what a YAML file holds. Raises UserError with one line for every problem."""
+def parse_recipe(values: dict[str, Any], name: str = "recipe", found: Iterable[str] = ()) -> Recipe:
+    """Validate the keys and values of a recipe. Raises UserError with a line for each problem, `found` included."""
     try:
         recipe = Recipe.model_validate(values)
         problems = [text for _, text in conflicts(recipe)]
@@ -50,6 +55,7 @@ def parse_recipe(values: dict[str, Any], name: str = "recipe") -> Recipe:
         sound = {key: value for key, value in values.items() if key in Recipe.model_fields and key not in wrong}
         stand_in = Recipe.model_validate(_STAND_IN | sound)
         problems += [text for keys, text in conflicts(stand_in) if not wrong & set(keys)]
+    problems += found
     if problems or recipe is None:
         raise UserError("\n  ".join([f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems]))
     return recipe
@@ -65,19 +71,31 @@ _STAND_IN: dict[str, Any] = {
 }
 
 
-def _override(values: dict[str, Any], text: str) -> None:
+def _override(values: dict[str, Any], text: str) -> Key:
+    """Apply one `key=value`; return the way to its key."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip("."):
         raise UserError(f"{text}: not an override; write key=value, as in trainable.vision=4e-6")
     *sections, key = path.split(".")
+    try:
+        change = {key: yaml.safe_load(value)}
+    except yaml.YAMLError as error:
+        raise UserError(f"{text}: the value is not YAML ({error}); quote it") from error
+    for section in reversed(sections):
+        change = {section: change}
+    make_absolute(change, Path.cwd())
     for section in sections:
+        change = change[section]
         if not isinstance(values.get(section), dict):
             values[section] = {}
         values = values[section]
-    try:
-        values[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"{text}: the value is not YAML ({error}); quote it") from error
+    values.update(change)
+    return (*sections, key)
+
+
+def _overlap(one: Key, other: Key) -> bool:
+    """Return True when one of two keys is the other, or lies in the other."""
+    return all(a == b for a, b in zip(one, other, strict=False))
 
 
 def _describe(error: ValidationError, values: dict[str, Any]) -> list[str]:

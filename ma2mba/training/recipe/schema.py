@@ -118,7 +118,7 @@ class Recipe(_Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     magc: Magc | Literal["auto"] = "auto"
     parallel: Parallel = Parallel()
-    zero_config: str = "ds_configs/zero1.json"
+    zero_config: str = "zero1"
     checkpoint: Checkpoint = Checkpoint()
     watchdog: Watchdog | None = Watchdog()
     resume: str = "auto"

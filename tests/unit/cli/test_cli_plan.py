@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -93,13 +94,13 @@ def test_a_recipe(plan, tmp_path):
     assert parts["gradients"] < parts["weights"], "only the language model is trained"
 
 
-def test_a_recipe_whose_start_is_not_there_yet(plan):
+def test_a_recipe_whose_start_is_not_there_yet(plan, tmp_path):
     """The refusal's own remedy, as it is written there, plans the stage."""
-    stage2 = ROOT / "launch" / "recipes" / "stage2.yaml"
+    stage2 = shutil.copy(ROOT / "launch" / "recipes" / "stage2.yaml", tmp_path)
     common = ("--tokens", 262144, "--device-memory", 80, "--gpus", 8, "--json")
     code, text, error = plan("--model", stage2, *common)
     assert (code, text) == (2, "")
-    assert "init_from: RUNS/stage1_5 does not exist; name a run or model folder" in error
+    assert "runs/stage1_5 does not exist; name a run or model folder" in error
     code, text, _ = plan("--model", stage2, *shlex.split(error.split("or a shape: ")[1]), *common)
     assert code == 0
     assert json.loads(text)["choice"]["device_parts"]["weights"] > 5 * 2**30

@@ -31,7 +31,7 @@ def test_chunks_are_recorded_of_the_weights_that_are_trained(monkeypatch):
 
     monkeypatch.setattr(deepspeed_engine, "build_streamer", build_streamer)
     recipe, model = parse_recipe(RECIPE | {"precision": "bf16"}), VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
-    world, policy = World(0, 1, torch.device("cpu")), load_policy("ds_configs/zero1.json")
+    world, policy = World(0, 1, torch.device("cpu")), load_policy("zero1")
     with pytest.raises(Reached):
         deepspeed_engine.build_engine(model, recipe, Plan(graphs=True), world, policy)
 

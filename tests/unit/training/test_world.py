@@ -51,21 +51,20 @@ def test_ranks_that_share_sequences():
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero1_offload"])
 def test_shipped_policies_are_found_from_anywhere(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    policy = load_policy(f"ds_configs/{name}.json")
+    policy = load_policy(name)
     assert policy.stage == int(name[4])
     assert list(policy.values) == ["zero_optimization"]
 
 
-def test_a_policy_beside_the_user_comes_first(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_policy_of_ones_own(tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    assert load_policy("mine.json").stage == 2
+    assert load_policy(str(tmp_path / "mine.json")).stage == 2
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "p.json does not exist; take one of ds_configs/zero1.json"),
+        (None, "p.json does not exist. Use one of: zero1, zero1_offload, zero2, zero3, or a path"),
         ("{", "not a ZeRO policy"),
         ("{}", "it needs zero_optimization.stage"),
         ('{"zero_optimization": {"stage": 0}}', "stage is 0; it must be 1, 2 or 3"),
@@ -79,12 +78,11 @@ def test_a_policy_beside_the_user_comes_first(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_policies_that_are_none(tmp_path, monkeypatch, content, expected):
-    monkeypatch.chdir(tmp_path)
+def test_policies_that_are_none(tmp_path, content, expected):
     if content is not None:
         (tmp_path / "p.json").write_text(content)
     with pytest.raises(UserError, match=expected):
-        load_policy("p.json")
+        load_policy(str(tmp_path / "p.json"))
 
 
 def test_precision():
