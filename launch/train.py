@@ -52,7 +52,8 @@ def run(recipe: Recipe) -> None:
     from ma2mba.training.faults.guard import guard
     from ma2mba.training.job import build
     from ma2mba.training.kernel_check import check_operations
-    from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
+    from ma2mba.training.loop import train
+    from ma2mba.training.opening import open_engine, open_loader, open_metrics
     from ma2mba.training.world import World
 
     job = build(recipe, World.from_environment())

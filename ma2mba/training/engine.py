@@ -23,9 +23,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FileEntry
 from ma2mba.training.checkpoint.optimizer_files import read_fragments, write_fragments
 from ma2mba.training.checkpoint.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
-from ma2mba.training.faults.activity import Activity
-from ma2mba.training.faults.signals import StopPoints
-from ma2mba.training.faults.stop_vote import StopVote
+from ma2mba.training.faults.stop_points import StopPoints
 from ma2mba.training.optimizer import parameter_groups, set_trainable
 from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.streaming import build_streamer, streaming_loss
@@ -49,30 +47,35 @@ def stop_processes() -> None:
     torch.distributed.destroy_process_group()
 
 
-def barrier() -> None:
-    """Wait for every rank."""
-    deepspeed.comm.barrier()
-
-
 class StreamingLoss(nn.Module):
-    """The loss as one module, so that DeepSpeed's hooks fire around all of it (ZeRO-3 gathers the weights once)."""
+    """The streamed loss as one module: DeepSpeed's hooks fire once around it, so ZeRO 3 gathers the weights once."""
 
     def __init__(self, model: VideoMa2mba, plan: Plan, group: ProcessGroup | None):
         super().__init__()
         self.model, self.plan, self.group = model, plan, group
         self.streamer = build_streamer(model, plan, group)
 
-    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float, breaks: StopPoints) -> Tensor:
-        """`anchor` is a zero that requires grad: ZeRO-3 frees the weights when the gradient of an input is there."""
+    def forward(self, anchor: Tensor, batch: Batch, loss_scale: float, stop_points: StopPoints) -> Tensor:
+        """Return the scaled loss, fp32 ().
+
+        `anchor` is a zero that requires a gradient: ZeRO 3 frees the weights when the gradient of an input is ready.
+        """
         loss = streaming_loss(
-            self.model, batch, self.plan, loss_scale, self.streamer, self.group, breaks.chunk, breaks.end
+            self.model,
+            batch,
+            self.plan,
+            loss_scale,
+            self.streamer,
+            self.group,
+            before_chunk=stop_points.before_chunk,
+            when_done=stop_points.before_reduction,
         )
         return loss + anchor
 
 
 @dataclass
 class Engine:
-    """A model, its optimizer and ZeRO."""
+    """A model, its optimizer and ZeRO. Every method that exchanges tensors is called by all ranks."""
 
     inner: Any
     model: VideoMa2mba
@@ -80,25 +83,29 @@ class Engine:
     zero_stage: int
     base_rates: list[float]
     names: list[str]
-    agreement: StopVote
 
-    def micro_step(self, batch: Batch, loss_scale: float, activity: Activity, breaks: StopPoints) -> Tensor:
-        """Forward, backward and, after a step's last micro-batch, the optimizer. Returns the scaled loss, fp32 ()."""
+    def forward(self, batch: Batch, loss_scale: float, stop_points: StopPoints) -> Tensor:
+        """Return the sum of the micro-batch's cross-entropies times `loss_scale`, fp32 ()."""
         anchor = torch.zeros((), device=self.world.device, requires_grad=True)
-        activity.enter("forward")
-        loss = self.inner(anchor, batch, loss_scale, breaks)
-        breaks.turn()
-        activity.enter("backward")
+        return self.inner(anchor, batch, loss_scale, stop_points)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a micro-batch; ranks exchange them as the ZeRO stage asks."""
         self.inner.backward(loss)
-        activity.enter("optimizer")
+
+    def step(self) -> None:
+        """End a micro-batch. After a step's last one DeepSpeed clips the gradients and updates the weights."""
         self.inner.step()
-        return loss.detach()
 
     def give_up_step(self) -> None:
-        """After a micro-batch that was left within: weights that ZeRO 3 has gathered for it can be freed."""
+        """Abandon the micro-batch in progress, so that ZeRO 3 can free the weights that it has gathered for it."""
         if self.zero_stage == 3:
             for parameter in self.model.parameters():
                 parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        deepspeed.comm.barrier()
 
     def averaging(self, micro_steps: int) -> int:
         """By how much DeepSpeed divides the sum of the gradients of a step's micro-batches."""
@@ -164,9 +171,7 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
-    store = c10d._get_default_store() if world.size > 1 else None
-    agreement = StopVote(store, world.size, world.group if world.sequence > 1 else None, world.place)
-    return Engine(inner, model, world, policy.stage, base_rates, names, agreement)
+    return Engine(inner, model, world, policy.stage, base_rates, names)
 
 
 def sequence_group(world: World) -> ProcessGroup | None:

@@ -16,18 +16,30 @@ sys.path.insert(0, str(ROOT))
 from ma2mba.training import engine as deepspeed_engine  # noqa: E402
 from ma2mba.training import streaming  # noqa: E402
 from ma2mba.training.checkpoint import folder as checkpoint  # noqa: E402
+from ma2mba.training.faults.activity import Activity  # noqa: E402
 
 CHUNK_SECONDS = 2.0
 SAVE_SECONDS = 5.0
 KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
-sound = deepspeed_engine.Engine.micro_step
+sound = deepspeed_engine.Engine.forward
+begin_step = Activity.begin_step
 write_rank = checkpoint.write_rank
 
 
-def faulty(engine, batch, loss_scale, activity, breaks):
-    if KIND == "save" or activity.step != int(STEP) or engine.world.rank != int(RANK):
-        return sound(engine, batch, loss_scale, activity, breaks)
-    activity.enter("forward")
+class Now:
+    """The step in progress, from 1."""
+
+    step = 0
+
+
+def noted(activity, step, tokens):
+    Now.step = step
+    begin_step(activity, step, tokens)
+
+
+def faulty(engine, batch, loss_scale, stop_points):
+    if KIND == "save" or Now.step != int(STEP) or engine.world.rank != int(RANK):
+        return sound(engine, batch, loss_scale, stop_points)
     if KIND == "raise":
         raise ArithmeticError("the fault of this test")
     if KIND == "hang":
@@ -36,8 +48,8 @@ def faulty(engine, batch, loss_scale, activity, breaks):
         get = streaming.Chunks.__getitem__
         streaming.Chunks.__getitem__ = lambda chunks, i: (time.sleep(CHUNK_SECONDS), get(chunks, i))[1]
         Path("slow").touch()
-        return sound(engine, batch, loss_scale, activity, breaks)
-    return sound(engine, batch, loss_scale * float("nan"), activity, breaks)
+        return sound(engine, batch, loss_scale, stop_points)
+    return sound(engine, batch, loss_scale * float("nan"), stop_points)
 
 
 def slow_save(temporary, rank, state):
@@ -48,7 +60,8 @@ def slow_save(temporary, rank, state):
     write_rank(temporary, rank, state)
 
 
-deepspeed_engine.Engine.micro_step = faulty
+Activity.begin_step = noted
+deepspeed_engine.Engine.forward = faulty
 if KIND == "save":
     checkpoint.write_rank = slow_save
 sys.argv[0] = str(ROOT / "launch" / "train.py")

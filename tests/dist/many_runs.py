@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ma2mba.training import engine as processes
 from ma2mba.training.faults.activity import Activity
 from ma2mba.training.job import build
-from ma2mba.training.loop import open_engine, open_loader, open_metrics, train
+from ma2mba.training.loop import train
+from ma2mba.training.opening import open_engine, open_loader, open_metrics
 from ma2mba.training.recipe.loading import load_recipe
 from ma2mba.training.world import World
 

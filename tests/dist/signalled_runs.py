@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ma2mba.training import engine as deepspeed_engine
 from ma2mba.training import streaming
+from ma2mba.training.faults.activity import Activity
 from tests.dist import many_runs
 
 PLACES = iter(os.environ["MA2MBA_TEST_SIGNAL"].split(","))
@@ -20,28 +20,28 @@ MIDDLE = {"forward": 2, "backward": 1}
 """The chunk of a phase at which a rank is signalled: backward does not ask for the last one again."""
 build = many_runs.build
 get = streaming.Chunks.__getitem__
-sound = deepspeed_engine.Engine.micro_step
+begin_micro_batch = Activity.begin_micro_batch
 
 
 class Place:
-    """Where the run under way is signalled, and what the engine is doing."""
+    """Where the run in progress is signalled, and what this rank does."""
 
-    run, rank, step, phase = "", -1, -1, ""
+    run, here, step, phase = "", False, -1, ""
     activity, chunks = None, 0
 
 
 def build_next(recipe, world):
     place = next(PLACES)
-    Place.run, Place.rank = recipe.run_folder.name, -1
+    Place.run, Place.here = recipe.run_folder.name, False
     if place != "-":
         rank, step, Place.phase = place.split(":")
-        Place.rank, Place.step = int(rank), int(step)
+        Place.here, Place.step = world.rank == int(rank), int(step)
     return build(recipe, world)
 
 
-def micro_step(engine, batch, loss_scale, activity, breaks):
-    Place.activity, Place.chunks = activity if engine.world.rank == Place.rank else None, 0
-    return sound(engine, batch, loss_scale, activity, breaks)
+def begin(activity, batch):
+    Place.activity, Place.chunks = activity if Place.here else None, 0
+    begin_micro_batch(activity, batch)
 
 
 def chunk(chunks, i):
@@ -49,13 +49,13 @@ def chunk(chunks, i):
     if activity and activity.step >= Place.step and activity.phase == Place.phase:
         Place.chunks += 1
         if Place.chunks == MIDDLE[Place.phase]:
-            Place.rank, Place.activity = -1, None
+            Place.here, Place.activity = False, None
             Path(f"signalled-{Place.run}").write_text(str(activity.step))
             os.kill(os.getpid(), signal.SIGUSR1)
     return get(chunks, i)
 
 
 many_runs.build = build_next
-deepspeed_engine.Engine.micro_step = micro_step
+Activity.begin_micro_batch = begin
 streaming.Chunks.__getitem__ = chunk
 many_runs.main()

@@ -2,13 +2,11 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from ma2mba.data.batch import Batch
 
-T = TypeVar("T")
 Phase = Literal["starting", "loading", "forward", "backward", "optimizer", "saving"]
 TIMED_STEPS = 50
 """How many of the latest steps the usual duration of a step is computed from."""
@@ -62,20 +60,12 @@ class Activity:
         """Begin a phase of the current step."""
         self._phase_since, self.phase = time.monotonic(), phase
 
-    def micro_batches(self, batches: Iterable[tuple[Batch, T]]) -> Iterator[tuple[Batch, T]]:
-        """Yield each pair of `batches`. Its phase is "loading" until the batch has arrived."""
-        remaining = iter(batches)
-        while True:
-            self.enter("loading")
-            pair = next(remaining, None)
-            if pair is None:
-                self.enter("optimizer")
-                return
-            batch = pair[0]
-            self.sample_ids = batch.sample_ids
-            self.rows, self.row_tokens = batch.ids_BS.shape
-            self.frames = len(batch.frames)
-            yield pair
+    def begin_micro_batch(self, batch: Batch) -> None:
+        """Note the micro-batch whose forward begins."""
+        self.sample_ids = batch.sample_ids
+        self.rows, self.row_tokens = batch.ids_BS.shape
+        self.frames = len(batch.frames)
+        self.enter("forward")
 
     def facts(self) -> dict[str, Any]:
         """Return the current activity as values for a JSON report."""

@@ -1,41 +1,47 @@
-"""Whether the ranks go on with a step or give it up, settled without a collective: any may be within a micro-batch.
+"""Ranks decide to finish a step or to give it up, without a collective: any rank may be inside a micro-batch.
 
-A rank arrives where it would wait for the others in a collective of DeepSpeed. Only one that has not arrived there may
-give the step up: as long as it has not, none goes on, so all can leave. Ranks that share a sequence exchange tensors in
-every layer: they all leave before the chunk before which the first of them does.
+A rank arrives at a point just before a collective of DeepSpeed, where ranks wait for each other. Only a rank that has
+not arrived may give the step up. As long as one rank has not arrived, no rank has entered the collective, so all can
+leave. Ranks that share a sequence exchange tensors in every layer: the first rank of their group decides, and all leave
+before the same chunk.
 """
 
 import time
 from collections.abc import Callable, Iterator
 
 from torch.distributed import PrefixStore, Store
+from torch.distributed import distributed_c10d as c10d
+
+from ma2mba.training.world import World
 
 SHORTEST_WAIT, LONGEST_WAIT, SHARE = 0.001, 0.05, 0.05
-"""Seconds between two looks at the others, and the share of what it has waited that a rank waits on."""
+"""Limits of the pause between two looks at the store, in seconds, and its share of the time waited so far."""
 ARRIVED, ASKED, GIVEN_UP, FAILED = "arrived", "asked", "given up", "failed"
 PASSED, LEFT = "passed {}", "left {}"
-"""How often the first rank of a group has gone on with the next chunk, and whether it has left."""
+"""How many chunks the first rank of a group has started, and whether it has left."""
 
 
 class LostRank(Exception):
-    """Another rank has failed: it will not arrive."""
+    """Another rank has failed and will not arrive."""
 
 
 class StopVote:
-    """Of `ranks` processes that share a store; one process alone needs none. All make theirs at the same time.
+    """Coordinates `ranks` processes through a shared store. A single process needs no store.
 
-    group  of the ranks that share this rank's sequences, and the rank's place in it; None if nobody does.
+    All ranks create their votes in the same order.
+    group  number of the group of ranks that share this rank's sequences, None when ranks share none
+    place  this rank's place in its group
     """
 
     def __init__(self, store: Store | None, ranks: int, group: int | None = None, place: int = 0):
-        self._store = None if store is None else _apart(store, ranks)
+        self._store = None if store is None else _own_keys(store, ranks)
         self._ranks, self._group, self._place = ranks, group, place
         self._arrivals = self._looks = 0
 
     def given_up(self, asks: bool) -> bool:
-        """Whether this rank, which has not arrived, leaves the step: because it asks, or another does.
+        """Return True when this rank, which has not arrived, must leave the step: it `asks` for it, or another does.
 
-        Raises LostRank when a rank that it has to wait for has failed.
+        Raises LostRank when a rank that this one waits for has failed.
         """
         if self._store is None:
             return asks
@@ -49,18 +55,20 @@ class StopVote:
         return asked
 
     def arrive(self, asks: Callable[[], bool]) -> bool:
-        """Wait until all ranks have arrived (True) or one has given the step up; `asks` may come true meanwhile.
+        """Wait until all ranks have arrived (return True), or one has given the step up (return False).
 
-        Raises LostRank when one has failed.
+        `asks` is called while waiting: once it returns True, this rank asks the others to stop. Raises LostRank when a
+        rank has failed.
         """
         if self._store is None:
             return True
         self._arrivals += 1
-        all_of_them, asked = self._ranks * self._arrivals, False
+        everybody, asked = self._ranks * self._arrivals, False
         self._store.add(ARRIVED, 1)
-        for _ in self._looking(self._store):
-            given_up = self._store.add(GIVEN_UP, 0)  # before the arrivals: it may be that all have, and one left later
-            if self._store.add(ARRIVED, 0) >= all_of_them:
+        for _ in self._looks_at(self._store):
+            # Read this before the arrivals: all may have arrived, and one may have left at a later point.
+            given_up = self._store.add(GIVEN_UP, 0)
+            if self._store.add(ARRIVED, 0) >= everybody:
                 break
             if given_up:
                 return False
@@ -69,22 +77,22 @@ class StopVote:
         return True
 
     def fail(self) -> None:
-        """Nobody need wait for this rank any more."""
+        """Tell the other ranks not to wait for this one."""
         if self._store is not None:
             self._store.add(FAILED, 1)
 
     def _left_with_the_first(self, store: Store) -> bool:
         self._looks += 1
-        for _ in self._looking(store):
-            left = store.add(LEFT.format(self._group), 0)  # before the other, which it ends
+        for _ in self._looks_at(store):
+            left = store.add(LEFT.format(self._group), 0)  # read before PASSED, which does not grow after it
             if store.add(PASSED.format(self._group), 0) >= self._looks:
                 break
             if left:
                 return True
         return False
 
-    def _looking(self, store: Store) -> Iterator[None]:
-        """Once at once, then now and then, until one has failed."""
+    def _looks_at(self, store: Store) -> Iterator[None]:
+        """Yield at once, then after growing pauses. Raises LostRank when a rank has failed."""
         began = time.monotonic()
         while True:
             yield
@@ -93,7 +101,13 @@ class StopVote:
             time.sleep(min(max(SHORTEST_WAIT, SHARE * (time.monotonic() - began)), LONGEST_WAIT))
 
 
-def _apart(store: Store, ranks: int) -> Store:
-    """For one agreement alone: the n-th of every rank belong together."""
-    made = store.add("ma2mba agreements", 1)
-    return PrefixStore(f"ma2mba agreement {(made - 1) // ranks}", store)
+def build_vote(world: World) -> StopVote:
+    """Return this rank's vote, over the store of the default process group. All ranks call it."""
+    store = c10d._get_default_store() if world.size > 1 else None
+    return StopVote(store, world.size, world.group if world.sequence > 1 else None, world.place)
+
+
+def _own_keys(store: Store, ranks: int) -> Store:
+    """Return a view of the store for one vote: the n-th votes of all ranks share their keys."""
+    number = store.add("ma2mba stop votes", 1)
+    return PrefixStore(f"ma2mba stop vote {(number - 1) // ranks}", store)

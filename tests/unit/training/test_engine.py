@@ -11,7 +11,7 @@ from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training import engine as deepspeed_engine
-from ma2mba.training import loop
+from ma2mba.training import opening
 from ma2mba.training.recipe.loading import parse_recipe
 from ma2mba.training.world import World, load_policy
 from tests.dist.launching import RECIPE
@@ -45,10 +45,13 @@ def test_ranks_that_share_sequences_need_one_plan(second, monkeypatch):
         return said
 
     said: list[list[float]] = []
-    monkeypatch.setattr(loop, "build_engine", lambda *_: SimpleNamespace(gather=gather))
-    monkeypatch.setattr(loop, "go_on", lambda *_: None)
+    monkeypatch.setattr(opening, "build_engine", lambda *_: SimpleNamespace(gather=gather))
+    monkeypatch.setattr(opening, "resume", lambda *_: None)
     for rank, chunk in enumerate((64, second)):
         world = World(rank, 2, torch.device("cpu"), sequence=2)
-        job = SimpleNamespace(model=None, recipe=None, plan=Plan(chunk_tokens=chunk), world=world, policy=None)
+        recipe = SimpleNamespace(seed=0)
+        job = SimpleNamespace(
+            model=None, start=None, recipe=recipe, plan=Plan(chunk_tokens=chunk), world=world, policy=None
+        )
         with pytest.raises(UserError, match="chunk_tokens=128") if chunk == 128 else nullcontext():
-            loop.open_engine(job)
+            opening.open_engine(job)

@@ -97,7 +97,7 @@ def test_a_schedule_that_is_wrong_is_found(monkeypatch):
 def test_the_trainer_ends_with_2_before_its_engine_opens(kernels, monkeypatch, capsys):
     from ma2mba.training import engine as deepspeed_engine
     from ma2mba.training import job as build
-    from ma2mba.training import loop
+    from ma2mba.training import opening
     from ma2mba.training.faults import failures, guard
 
     monkeypatch.setattr(guard, "guard", lambda job, activity: nullcontext())  # it would end this process
@@ -105,8 +105,8 @@ def test_the_trainer_ends_with_2_before_its_engine_opens(kernels, monkeypatch, c
     monkeypatch.setattr(build, "build", lambda recipe, world: job)
     monkeypatch.setattr(deepspeed_engine, "start_processes", lambda world: None)
     monkeypatch.setattr(failures, "clear", lambda run: None)
-    monkeypatch.setattr(loop, "open_loader", nullcontext)
-    monkeypatch.setattr(loop, "open_engine", lambda job: pytest.fail("the engine was opened"))
+    monkeypatch.setattr(opening, "open_loader", nullcontext)
+    monkeypatch.setattr(opening, "open_engine", lambda job: pytest.fail("the engine was opened"))
     kernels(lambda y, conv, ssm: (y, conv, ssm * 2))
     spec = importlib.util.spec_from_file_location("train", ROOT / "launch" / "train.py")
     train = importlib.util.module_from_spec(spec)

@@ -11,8 +11,7 @@ import torch
 from ma2mba.data.batch import collate
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
-from ma2mba.training import finite
-from ma2mba.training.faults import guard
+from ma2mba.training.faults import finite, guard
 from ma2mba.training.faults.activity import Activity
 from ma2mba.training.fit.fitting import GIB
 from ma2mba.training.fit.pricing import Machine, config_of_size
@@ -37,8 +36,7 @@ def activity(job) -> Activity:
     """An activity in the forward of a micro-batch."""
     made = Activity()
     made.begin_step(2, 80)
-    next(made.micro_batches([(collate([job.dataset[0], job.dataset[2]], job.model.config.tokens_per_frame), None)]))
-    made.enter("forward")
+    made.begin_micro_batch(collate([job.dataset[0], job.dataset[2]], job.model.config.tokens_per_frame))
     return made
 
 
@@ -100,10 +98,9 @@ def test_other_errors_keep_their_traceback(job, activity, ends, capsys):
     ("loss", "norm", "what"),
     [(float("nan"), 1.0, "loss is nan"), (2.0, float("inf"), "gradient norm is inf"), (2.0, 1.0, None)],
 )
-def test_loss_and_gradient_must_be_finite(job, monkeypatch, loss, norm, what):
-    monkeypatch.setattr(finite, "barrier", lambda: None)
+def test_loss_and_gradient_must_be_finite(job, loss, norm, what):
     plan = job.sampler.plan(job.position)
-    engine = SimpleNamespace(world=job.world, gather=lambda losses_M: [losses_M.tolist()])
+    engine = SimpleNamespace(barrier=lambda: None, gather=lambda losses_M: [losses_M.tolist()])
     shares_M = torch.tensor([0.5, loss])
     result = StepResult(
         loss=loss,

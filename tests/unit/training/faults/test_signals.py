@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
-from ma2mba.training.faults.signals import Interruption, Stopped
+from ma2mba.training.faults.signals import SignalListener
+from ma2mba.training.faults.stop_points import Stopped, StopPoints
 from ma2mba.training.faults.stop_vote import LostRank, StopVote
 
 STEPS, MICRO_BATCHES = 2, 3
@@ -48,34 +49,34 @@ class Job:
 
 
 class Rank:
-    def __init__(self, job, number, agreement, at):
-        self.job, self.number, self.agreement, self.at = job, number, agreement, at
-        self.interruption, self.place = Interruption(), None
+    def __init__(self, job, number, vote, at):
+        self.job, self.number, self.vote, self.at = job, number, vote, at
+        self.stop_points, self.place = StopPoints(vote, job.stage), None
         self.collectives, self.exchanges = [], []
 
     def train(self):
         try:
             for step in range(STEPS):
-                numbers = iter(range(MICRO_BATCHES))
-                checked = self.interruption.checked(numbers, MICRO_BATCHES, self.agreement, self.job.stage)
-                for batch, breaks in checked:
-                    self._micro_batch(step, batch, breaks)
+                for batch in range(MICRO_BATCHES):
+                    self.stop_points.before_micro_batch(last=batch == LAST)
+                    self._micro_batch(step, batch)
                 self.job.everybody.wait()
         except Stopped as stopped:
             return self.place, str(stopped)
         return self.place, None
 
-    def _micro_batch(self, step, batch, breaks):
-        for chunks, before in ((FORWARD, lambda: None), (BACKWARD, breaks.turn)):
+    def _micro_batch(self, step, batch):
+        points = self.stop_points
+        for chunks, before in ((FORWARD, points.before_forward), (BACKWARD, points.before_backward)):
             before()
             if self.job.stage == 3:
                 self._all("weights", step, batch)
             for chunk in chunks:
                 self._reach(step, batch, chunk)
-                breaks.chunk()
+                points.before_chunk()
                 self._exchange(step, batch, chunk)
         self._reach(step, batch, END)
-        breaks.end()
+        points.before_reduction()
         if self.job.stage > 1 or batch == LAST:
             self._all("gradients", step, batch)
 
@@ -100,7 +101,7 @@ def signals(place, when):
     def at(rank, reached):
         if reached == place:
             assert when.wait(10)
-            rank.interruption.name = "SIGTERM"
+            rank.stop_points.signals.name = "SIGTERM"
 
     return at
 
@@ -117,7 +118,7 @@ def waits(place, there, asked):
 
 
 def watched(asked):
-    """An agreement's look, which tells when a rank has asked in it."""
+    """A vote that tells when a rank has asked in it."""
 
     class Watched(StopVote):
         def given_up(self, asks):
@@ -195,7 +196,7 @@ def test_a_rank_that_is_signalled_while_it_waits_takes_the_others_along():
 
     there, looked = threading.Event(), []
     job = Job(1, goes_on, lingers)
-    job.ranks[0].agreement.__class__ = Signalled
+    job.ranks[0].vote.__class__ = Signalled
     assert job.run() == [((0, LAST, END), ANOTHER), ((0, LAST, 0), ANOTHER)]
 
 
@@ -205,7 +206,7 @@ def test_a_rank_that_waits_learns_that_another_has_failed():
     def fails(rank, reached):
         if reached == (0, 0, 1):
             assert arriving.wait(10)
-            rank.agreement.fail()
+            rank.vote.fail()
             raise ArithmeticError("its own fault")
 
     with pytest.raises(LostRank):
@@ -214,7 +215,7 @@ def test_a_rank_that_waits_learns_that_another_has_failed():
 
 def test_a_rank_of_a_group_learns_that_its_first_has_failed():
     def fails(rank, reached):
-        rank.agreement.fail()
+        rank.vote.fail()
         raise ArithmeticError("its own fault")
 
     job = Job(1, fails, goes_on, shared=2, waits=False)
@@ -264,7 +265,7 @@ def test_wherever_the_signals_come_all_leave_together(stage, ranks, shared, at_o
     def at(rank, reached):
         time.sleep(pauses[rank.number] * pace.random())
         if rank.number in struck and reached >= place:
-            rank.interruption.name = "SIGTERM"
+            rank.stop_points.signals.name = "SIGTERM"
 
     for _ in range(8):
         pace = random.Random(lot.random())
@@ -285,7 +286,7 @@ def test_a_process_alone_needs_no_store():
     assert alone.arrive(lambda: True)
 
 
-def test_agreements_made_later_begin_anew():
+def test_votes_made_later_begin_anew():
     store = HashStore()
     (first, _), (again, _) = [[StopVote(store, 2) for _ in range(2)] for _ in range(2)]
     assert first.given_up(True)
@@ -296,31 +297,31 @@ def test_a_signal_is_heard_in_backward_while_the_main_thread_waits():
     """As on a GPU: no handler runs before the main thread goes on."""
     said, over = [], threading.Event()
 
-    def backward(breaks):
-        breaks.chunk()
+    def backward():
+        points.before_chunk()
         signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         try:
-            breaks.chunk()
+            points.before_chunk()
         except Stopped as stopped:
             said.append(str(stopped))
         over.set()
 
-    with Interruption() as interruption:
-        for _, breaks in interruption.checked(iter("b"), 1, StopVote(None, 1), 1):
-            thread = threading.Thread(target=backward, args=(breaks,))
-            thread.start()
-            over.wait()
-            thread.join()
+    with StopPoints(StopVote(None, 1), 1) as points:
+        points.before_micro_batch(last=True)
+        thread = threading.Thread(target=backward)
+        thread.start()
+        over.wait()
+        thread.join()
     assert said == ["SIGTERM"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_noted_and_afterwards_is_what_it_was(number):
     before, files = signal.getsignal(number), os.listdir("/proc/self/fd")
-    with Interruption() as interruption:
-        assert interruption.name is None
+    with SignalListener() as listener:
+        assert listener.name is None
         os.kill(os.getpid(), number)
-        assert interruption.name == number.name
+        assert listener.name == number.name
     assert signal.getsignal(number) == before
     assert signal.set_wakeup_fd(-1) == -1
     assert os.listdir("/proc/self/fd") == files

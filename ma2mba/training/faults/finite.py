@@ -1,47 +1,59 @@
-"""A run stops when its loss or gradient is no longer a number, and keeps the step for `ma2mba replay`."""
+"""Stop a run whose loss or gradient is no longer a number, and keep the step for `ma2mba replay`."""
 
 import math
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from ma2mba.data.sampler import StepPlan
 from ma2mba.errors import UserError
 from ma2mba.training.checkpoint import folder as checkpoint
-from ma2mba.training.engine import Engine, barrier
 from ma2mba.training.faults.replay import REPLAY, MicroBatchRecord, StepRecord, write
 from ma2mba.training.job import Job
 from ma2mba.training.metrics import StepResult
 
 
-def stop_unless_finite(job: Job, engine: Engine, step: int, plan: StepPlan, result: StepResult) -> None:
-    """Raises UserError, on all ranks, when a step's loss or the norm of its gradient is infinite or not a number.
+class Ranks(Protocol):
+    """What this needs of an engine (`ma2mba.training.engine.Engine`)."""
+
+    def barrier(self) -> None: ...
+    def gather(self, values: Tensor) -> list[list[float]]: ...
+
+
+def stop_unless_finite(job: Job, ranks: Ranks, step: int, plan: StepPlan, result: StepResult) -> None:
+    """Raise UserError on all ranks when a step's loss or gradient norm is infinite or not a number.
 
     RUN/replay/step-000123.json then holds the step.
     """
     if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
         return
-    losses = summed_by_group(engine.gather(result.losses_M), engine.world.sequence)
+    losses = summed_by_group(ranks.gather(result.losses_M), job.world.sequence)
     path = job.recipe.run_folder / REPLAY / f"step-{step:06d}.json"
     try:
-        if engine.world.rank == 0:
+        if job.world.rank == 0:
             write(path, keep(job, step, plan, result, losses))
     finally:
-        barrier()
+        ranks.barrier()
     what, value = ("gradient norm", result.gradient_norm) if math.isfinite(result.loss) else ("loss", result.loss)
     raise UserError(
-        f"step {step}: the {what} is {value}; `ma2mba replay {path}` runs each of the step's samples alone. Take a bad "
-        "sample out of the data, or go on from the latest checkpoint with smaller learning rates under trainable, or "
-        "precision=fp32"
+        f"step {step}: the {what} is {value}. `ma2mba replay {path}` runs each sample of this step separately. Remove "
+        "a bad sample from the data, or resume from the latest checkpoint with smaller learning rates under trainable, "
+        "or with precision=fp32"
     )
 
 
 def summed_by_group(losses: list[list[float]], ranks: int) -> list[list[float]]:
-    """Each `ranks` ranks' shares of the losses of the micro-batches that they see together, summed."""
+    """Add up the losses of each micro-batch over every `ranks` ranks that share it.
+
+    `losses[rank][micro_step]` is a rank's share; the result is `[group][micro_step]`.
+    """
     groups = [losses[first : first + ranks] for first in range(0, len(losses), ranks)]
     return [[sum(shares) for shares in zip(*group, strict=True)] for group in groups]
 
 
 def keep(job: Job, step: int, plan: StepPlan, result: StepResult, losses: list[list[float]]) -> StepRecord:
-    """What a replay needs. `losses[rank][micro_step]` (of a group that shares samples) are parts of the step's loss."""
+    """Return what a replay needs. `losses[group][micro_step]` add up to the step's loss."""
     dataset = job.dataset
     start = checkpoint.latest(job.recipe.run_folder) or (job.start.folder if job.start else None)
 
