@@ -8,6 +8,7 @@ from data_prep.clips import Clip, Reject, join_scenes, join_videos
 from data_prep.recipe import Recipe
 from data_prep.sources import find_format
 from ma2mba.annotations.records import BadRecord
+from ma2mba.files import fits_utf8
 
 
 @dataclass
@@ -74,7 +75,7 @@ def encodable(item: Clip | BadRecord) -> Clip | Reject:
     if isinstance(item, BadRecord):
         return _reject(item.id, item.media, item.where, item.reason)
     texts = [item.sample_id, item.name, *(t.text for t in item.turns), *(s.caption for s in item.scenes)]
-    if all(text.isascii() or text == _escaped(text) for text in texts):
+    if all(fits_utf8(text) for text in texts):
         return item
     return _reject(item.sample_id, item.name, item.where, "a text of it holds half a character")
 

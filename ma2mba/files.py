@@ -113,7 +113,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); make it readable or name another file") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}). Make it readable or name another file") from error
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error}); free disk space or name another --out, then run the command again"
+            f"{folder}: cannot be written ({error}). Free disk space or name another --out, then run the command again"
         ) from error
 
 

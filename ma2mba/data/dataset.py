@@ -112,33 +112,35 @@ class Dataset:
             manifest = reader.manifest
             if manifest.image_size != self.image_size:
                 raise UserError(
-                    f"{folder}: frames are {manifest.image_size} pixels wide, but the model needs {self.image_size}; "
-                    f"build the shards with image_size {self.image_size}"
+                    f"{folder}: frames are {manifest.image_size} pixels wide, but the model needs {self.image_size}. "
+                    f"Build the shards with image_size {self.image_size}"
                 )
             if manifest.tokenizer_sha256 != first.tokenizer_sha256:
                 raise UserError(
-                    f"{folder}: built with another tokenizer than {self.folders[0]}; build one of them again"
+                    f"{folder}: built with another tokenizer than {self.folders[0]}. Build one of them again"
                 )
             if manifest.features != first.features:
                 raise UserError(
-                    f"{folder}: holds {_kind(manifest.features)}, but {self.folders[0]} holds {_kind(first.features)}; "
-                    "train on folders of one kind (`python -m data_prep encode` turns pictures into features)"
+                    f"{folder}: holds {_kind(manifest.features)}, but {self.folders[0]} holds {_kind(first.features)}. "
+                    "Train on folders of one kind (`python -m data_prep encode` turns pictures into features)"
                 )
         if first.features and first.features.tokens != self.tokens_per_frame:
             raise UserError(
                 f"{self.folders[0]}: holds features of {first.features.tokens} tokens per frame, but the model has "
-                f"{self.tokens_per_frame}; encode the frames with the model's own vision encoder"
+                f"{self.tokens_per_frame}. Encode the frames with the model's own vision encoder"
             )
 
     def _check_samples(self) -> None:
         if not self.samples:
-            raise UserError(f"{', '.join(map(str, self.folders))}: no samples; rejects.jsonl there lists the reasons")
+            raise UserError(
+                f"{', '.join(map(str, self.folders))}: no samples. The file rejects.jsonl there lists the reasons"
+            )
         without = np.flatnonzero(self.targets_N == 0)
         if len(without):
             reader, row = self.samples[without[0]]
             raise UserError(
                 f"{reader.folder}: sample {row.sample_id} has no answer to learn from ({len(without)} such samples in "
-                "all folders); remove them from the annotations and build the shards again"
+                "all folders). Remove them from the annotations and build the shards again"
             )
 
 
@@ -177,12 +179,12 @@ class StoredFrames:
         try:
             frame_HWC = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
         except ValueError as error:
-            raise UserError(f"{name} is not a JPEG image ({error}); build the shards again") from error
+            raise UserError(f"{name} is not a JPEG image ({error}). Build the shards again") from error
         if frame_HWC.shape[:2] != (self.image_size, self.image_size):
             height, width = frame_HWC.shape[:2]
             raise UserError(
-                f"{name} has {width}x{height} pixels, but the manifest says {self.image_size}x{self.image_size}; "
-                "build the shards again"
+                f"{name} has {width}x{height} pixels, but the manifest says {self.image_size}x{self.image_size}. "
+                "Build the shards again"
             )
         return frame_HWC
 

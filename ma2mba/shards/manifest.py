@@ -107,23 +107,23 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        remedy = "give a folder that `python -m data_prep build` has finished"
-        raise UserError(f"{path}: not found; {remedy}") from error
+        remedy = "Give a folder that `python -m data_prep build` has finished"
+        raise UserError(f"{path}: not found. {remedy}") from error
     except OSError as error:
-        raise ShardDamaged(f"{path}: cannot be read ({error.strerror}); make it readable") from error
+        raise ShardDamaged(f"{path}: cannot be read ({error.strerror}). Make it readable") from error
     try:
         content = json.loads(text)
         version = content["format_version"]
         stored_checksum = content.pop("checksum")
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardDamaged(f"{path}: damaged ({type(error).__name__}: {error}); build the shards again") from error
+        raise ShardDamaged(f"{path}: damaged ({type(error).__name__}: {error}). Build the shards again") from error
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path}: has format version {version}, but this program reads {FORMAT_VERSION}; build the shards again"
+            f"{path}: has format version {version}, but this program reads {FORMAT_VERSION}. Build the shards again"
         )
     if stored_checksum != hash_json(content):
-        raise ShardDamaged(f"{path}: its content does not match its checksum; build the shards again")
+        raise ShardDamaged(f"{path}: its content does not match its checksum. Build the shards again")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        raise ShardDamaged(f"{path}: damaged ({error}); build the shards again") from error
+        raise ShardDamaged(f"{path}: damaged ({error}). Build the shards again") from error

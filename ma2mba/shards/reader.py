@@ -16,7 +16,7 @@ from ma2mba.shards.writer import PayloadHash, read_index
 
 OPEN_FILES = 8
 """How many payload files a reader keeps open."""
-_REMEDY = "build the shards again, or copy the file again from an undamaged folder"
+_REMEDY = "Build the shards again, or copy the file again from an undamaged folder"
 
 
 class ShardReader:
@@ -34,7 +34,7 @@ class ShardReader:
         try:
             self.rows: list[IndexRow] = read_index(self.folder / INDEX_FILE)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise ShardDamaged(f"{self.folder / INDEX_FILE}: cannot be read ({error}); {_REMEDY}") from error
+            raise ShardDamaged(f"{self.folder / INDEX_FILE}: cannot be read ({error}). {_REMEDY}") from error
         self._row_group_frames = FRAMES_PER_ROW_GROUP[self.manifest.kind]
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._lock = threading.Lock()
@@ -89,13 +89,13 @@ class ShardReader:
         return self._files[name]
 
     def _damaged(self, row: IndexRow, reason: str) -> ShardDamaged:
-        return ShardDamaged(f"{self.folder / row.file}: sample {row.sample_id} is damaged ({reason}); {_REMEDY}")
+        return ShardDamaged(f"{self.folder / row.file}: sample {row.sample_id} is damaged ({reason}). {_REMEDY}")
 
 
 def check_file(folder: Path, entry: FileEntry, *, content: bool) -> None:
     """Raise ShardDamaged unless the file has the size in the manifest and, with `content`, also the hash."""
     if problem := _file_problem(folder, entry, content):
-        raise ShardDamaged(f"{folder / entry.name}: {problem}; {_REMEDY}")
+        raise ShardDamaged(f"{folder / entry.name}: {problem}. {_REMEDY}")
 
 
 def _file_problem(folder: Path, entry: FileEntry, content: bool) -> str | None:

@@ -19,8 +19,8 @@ def read_records(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]
         with pq.ParquetFile(path) as file:
             if missing := [name for name in columns if name not in file.schema_arrow.names]:
                 there = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has the columns {there}")
+                raise UserError(f"{path}: no column {', '.join(missing)}. It has the columns {there}")
             for batch in file.iter_batches(batch_size=1024, columns=list(columns), use_threads=False):
                 yield from batch.to_pylist()
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"{path}: not a complete Parquet file ({error}); download or copy it again") from error
+        raise UserError(f"{path}: not a complete Parquet file ({error}). Download or copy it again") from error

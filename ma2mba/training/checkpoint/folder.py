@@ -84,7 +84,7 @@ class Start:
         changed = [f"{key}: {new} now, {old} in the checkpoint" for key, (old, new) in pairs.items() if old != new]
         if changed:
             raise UserError(
-                f"{self.folder}: has different settings; restore them, or start a new run with "
+                f"{self.folder}: has different settings. Restore them, or start a new run with "
                 f"init_from={self.folder / MODEL}" + "".join(f"\n  {line}" for line in changed)
             )
 
@@ -105,7 +105,7 @@ def latest(run: Path) -> Path | None:
     except FileNotFoundError:
         return None
     if not TAG.fullmatch(tag):
-        raise UserError(f"{folder / LATEST}: holds {tag!r}, not the name of a checkpoint; write the name of one there")
+        raise UserError(f"{folder / LATEST}: holds {tag!r}, not the name of a checkpoint. Write the name of one there")
     return folder / tag
 
 
@@ -118,7 +118,7 @@ def read(folder: Path, *, hashes: bool = False) -> Start:
         return _read(folder, hashes)
     except Damaged as error:
         others = ", ".join(p.name for p in steps_in(folder.parent).values() if p != folder and is_complete(p))
-        raise UserError(f"{error}; resume from another checkpoint (complete: {others or 'none'})") from error
+        raise UserError(f"{error}. Resume from another checkpoint (complete: {others or 'none'})") from error
 
 
 def _read(folder: Path, hashes: bool) -> Start:
@@ -160,7 +160,7 @@ def model_folder(source: str | Path) -> Path:
     """
     folder = Path(source)
     if not folder.is_dir():
-        raise UserError(f"{folder}: does not exist; give the folder of a run, a checkpoint or a model")
+        raise UserError(f"{folder}: does not exist. Give the folder of a run, a checkpoint or a model")
     if newest := latest(folder):
         return read(newest).folder / MODEL
     return folder / MODEL if (folder / MODEL).is_dir() else folder

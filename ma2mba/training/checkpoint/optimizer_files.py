@@ -75,7 +75,7 @@ def read_fragments(fragments: Iterable[Fragment], folder: Path) -> int:
         for fragment in fragments:
             _fill(fragment, stored.get(fragment.name, []), folder)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read ({error}); resume from another checkpoint") from error
+        raise UserError(f"{folder}: cannot be read ({error}). Resume from another checkpoint") from error
     return steps
 
 
@@ -106,5 +106,5 @@ def _fill(fragment: Fragment, stored: list[_StoredFragment], folder: Path) -> No
         if filled != len(tensor):
             raise UserError(
                 f"{folder}: holds {filled} of the {len(tensor)} elements of {key} of {fragment.name} that this rank "
-                "needs; resume from another checkpoint"
+                "needs. Resume from another checkpoint"
             )

@@ -26,7 +26,7 @@ def find_start(recipe: Recipe) -> Start | None:
     newest = latest(run) or _newest_complete(run / CHECKPOINTS)
     if recipe.resume == "none":
         if newest:
-            raise UserError(f"{run}: already has checkpoints; set run to another folder, or use resume=auto to resume")
+            raise UserError(f"{run}: already has checkpoints. Set run to another folder, or use resume=auto to resume")
         return None
     if newest:
         return read(newest, hashes=True)
@@ -36,12 +36,12 @@ def find_start(recipe: Recipe) -> Start | None:
 
 def _start_from(folder: Path, run: Path) -> Start:
     if not folder.is_dir():
-        raise UserError(f"resume: {folder} does not exist; give a checkpoint folder, a run folder, auto or none")
+        raise UserError(f"resume: {folder} does not exist. Give a checkpoint folder, a run folder, auto or none")
     start = read(latest(folder) or folder, hashes=True)
     newest = latest(run)
     if newest and is_complete(newest) and read(newest).state.step > start.state.step:
         raise UserError(
-            f"resume: {run} already continues to {newest.name}; to branch off {folder}, set run to a new folder"
+            f"resume: {run} already continues to {newest.name}. To branch off {folder}, set run to a new folder"
         )
     return start
 
@@ -52,7 +52,7 @@ def _newest_complete(folder: Path) -> Path | None:
     newest = next((checkpoint for checkpoint in reversed(checkpoints) if is_complete(checkpoint)), None)
     if checkpoints and not newest:
         raise UserError(
-            f"{folder}: has no file {LATEST}, and none of its checkpoints is complete; set run to another folder"
+            f"{folder}: has no file {LATEST}, and none of its checkpoints is complete. Set run to another folder"
         )
     return newest
 
@@ -66,6 +66,6 @@ def _require_new(run: Path) -> None:
     steps = max((record.get("step", 0) for record in read_jsonl(run / "metrics.jsonl")), default=0)
     if steps > every:
         raise UserError(
-            f"{run}: has taken {steps} steps and saves every {every} steps, but its checkpoints are missing; restore "
+            f"{run}: has taken {steps} steps and saves every {every} steps, but its checkpoints are missing. Restore "
             "them, set run to another folder, or use resume=none to start again from the beginning"
         )

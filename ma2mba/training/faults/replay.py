@@ -91,7 +91,7 @@ def write(path: Path, record: StepRecord) -> None:
         with atomic_write(path) as file:
             file.write(record.model_dump_json(indent=1) + "\n")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free disk space and start again") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror}). Free disk space and start again") from error
 
 
 def read(path: Path) -> StepRecord:
@@ -99,9 +99,9 @@ def read(path: Path) -> StepRecord:
     try:
         return StepRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a file in the folder {REPLAY} of a run") from error
+        raise UserError(f"{path}: {error.strerror}. Give a file in the folder {REPLAY} of a run") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a step saved by training; give a file in the folder {REPLAY} of a run") from error
+        raise UserError(f"{path}: not a step saved by training. Give a file in the folder {REPLAY} of a run") from error
 
 
 def replay(record: StepRecord, device: torch.device) -> Iterator[Replayed]:
@@ -182,5 +182,5 @@ def _check_sample(dataset: Dataset, index: int, sample_id: str) -> None:
     if index >= len(dataset) or dataset.samples[index][1].sample_id != sample_id:
         folders = ", ".join(map(str, dataset.folders))
         raise UserError(
-            f"{folders}: sample {index} is not {sample_id}, which the failed step used; replay with the run's shards"
+            f"{folders}: sample {index} is not {sample_id}, which the failed step used. Replay with the run's shards"
         )

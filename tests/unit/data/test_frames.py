@@ -147,7 +147,7 @@ def test_pictures_and_features_do_not_mix(pictures, features, tmp_path):
     with pytest.raises(UserError, match=r"holds pictures, but .* holds features of encoder eeeeeeee \(4 x 32\)"):
         Dataset([features, pictures], 28, K)
     other = write_shards(tmp_path / "o", [(1, 1)], features=FEATURES.model_copy(update={"encoder": "f" * 32}))
-    with pytest.raises(UserError, match="train on folders of one kind"):
+    with pytest.raises(UserError, match="Train on folders of one kind"):
         Dataset([features, other], 28, K)
     with pytest.raises(UserError, match="features of 4 tokens per frame, but the model has 9"):
         Dataset([features], 28, 9)
