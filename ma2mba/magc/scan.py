@@ -44,6 +44,7 @@ class Scan:
     the gradient of its initial states. The initial states of a chunk are the final states of the chunk before, so that
     gradient goes to the chunk before. This is exact back-propagation through time over the whole sequence.
 
+    step         Any `Step`; with `memo_chunks` over 0 a `GraphCell`, which has `remember` and `recall`.
     stash        Where states are kept.
     stash_every  Keep the states before every N-th chunk only. Backward recomputes the states between, one segment of N
                  chunks at a time, with one more forward.

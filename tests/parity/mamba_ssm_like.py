@@ -1,7 +1,7 @@
-"""A model that is put together as mamba-ssm's `MambaLMHeadModel`, in plain torch: for machines without its kernels.
+"""A model with the structure of mamba-ssm's `MambaLMHeadModel`, in plain torch, for machines without its kernels.
 
-A block adds what comes from the block before to the residual, norms it and returns the mixer's output beside the
-residual; the backbone adds the last pair. With `fused_add_norm` the sum and the norm are one function.
+A block adds the output of the block before to the residual, normalizes the sum, and returns the mixer's output and the
+residual. The backbone adds the last two. With `fused_add_norm` one function computes the sum and the norm.
 
 B batch, T tokens, D model width.
 """
@@ -20,7 +20,10 @@ from ma2mba.ops.reference.ssd import ssd_scan
 
 
 def add_norm(hidden: Tensor, norm: nn.Module, residual: Tensor | None, residual_in_fp32: bool) -> tuple[Tensor, Tensor]:
-    """The norm of the sum in the dtype of `hidden`, and the sum in the residual's: at first fp32 if asked."""
+    """Return the norm of the sum in the dtype of `hidden`, and the sum in the residual's dtype.
+
+    Without a residual, the sum is `hidden`, in fp32 if `residual_in_fp32`.
+    """
     if residual is None:
         total = hidden.float() if residual_in_fp32 else hidden
     else:
@@ -29,7 +32,7 @@ def add_norm(hidden: Tensor, norm: nn.Module, residual: Tensor | None, residual_
 
 
 class Mamba2(Mamba2Mixer):
-    """The attributes of mamba-ssm's mixer on this project's parameters, and the recurrence from zero states."""
+    """This project's mixer with the attributes of mamba-ssm's mixer, and a forward from zero states."""
 
     def __init__(self, config: Mamba2Config, norm_before_gate: bool):
         super().__init__(config)

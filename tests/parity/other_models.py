@@ -1,4 +1,4 @@
-"""Small models of transformers and of mamba-ssm's structure, and what comes of a forward and backward of one."""
+"""Small models of transformers and of mamba-ssm's structure, and the outcome of a forward and backward."""
 
 import inspect
 
@@ -13,11 +13,11 @@ from tests.parity.mamba_ssm_like import MambaLMHeadModel
 
 TOKENS, VOCABULARY, LAYERS = 37, 50, 3
 GROUPS = 2 if "group_size" in inspect.signature(MambaRMSNormGated).parameters else 1
-"""An older transformers norms all groups as one."""
+"""Older versions of transformers normalize all groups as one."""
 
 
 class InDouble(TorchFunctionMode):
-    """Whoever asks for fp32 gets fp64."""
+    """Computes in fp64 where code converts to fp32."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is Tensor.float:
@@ -33,7 +33,7 @@ def hf_model(**changes) -> Mamba2ForCausalLM:
     values = {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": GROUPS, "chunk_size": 16}
     values |= {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS}
     model = Mamba2ForCausalLM(Mamba2Config(**(values | changes)))
-    with torch.no_grad():  # the fresh model repeats its input and has equal decays
+    with torch.no_grad():  # a new model returns its input and has equal decays
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model.train()
@@ -50,7 +50,7 @@ def ids(batch: int, seed: int = 1) -> Tensor:
 
 
 def outcome(model: nn.Module, batch: int) -> list[Tensor]:
-    """Loss, logits and every gradient; the loss of `labels` where the model has one."""
+    """Return loss, logits and every gradient. The loss is the model's own if it takes `labels`."""
     given = ids(batch).to(next(model.parameters()).device)
     model.zero_grad(set_to_none=True)
     if isinstance(model, Mamba2ForCausalLM):
@@ -64,5 +64,6 @@ def outcome(model: nn.Module, batch: int) -> list[Tensor]:
 
 
 def worst(found: list[Tensor], right: list[Tensor]) -> float:
+    """Return the largest relative error: the norm of the difference over the norm."""
     pairs = ((a.cpu().double(), b.cpu().double()) for a, b in zip(found, right, strict=True))
     return max(((a - b).norm() / b.norm().clamp(min=1e-300)).item() for a, b in pairs)

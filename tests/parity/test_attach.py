@@ -1,7 +1,7 @@
-"""`magc.attach`: a transformers model, and one built as mamba-ssm builds it, give what they gave before.
+"""`magc.attach` does not change the results of a transformers model and of a model with mamba-ssm's structure.
 
-transformers computes parts of a layer in fp32 whatever the model is in; `InDouble` makes that fp64, so that the bound
-can be tight. Measured worst case over all cases here: 4e-15 in fp64, 2e-6 in fp32 (relative, norm over norm).
+transformers computes parts of a layer in fp32 for any dtype of the model. `InDouble` makes these parts fp64, so that
+the bound can be tight. Worst relative error of all cases (norm over norm): 4e-15 in fp64 and 2e-6 in fp32 measured.
 """
 
 import copy
@@ -59,16 +59,19 @@ def real_mamba_ssm() -> tuple[nn.Module, nn.Module]:
 
 
 def transformers_on_gpu() -> tuple[nn.Module, nn.Module]:
-    """Where kernels are installed transformers runs them on a CPU too, where they know no fp64: plain torch, which
-    the tests above compare, stands for it."""
+    """Return a model on the GPU and an exact reference on the CPU.
+
+    If kernels are installed, transformers calls them on a CPU too, where they cannot compute in fp64. So the reference
+    is an attached model, which runs in plain torch; the tests above verify it.
+    """
     exact = hf_model(hidden_size=256, num_heads=8, head_dim=64, state_size=64, n_groups=1, chunk_size=64).bfloat16()
     return copy.deepcopy(exact).to("cuda"), attach(exact.double(), Plan("sequence", TOKENS, LAYERS))
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU with mamba-ssm and causal-conv1d")
 @pytest.mark.parametrize("make", [real_mamba_ssm, transformers_on_gpu])
-def test_on_a_gpu_in_bf16_it_is_as_near_to_fp64_as_the_models_own(make):
-    """The real mamba-ssm, and this project's kernels under both. Not measured yet."""
+def test_on_a_gpu_in_bf16_it_is_as_exact_as_the_models_own(make):
+    """Compare with real mamba-ssm and with transformers; this project's kernels run when attached. Not measured yet."""
     model, exact = make()
     with InDouble():
         right = outcome(exact, 2)
@@ -90,7 +93,7 @@ def test_on_a_gpu_in_bf16_it_is_as_near_to_fp64_as_the_models_own(make):
         lambda: ssm_model(residual_in_fp32=False, ngroups=2),
     ],
 )
-def test_what_a_configuration_changes(make):
+def test_other_configurations_give_the_same_results(make):
     model = make().double()
     with InDouble():
         right = outcome(model, 2)
@@ -98,7 +101,7 @@ def test_what_a_configuration_changes(make):
 
 
 @pytest.mark.parametrize("make", [hf_model, ssm_model])
-def test_the_model_stays_the_same_and_detach_leaves_nothing(make):
+def test_attach_keeps_the_model_and_detach_leaves_no_trace(make):
     model = make()
     own = {name: set(vars(module)) for name, module in model.named_modules()}
     keys, parameters = list(model.state_dict()), list(model.parameters())
@@ -115,7 +118,7 @@ def test_the_model_stays_the_same_and_detach_leaves_nothing(make):
         detach(model)
 
 
-def test_a_forward_of_somebody_elses_comes_back():
+def test_detach_restores_a_forward_that_another_library_had_replaced():
     model = hf_model()
     block = model.backbone.layers[1]
     block.forward = theirs = lambda *a, own=block.forward, **k: own(*a, **k)
@@ -136,8 +139,8 @@ def test_a_deep_copy_runs_its_own_blocks(make):
 
 
 @pytest.mark.parametrize("make", [hf_model, ssm_model])
-def test_fewer_bytes_live_between_forward_and_backward(make):
-    """Measured 14 and 12 times fewer than with the model's own code: logits, layer inputs and states."""
+def test_fewer_bytes_are_kept_between_forward_and_backward(make):
+    """Measured: 14 and 12 times fewer than with the model's own code. Logits, layer inputs and states remain."""
     model, given, live = make(), ids(1).repeat(1, 8), []
     for plan in (None, Plan("layer", 16, 1)):
         if plan:
@@ -185,8 +188,11 @@ def test_other_ways_to_call_it():
     assert model(given, use_cache=False).cache_params is None
 
 
-def test_mixed_precision_is_as_near_to_fp32_as_the_models_own():
-    """Measured: matrices at most 1.3 times as far as with the model's own code, all together 3.0e-2 against 2.3e-2."""
+def test_mixed_precision_is_as_exact_as_the_models_own():
+    """Measured: the error of a matrix is at most 1.3 times the error of the model's own code.
+
+    The error of all gradients together is 3.0e-2; the model's own code has 2.3e-2.
+    """
     model = hf_model()
     right = outcome(model, 2)
     errors = []
@@ -200,7 +206,7 @@ def test_mixed_precision_is_as_near_to_fp32_as_the_models_own():
     assert (ours[matrices] < 2 * own[matrices]).all()
 
 
-def test_under_autocast_projections_are_rounded_and_nothing_else():
+def test_autocast_rounds_the_projections_only():
     block = hf_model().backbone.layers[0]
     rounded = copy.deepcopy(block)
     for module in (rounded.norm, rounded.mixer.in_proj, rounded.mixer.norm, rounded.mixer.out_proj):
@@ -215,7 +221,7 @@ def test_under_autocast_projections_are_rounded_and_nothing_else():
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_frozen_layers_train_nothing_but_pass_on():
+def test_frozen_layers_get_no_gradient_but_pass_it_on():
     model = hf_model()
     model.backbone.layers[1].requires_grad_(False)
     attach(model, Plan("sequence", 8, 2))
@@ -225,7 +231,7 @@ def test_frozen_layers_train_nothing_but_pass_on():
 
 
 def test_without_a_plan_memory_and_length_decide(monkeypatch, caplog):
-    """Little room makes short pieces, a longer input a new plan, and too little room a warning."""
+    """A longer input leads to a new plan, less memory to a smaller plan, and too little memory to a warning."""
     model = attach(hf_model(n_groups=1, num_hidden_layers=6))
     room = {"bytes": 1 << 40}
     monkeypatch.setattr(auto_plan, "free_bytes", lambda device: room["bytes"])
@@ -249,7 +255,7 @@ def test_without_a_plan_memory_and_length_decide(monkeypatch, caplog):
 
 @pytest.fixture
 def chooser(monkeypatch):
-    """A function of (batch, tokens) that plans, what it counted as there each time, and the model."""
+    """Return a function plan(batch, tokens), the list of base bytes of each planning, and the model."""
     model = hf_model(n_groups=1)
     made = auto_plan.AutoPlan()
     layers = [TransformersAdapter.layer(block) for block in model.backbone.layers]
@@ -269,7 +275,7 @@ def chooser(monkeypatch):
 
 
 def test_a_plan_is_for_the_most_rows_and_the_most_tokens_together(chooser):
-    """A short large batch and a long small one: then one that is both runs on a plan for both."""
+    """After a batch with many rows and a batch with many tokens, a batch with both needs no new plan."""
     plan, bases, _ = chooser
     plan(8, 10)
     chosen = plan(1, 200)
@@ -277,7 +283,7 @@ def test_a_plan_is_for_the_most_rows_and_the_most_tokens_together(chooser):
     assert plan(8, 200) is chosen
 
 
-def test_moments_count_until_the_optimizer_has_made_them(chooser):
+def test_moments_count_until_the_optimizer_has_created_them(chooser):
     plan, bases, model = chooser
     plan(1, 10)
     plan(1, 20)

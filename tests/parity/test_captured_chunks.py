@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from ma2mba.magc import Plan, Streamer, gradients, graphs
-from ma2mba.magc.api import _apply, _Run
-from ma2mba.magc.cell import Cell, GraphCell, Piece
-from ma2mba.magc.chain import Chain
+from ma2mba.magc.api import _apply, _nest_captured, _Run
+from ma2mba.magc.cell import Cell, Piece
 from ma2mba.magc.chunk_io import Summed
 from ma2mba.magc.gradients import PersistentSums
 from ma2mba.magc.graphs import CapturedCell
-from ma2mba.magc.scan import Scan
 from tests.parity.worlds import gru_layers, mamba_layers, run_plainly
 
 WIDTH = 16
@@ -58,7 +56,7 @@ def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
         Cell(pieces),
         Cell([Piece.of_function(head, [])]),
     ]
-    root = Scan(Chain([GraphCell(cells[0]), CapturedCell(cells[1], 4), GraphCell(cells[2])]), "device", every)
+    root = _nest_captured(cells, Plan(chunk_tokens=4, stash_every=every))
     parameters = (scale, *layers.parameters())
     places = [torch.arange(0, 2 * min(4, tokens - start) * WIDTH, 3 + start) for start in range(0, tokens, 4)]
     chunks = [*zip(x.split(4, 1), weigh.split(4, 1), places, strict=True)]

@@ -1,4 +1,4 @@
-"""How often a cell (one layer on one chunk) runs, and what is kept for backward."""
+"""How often each layer runs on each chunk, and what is kept for backward."""
 
 import gc
 import weakref
@@ -42,13 +42,16 @@ def test_one_group_runs_twice_and_once_in_the_last_chunk():
 
 @pytest.mark.parametrize(("stash_every", "once_more"), [(1, 0), (2, 2), (3, 3), (6, 4), (99, 4)])
 def test_states_that_are_not_kept_cost_one_more_forward(stash_every, once_more):
-    """Six chunks. Of a segment all chunks run once more but its last, and the one before a last chunk that was kept."""
+    """Six chunks. In each segment, all chunks but the last run once more.
+
+    The sixth chunk's residual is kept from forward, so in its segment the fifth chunk counts as the last.
+    """
     runs = counted_run(Plan("sequence", 2, LAYERS, stash_every=stash_every))
     assert sorted(runs) == [1] * LAYERS + [2] * LAYERS * (5 - once_more) + [3] * LAYERS * once_more
 
 
-def test_a_forward_in_between_does_not_spoil_what_was_kept():
-    """Two losses, one backward: the first run's last chunk is recomputed, and the gradients are those of plain runs."""
+def test_two_forwards_before_a_backward_give_right_gradients():
+    """The second forward drops the kept residual of the first, which is then recomputed."""
     torch.manual_seed(0)
     layers, plan = gru_layers(2), Plan("sequence", 5, 2)
     xs = [torch.randn(1, TOKENS, WIDTH, dtype=torch.double) for _ in range(2)]
@@ -73,7 +76,7 @@ def test_no_gradients_run_each_cell_once_and_keep_nothing():
     assert not states[0][0].requires_grad
 
 
-def test_what_is_kept_does_not_outlive_the_result():
+def test_residuals_are_freed_with_the_result():
     layers = gru_layers(2)
     x = torch.randn(1, TOKENS, WIDTH, dtype=torch.double, requires_grad=True)
     y, states = checkpoint(layers, x, None, Plan("layer", 4, 1))
@@ -95,12 +98,12 @@ def test_what_is_kept_does_not_outlive_the_result():
         ({"memo_chunks": 1, "graphs": True}, "memo_chunks=1 is incompatible with graphs=True"),
     ],
 )
-def test_an_impossible_plan_is_refused(values, message):
+def test_an_impossible_plan_is_an_error(values, message):
     with pytest.raises(ValueError, match=message):
         Plan(**values)
 
 
-def test_wrong_arguments_are_refused():
+def test_wrong_arguments_are_errors():
     layers = gru_layers(2)
     plan = Plan("sequence", 4, 1)
     with pytest.raises(ValueError, match="at least one token"):
@@ -111,8 +114,8 @@ def test_wrong_arguments_are_refused():
         checkpoint([], torch.zeros(1, 2, WIDTH), None, plan)
 
 
-class Forgetful(torch.nn.Module):
-    """A layer that remembers what its costly part gave, and counts how often that part runs."""
+class Remembering(torch.nn.Module):
+    """A layer whose memo is the result of its costly part. `costly` counts the runs of that part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +138,7 @@ class Forgetful(torch.nn.Module):
 
 
 class Known(torch.autograd.Function):
-    """sin(x), the value given."""
+    """Return `value`, which is sin(x), with the gradient of sin(x)."""
 
     @staticmethod
     def forward(ctx, x, value):
@@ -148,10 +151,10 @@ class Known(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(("memo_chunks", "costly"), [(0, 6 + 5), (2, 6 + 3), (99, 6)])
-def test_a_memo_spares_work_and_changes_no_gradient(memo_chunks, costly):
-    """Six chunks, of which the last is not recomputed in any case."""
+def test_memos_save_work_and_change_no_gradient(memo_chunks, costly):
+    """Six chunks; the last one is never recomputed."""
     torch.manual_seed(0)
-    layers = torch.nn.ModuleList(Forgetful() for _ in range(2))
+    layers = torch.nn.ModuleList(Remembering() for _ in range(2))
     x = torch.randn(2, TOKENS, WIDTH, dtype=torch.double, requires_grad=True)
     plain = torch.autograd.grad(run_plainly(layers, x, [layer.initial_state(x) for layer in layers])[0].sum(), x)[0]
     for layer in layers:

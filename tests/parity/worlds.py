@@ -1,4 +1,4 @@
-"""Layers to run the engine on: Mamba-2, a GRU cell that knows nothing of it, and a counter around either."""
+"""Layers for tests of the engine: Mamba-2, a GRU cell, and a wrapper that counts runs."""
 
 from collections import Counter
 
@@ -10,7 +10,7 @@ from ma2mba.model.mamba2_config import Mamba2Config
 
 
 class GRULayer(nn.Module):
-    """A recurrent layer of somebody else's: a GRU cell stepped over the tokens, with a residual."""
+    """A recurrent layer that is not this project's: a GRU cell, run token by token, with a residual."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -29,7 +29,7 @@ class GRULayer(nn.Module):
 
 
 class Counted(nn.Module):
-    """Counts how often the layer inside runs on each chunk, told apart by the chunk's first value."""
+    """Counts the runs of a layer on each chunk. The first value and the length identify a chunk."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()

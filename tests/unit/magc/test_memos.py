@@ -1,4 +1,4 @@
-"""What memos take in real runs, what they spare, and when the planner proposes them."""
+"""How much memory memos need, how much time they save, and when the planner proposes them."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ CONFIG = Mamba2Config(d_model=48, n_layer=3, d_state=16, headdim=16, ssd_block=3
 
 
 class Remembering(Mamba2Layer):
-    """Keeps what it adds to x, as the kernels' layer does, in a tensor of its own."""
+    """Keeps what it adds to x in a tensor of its own, as the layer with kernels does."""
 
     def remember(self, x_BTD, state):
         y_BTD, after = self(x_BTD, state)
@@ -39,8 +39,10 @@ class Remembering(Mamba2Layer):
 @pytest.mark.parametrize("memos", [2, 99])
 @pytest.mark.parametrize("every", [1, 4])
 def test_memos_take_the_predicted_bytes(every, memos):
-    """Ten chunks, the last a short one and not recomputed. Measured: to the byte where all states are kept, else up to
-    0.6 chunks' memos too much."""
+    """Ten chunks; the last one is short and not recomputed.
+
+    Measured: exact if all states are kept; otherwise the prediction is too high by up to 0.6 chunks' memos.
+    """
     modules, plain = nn.ModuleList(Remembering(CONFIG) for _ in range(3)), Plan("sequence", 64, 3, stash_every=every)
     plan = replace(plain, memo_chunks=memos)
     cost = measure(modules[0], torch.empty(1, 1, 48), 3, lengths=(32, 64))
@@ -79,8 +81,8 @@ def with_room(one: Planner, gib: float) -> Planner:
     return replace(one, budget=replace(one.budget, device=int(gib * GIB)))
 
 
-def test_memos_spare_what_was_measured(large):
-    """docs/performance.md: 19,455 tokens a second, 3% more than without."""
+def test_memos_save_the_measured_time(large):
+    """docs/performance.md: 19,455 tokens per second, 3% more than without memos."""
     plan = Plan("sequence", 16384, 64, "host", memo_chunks=12)
     predicted = large.predict(TOKENS, plan)
     assert TOKENS.tokens / predicted.seconds == pytest.approx(19455, rel=0.02)
@@ -90,7 +92,7 @@ def test_memos_spare_what_was_measured(large):
     assert (most.seconds, most.device) == (more.seconds, more.device), "the last chunk is not recomputed"
 
 
-def test_memos_take_what_a_plan_leaves(large):
+def test_memos_fill_the_memory_that_a_plan_leaves(large):
     choice = large.choose(TOKENS)
     plan = choice.best.plan
     assert large.predict(TOKENS, plan) == choice.best
@@ -103,13 +105,13 @@ def test_memos_take_what_a_plan_leaves(large):
     assert 0 < roomy.memo_chunks < TOKENS.tokens / roomy.chunk_tokens
 
 
-def test_a_plan_with_memos_is_named_as_a_recipe_takes_it(large):
+def test_the_remedy_is_a_valid_section_of_a_recipe(large):
     section = yaml.safe_load(remedy(large, TOKENS).removeprefix("this would fit: magc:"))
     assert given_plan(Magc(**section), 64, 1) == large.choose(TOKENS).best.plan
 
 
-def test_memos_must_suit_other_sequences_too(large):
-    """Two rows of half the length take twice as many bytes for a chunk's memos."""
+def test_memos_must_fit_for_the_other_sequences_too(large):
+    """With two rows of half the length, the memos of a chunk need twice as many bytes."""
     alone, two_rows = large.choose(TOKENS).best.plan, with_room(priced(2, HALF), 180)
     assert not two_rows.budget.holds(two_rows.predict(HALF, alone))
     plan = fitting._choose([(large, TOKENS), (two_rows, HALF)], Machine(141 * GIB)).plan
@@ -119,14 +121,14 @@ def test_memos_must_suit_other_sequences_too(large):
 
 
 @pytest.mark.parametrize(("gib", "reason"), [(94, "memos: as fast, 93.6 GiB"), (90, "memos: would need")])
-def test_plans_without_memos_where_they_bring_little_or_do_not_fit(large, gib, reason):
+def test_no_memos_if_they_save_little_or_do_not_fit(large, gib, reason):
     choice = with_room(large, gib).choose(TOKENS)
     assert choice.best.plan.memo_chunks == 0
     assert [said for said in choice.reasons if said.startswith(reason)], choice.reasons
 
 
-def test_no_memos_and_no_such_plans_where_chunks_are_too_long_for_one_call():
-    """Ten rows of 2.7B: a call of the kernels takes 20,224 tokens of each, and leaves no memo where it is split."""
+def test_chunks_too_long_for_one_call_have_no_memos_and_are_not_proposed():
+    """Ten rows of 2.7B: one call of the kernels takes 20,224 tokens. A chunk that needs two calls has no memo."""
     ten = priced(10, HALF)
     assert ten.reach == 20_224
     long, short = Plan("sequence", 32768, 64, memo_chunks=3), Plan("sequence", 16384, 64, memo_chunks=3)
@@ -136,7 +138,7 @@ def test_no_memos_and_no_such_plans_where_chunks_are_too_long_for_one_call():
     assert max(p.plan.chunk_tokens for p in priced(1, HALF).candidates(HALF)) == 65_536
 
 
-def test_a_ranks_part_of_a_chunk_that_kernels_cannot_take_is_refused():
+def test_a_ranks_share_of_a_chunk_longer_than_one_call_is_an_error():
     part = replace(HALF, unit=144).part(2)
     machine = Machine(10_000 * GIB, None, "kernels")
     ten = planner(Setup(config_of_size("2.7b"), rows=10), part, machine)
@@ -147,8 +149,8 @@ def test_a_ranks_part_of_a_chunk_that_kernels_cannot_take_is_refused():
     fitting.check(ten, alone, Plan(chunk_tokens=40_400), machine)
 
 
-def test_only_what_can_have_memos_and_gains_by_them_gets_them(large):
-    """One group of layers in sequence nesting, not captured; chunks whose layers take longer than launching them."""
+def test_memos_are_proposed_only_where_they_are_possible_and_save_time(large):
+    """Memos need sequence nesting, one group of layers and no graphs. Short chunks gain nothing: launches dominate."""
     roomy = with_room(large, 10_000)
 
     def most(plan: Plan, one: Planner = roomy) -> list[int]:
