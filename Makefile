@@ -1,4 +1,4 @@
-# One command for each thing one does with this repository. `make` alone lists them.
+# The commands of this repository. `make` lists them.
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -21,15 +21,15 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONST
 help: ## list the targets
 	@echo "make <target> [VARIABLE=value ...]"
 	@awk -F ':.*## ' '/^[a-z0-9.]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "Setup: PYTHON=python3.11  VENV=.venv  TORCH_INDEX=URL (where to find torch's CPU wheels)"
-	@echo "  on a GPU machine keep its own torch: make setup PYTHON=python3 VENV_ARGS=--system-site-packages CONSTRAINTS="
-	@echo "Stages: GPUS=$(GPUS) processes (ranks over gloo without a GPU); ARGS='key=value ...' overrides keys of the recipe"
+	@echo "Setup: PYTHON=python3.11  VENV=.venv  TORCH_INDEX=URL (an index with CPU wheels of torch)"
+	@echo "  on a GPU machine with PyTorch preinstalled: make setup PYTHON=python3 VENV_ARGS=--system-site-packages CONSTRAINTS="
+	@echo "Stages: GPUS=$(GPUS) ranks (over gloo on a CPU); ARGS='key=value ...' overrides keys of the recipe"
 	@echo "  on several nodes: HOSTFILE=hosts instead of GPUS (docs/cluster.md)"
 
-setup: $(STAMP) ## create .venv and install everything (again only when setup.py or the constraints changed)
+setup: $(STAMP) ## create .venv and install everything (again only if setup.py or the constraints changed)
 
 $(STAMP): setup.py $(CONSTRAINTS)
-	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); give another: make setup PYTHON=python3.12" >&2; exit 2; }
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed. Name another interpreter: make setup PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "setup: $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV_ARGS) $(VENV); }
 	@echo "setup: torch"
 	@$(PIP) "setuptools>=77" torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -42,33 +42,33 @@ check: setup ## ruff (rules and format) and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: setup ## every test (within 15 minutes on 2 cores); ARGS='-k magc' for some
+test: setup ## run all tests (15 minutes on 2 cores); ARGS='-k magc' selects some
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-demo: setup ## a toy video world through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
+demo: setup ## train on toy videos through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
 	@$(BIN)/python examples/demo/run.py $(ARGS)
 
-chaos: setup ## kill a training run 10 times at random moments: does it end as an undisturbed one? (ARGS='--kills 20 --seed 1')
+chaos: setup ## kill a training run 10 times and compare it with an undisturbed run (ARGS='--kills 20 --seed 1')
 	@$(BIN)/python tests/dist/chaos.py $(ARGS)
 
-shards: need-DATA need-RUN setup ## videos and annotations -> token shards: DATA=recipe.yaml RUN=folder to write
+shards: need-DATA need-RUN setup ## turn videos and annotations into token shards: DATA=recipe.yaml RUN=folder to write
 	$(BIN)/python -m data_prep build $(DATA) --out $(RUN) $(ARGS)
 
 stage1: need-DATA need-RUN setup ## train the projector: DATA=shards RUN=folder GPUS=n
 	$(train)
 
-stage1.5: need-DATA need-RUN setup ## train all on long scenes: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1 run>
+stage1.5: need-DATA need-RUN setup ## train everything on long scenes: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1 run>
 	$(train)
 
-stage2: need-DATA need-RUN setup ## train all on questions: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1.5 run>
+stage2: need-DATA need-RUN setup ## train everything on questions: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1.5 run>
 	$(train)
 
 launcher = $(if $(HOSTFILE),DEEPSPEED=$(abspath $(BIN)/deepspeed) launch/multi_node.sh $(HOSTFILE),$(BIN)/python launch/run.py --num_gpus $(GPUS) launch/train.py)
 train = $(launcher) launch/recipes/$(subst .,_,$@).yaml data=$(DATA) run=$(RUN) $(ARGS)
 
-clean: ## remove what building and testing left (runs/ and .venv stay)
+clean: ## remove caches of builds and tests (keeps runs/ and .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 need-DATA need-RUN: need-%:
-	@test -n "$($*)" || { echo "error: $* is missing; give it on the command line (make help): $*=..." >&2; exit 2; }
+	@test -n "$($*)" || { echo "error: $* is missing. Set it on the command line: $*=... (see make help)" >&2; exit 2; }
