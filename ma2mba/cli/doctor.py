@@ -1,39 +1,39 @@
-"""`ma2mba doctor`: what this machine has, which operations run on it, and whether they compute what they should."""
+"""`ma2mba doctor`: show this machine's versions and devices, and verify the operations on it."""
 
-import json
 import math
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from ma2mba.cli.output import Json, err, out, print_json
 
 if TYPE_CHECKING:
     import torch
 
     from ma2mba.ops.selftest import Row
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 GIB = 2**30
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d", "deepspeed", "transformers")
 
 
-def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-) -> None:
-    """Look at this machine and compare its operations with plain torch; ends with 1 if something disagrees."""
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices and memory, and compare the operations with plain torch in fp64.
+
+    Exits with code 1 on any mismatch.
+    """
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = _facts(device)
-    with err.status("comparing operations with plain torch (a GPU's kernels are compiled first)"):
+    with err.status("Comparing operations with plain torch (GPU kernels are compiled first)"):
         rows = _self_test(device)
     wrong = sum(not row.ok for row in rows)
     if as_json:
         facts |= {"self_test": [_plainly(row) for row in rows], "ok": not wrong}
-        print(json.dumps(facts, allow_nan=False))
+        print_json(facts)
     else:
         _show(facts, rows, wrong)
     if wrong:
@@ -82,7 +82,7 @@ def _self_test(device: "torch.device") -> "list[Row]":
 
 
 def _plainly(row: "Row") -> dict[str, Any]:
-    """JSON knows no NaN."""
+    """Return a row for JSON, which has no NaN."""
     return {**vars(row), "error": row.error if math.isfinite(row.error) else None, "ok": row.ok}
 
 
@@ -93,7 +93,7 @@ def _show(facts: dict[str, Any], rows: "list[Row]", wrong: int) -> None:
     for gpu in facts["devices"]:
         machine.add_row("GPU", f"{escape(gpu['name'])}, {_gb(gpu['bytes'])} GB, {_gb(gpu['free_bytes'])} GB free")
     if not facts["devices"]:
-        machine.add_row("GPU", "none that PyTorch can use")
+        machine.add_row("GPU", "PyTorch finds none")
     machine.add_row("host memory", f"{_gb(facts['host_free_bytes'])} GB free")
     operations = facts["operations"]
     machine.add_row("operations", escape(f"run in {operations['run_in']}: {operations['because']}"))

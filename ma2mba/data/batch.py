@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ma2mba.data.frames import Frames, FrameSource
-
-IGNORE = -100
+from ma2mba.model.conversation import IGNORE
 
 
 @dataclass(frozen=True)

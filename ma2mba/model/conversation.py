@@ -1,7 +1,7 @@
-"""The conversation schema of the paper (section 4): token ids, the places of frames, and what the model must say.
+"""The conversation schema of the paper (section 4): token ids, the positions of frames, and the supervised tokens.
 
-A sample is text with frames standing between its tokens. How many tokens a frame becomes is the model's business, so
-frames are places here (`frame_positions`), never tokens.
+A sample is text with frames between its tokens. The number of tokens of a frame depends on the model, so frames are
+positions here (`frame_positions`), never tokens.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,8 @@ from ma2mba.errors import UserError
 END = "<|endoftext|>"
 SYSTEM = "<|system|>You are a helpful assistant." + END
 USER, ASSISTANT = " <|user|>", " <|assistant|>"
+IGNORE = -100
+"""The target of a token that is not supervised."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,12 @@ class Turn:
 
 @dataclass
 class Encoded:
-    """Token ids, whether the model must predict each of them, and for every frame the token before which it stands.
+    """An encoded sample.
 
-    `frame_positions` does not decrease and may equal `len(token_ids)` (a frame after the last token).
+    token_ids        the text
+    supervised       for each token, True if the model must predict it
+    frame_positions  for each frame, the index of the token after it. Positions never decrease; `len(token_ids)` is the
+                     position of a frame after the last token.
     """
 
     token_ids: list[int] = field(default_factory=list)
@@ -45,7 +50,7 @@ class Encoded:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a `tokenizer.json`. Raises UserError when it is missing, unreadable or has no `<|endoftext|>`."""
+    """Read a `tokenizer.json`. Raise UserError if it is missing, unreadable or has no `<|endoftext|>`."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file; give the path of a tokenizer.json")
@@ -54,14 +59,14 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     except Exception as error:  # tokenizers raises a bare Exception for anything it cannot parse
         raise UserError(f"{path}: not a tokenizer.json ({error}); save it with tokenizers' Tokenizer.save") from error
     if tokenizer.token_to_id(END) is None:
-        raise UserError(f"{path}: has no token {END}; use the GPT-NeoX tokenizer or add that token")
+        raise UserError(f"{path}: has no token {END}; use the GPT-NeoX tokenizer, or add this token")
     return tokenizer
 
 
 def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn], frames: int) -> Encoded:
-    """Stages 1 and 2: the frames stand in the first user turn before its text; only answers are supervised.
+    """Encode a conversation (stages 1 and 2). All frames come before the text of the first user turn.
 
-    Raises ValueError unless the turns alternate user, assistant, ..., beginning with user.
+    Only answers are supervised. Raises ValueError unless the turns alternate user, assistant, ..., and start with user.
     """
     roles = [turn.role for turn in turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
@@ -77,7 +82,7 @@ def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn], frames: int
 
 
 def encode_scenes(tokenizer: Tokenizer, scenes: Sequence[tuple[int, str]]) -> Encoded:
-    """Stage 1.5: frames of scene 1, its caption, frames of scene 2, ...; only the captions are supervised."""
+    """Encode frames of scene 1, its caption, frames of scene 2, ... (stage 1.5). Only captions are supervised."""
     encoded = Encoded()
     encoded.add_text(tokenizer, SYSTEM)
     for frames, caption in scenes:
@@ -87,7 +92,7 @@ def encode_scenes(tokenizer: Tokenizer, scenes: Sequence[tuple[int, str]]) -> En
 
 
 def encode_prompt(tokenizer: Tokenizer, question: str, frames: int) -> Encoded:
-    """A question about `frames` frames, ready for the model to answer. Raises UserError when the question is empty."""
+    """Encode a question about `frames` frames, up to where the answer starts. Raise UserError for an empty question."""
     if not question.strip():
         raise UserError('the question is empty; ask one, as in: ma2mba ask video.mp4 "What happens?" --model DIR')
     encoded = Encoded()

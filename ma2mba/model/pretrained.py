@@ -1,6 +1,7 @@
-"""Model folders: written whole or not at all, checked when read. And weights that others have published.
+"""Write and read model folders, and read published weights.
 
-A model folder holds config.json, model.safetensors, tokenizer.json and checksums.json (SHA-256 of the other three).
+A model folder holds config.json, model.safetensors, tokenizer.json and checksums.json (SHA-256 of the other three). It
+is written completely or not at all, and verified when it is read.
 """
 
 import json
@@ -30,13 +31,13 @@ TIED = "language_model.lm_head.weight"
 def save_model(
     model: VideoMa2mba, tokenizer_path: Path | str, folder: Path | str, weights: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Write a model folder under a temporary name, then rename it. Raises UserError when the folder exists.
+    """Write a model folder under a temporary name, then rename it. Raise UserError if the folder exists.
 
-    `weights` stand for the model's own, where it holds but a share of them.
+    `weights` replace the model's own weights, of which a rank may hold only a share.
     """
     folder = Path(folder)
     if folder.exists():
-        raise UserError(f"{folder}: exists already; choose another folder or remove it")
+        raise UserError(f"{folder}: exists already; choose another folder, or remove this one")
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         weights = weights or model.state_dict()
@@ -50,9 +51,9 @@ def save_model(
 def load_model(
     folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[VideoMa2mba, Tokenizer]:
-    """The model of a folder, in evaluation mode, and its tokenizer.
+    """Return the model of a folder, in evaluation mode, and its tokenizer.
 
-    Raises UserError when a file is missing or damaged, or the weights are another architecture's.
+    Raises UserError if a file is missing or damaged, or if the weights do not fit config.json.
     """
     folder = Path(folder)
     verify_model(folder)
@@ -62,7 +63,7 @@ def load_model(
 
 
 def verify_model(folder: Path) -> None:
-    """Compare the files of a model folder with their checksums. Raises UserError naming the first that differs."""
+    """Compare the files of a model folder with their checksums. Raise UserError that names the first wrong file."""
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -78,37 +79,43 @@ def verify_model(folder: Path) -> None:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a model folder. Raises UserError when it is not one of Video-Ma2mba."""
+    """Return the configuration of a model folder. Raise UserError if it is not a configuration of Video-Ma2mba."""
     try:
         return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); give a model folder") from error
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(f"{folder / CONFIG}: not a Video-Ma2mba configuration ({key}: {first['msg']})") from error
+        key = ".".join(map(str, first["loc"])) or "file"
+        raise UserError(
+            f"{folder / CONFIG}: not a Video-Ma2mba configuration ({key}: {first['msg']}); "
+            "export the model again with `ma2mba export`"
+        ) from error
 
 
 def init_weights(model: VideoMa2mba, source: str) -> None:
-    """Start a whole model from a model folder of the same architecture. Raises UserError naming tensors that differ."""
+    """Load the weights of a model folder. Raise UserError that names tensors if the architecture differs."""
     folder = Path(source)
     verify_model(folder)
     _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
 
 
 def init_language_model(model: VideoMa2mba, source: str) -> None:
-    """Start the backbone from a folder in the format of `state-spaces/mamba2-*`: config.json, model.safetensors."""
+    """Load the language model from a folder with a model.safetensors whose tensors have its names.
+
+    For Mamba-2 these are the names of `state-spaces/mamba2-*`. Raises UserError that names tensors if they differ.
+    """
     folder = Path(source)
     if not (folder / WEIGHTS).is_file() and list(folder.glob("*.bin")):
         raise UserError(
-            f"{folder}: holds a pickled checkpoint, which could run code when it is read; "
-            f"convert it to {WEIGHTS} with the tools of safetensors first"
+            f"{folder}: holds a pickled checkpoint, which can run code when it is loaded; "
+            f"convert it to {WEIGHTS} with the tools of safetensors"
         )
     _load_into(model.language_model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS, tied="lm_head.weight")
 
 
 def init_vision(model: VideoMa2mba, source: str) -> None:
-    """Start the vision encoder from published weights. Raises UserError if their configuration is another."""
+    """Load the vision encoder from published weights. Raise UserError if their configuration differs."""
     encoder = type(model.vision).load(source)
     if encoder.config != model.config.vision:
         differing = [name for name, value in encoder.config if value != getattr(model.config.vision, name)]
@@ -147,7 +154,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error})") from error
+        raise UserError(f"{path}: cannot be read as safetensors ({error}); give a folder with a {WEIGHTS}") from error
 
 
 def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tied: str = TIED) -> None:
@@ -158,5 +165,8 @@ def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tie
         shown = "; ".join(
             f"{name} is {found.get(name, 'absent')}, not {wanted.get(name, 'known')}" for name in names[:3]
         )
-        raise UserError(f"{path}: holds another architecture: {len(names)} tensors differ, first {shown}")
+        raise UserError(
+            f"{path}: has another architecture than the model: {len(names)} tensors differ, first {shown}; "
+            "change the model's configuration, or use weights of this architecture"
+        )
     module.load_state_dict({**{name: tensors[name] for name in wanted}}, strict=False)

@@ -1,4 +1,4 @@
-"""From the vision encoder's width to the language model's: Linear, GELU, Linear (paper, section 4)."""
+"""The projector from the width of the vision encoder to the width of the language model (paper, section 4)."""
 
 from torch import nn
 

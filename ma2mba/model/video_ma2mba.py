@@ -1,7 +1,7 @@
-"""Video-Ma2mba: vision encoder, projector, Mamba-2 (paper, section 4). Pure pieces: the caller runs them.
+"""Video-Ma2mba: vision encoder, projector, recurrent language model (paper, section 4). The caller runs the pieces.
 
-B batch, T tokens (of a chunk), D model width, N frames, C colours, H and W pixels, K tokens of a frame,
-M supervised tokens, V padded vocabulary.
+B batch, T tokens (of a chunk), D model width, N frames, H and W pixels, K tokens of a frame, M supervised tokens,
+V padded vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,24 +12,23 @@ from torch.nn import functional as F
 
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.config import ModelConfig
+from ma2mba.model.conversation import IGNORE
 from ma2mba.model.layer import State
 from ma2mba.model.projector import Projector
 from ma2mba.model.registry import VISION_ENCODERS
 from ma2mba.model.vision import VisionEncoder
 from ma2mba.ops import cross_entropy_sum
 
-IGNORE = -100
 
-
-def chosen(targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a target stands (int64 places_M in the flattened batch), and those targets (targets_M)."""
+def supervised(targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of the supervised tokens (int64 places_M in the flattened batch), and their targets_M."""
     flat = targets_BT.flatten()
     places_M = (flat != IGNORE).nonzero()[:, 0]
     return places_M, flat[places_M]
 
 
 class VideoMa2mba(nn.Module):
-    """Parameters in three groups: `vision`, `projector`, `language_model`."""
+    """Three components: `vision`, `projector`, `language_model`."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -44,15 +43,15 @@ class VideoMa2mba(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Steps `layer(x_BTD, state) -> (x_BTD, state)` with `layer.initial_state(x_BTD)`."""
+        """Each one is a `RecurrentLayer`."""
         return self.language_model.backbone.layers
 
     def embed(self, ids_BT: Tensor, visual_BT: Tensor, frames: Tensor) -> Tensor:
-        """Text and visual tokens in their places, as the residual stream x_BTD (fp32 or wider).
+        """Return text and visual tokens in their places, as the residual stream x_BTD in fp32 or wider.
 
-        `visual_BT` is n * K + k where token k of frame n of `frames` stands and -1 where text stands; `ids_BT` counts
-        only there. `frames` are pictures, uint8 (N, C, H, W), or what the vision encoder makes of them, floating
-        (N, K, vision width); the encoder then is left alone.
+        `visual_BT` is n * K + k at token k of frame n of `frames`, and -1 at text; `ids_BT` is read only at text.
+        `frames` are either pictures, uint8 (N, 3, H, W), or the outputs of the vision encoder, floating point
+        (N, K, vision width); the encoder does not run then.
         """
         x_BTD = self.language_model.backbone.embedding(ids_BT)
         if len(frames):
@@ -63,15 +62,21 @@ class VideoMa2mba(nn.Module):
         return x_BTD.to(torch.promote_types(x_BTD.dtype, torch.float32))
 
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """Logits of the next token, logits_BTV in the weights' dtype; ids beyond the vocabulary are padding."""
+        """Return the logits_BTV of the next token in the weights' dtype. Ids beyond the vocabulary are padding."""
         return self.language_model.logits(x_BTD)
 
     def loss_sum(self, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Sum of the cross-entropies where a target stands (elsewhere -100), fp32 or wider. Logits only there."""
-        return self.loss_at(x_BTD, *chosen(targets_BT))
+        """Return the sum of the cross-entropies of the supervised tokens, in fp32 or wider.
+
+        A target is IGNORE where a token is not supervised. Logits are computed for supervised tokens only.
+        """
+        return self.loss_at(x_BTD, *supervised(targets_BT))
 
     def loss_at(self, x_BTD: Tensor, places_M: Tensor, targets_M: Tensor) -> Tensor:
-        """`loss_sum` for targets that `chosen` has picked: on a GPU nobody has to wait for their number."""
+        """`loss_sum` with the result of `supervised`.
+
+        If the caller computed it on the CPU, the host need not wait for the GPU to count the supervised tokens.
+        """
         x_MD = self.language_model.backbone.norm_f(x_BTD.flatten(0, 1)[places_M])
         return cross_entropy_sum(x_MD, self.language_model.lm_head.weight, targets_M)
 
@@ -79,7 +84,7 @@ class VideoMa2mba(nn.Module):
         return [layer.initial_state(x_BTD) for layer in self.layers]  # type: ignore[operator]
 
     def run(self, x_BTD: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
-        """All layers, plainly: the residual stream after the last and the states after the last token."""
+        """Run all layers without checkpointing. Return the residual stream, and the states after the last token."""
         after = []
         for layer, state in zip(self.layers, states, strict=True):
             x_BTD, state = layer(x_BTD, state)

@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs on a device."""
+"""Choose the implementation of the operations for a device."""
 
 import logging
 import os
@@ -12,57 +12,57 @@ import torch
 
 from ma2mba.errors import UserError
 
-Backend = Literal["torch", "triton", "shadow"]
+Backend = Literal["torch", "triton", "meta"]
 CHOICE = "MA2MBA_OPS"
 REMEDY = "install them with: pip install 'ma2mba[gpu]'"
-_SHADOWS: ContextVar[bool] = ContextVar("shadows", default=False)
+_KERNELS_ON_META: ContextVar[bool] = ContextVar("kernels_on_meta", default=False)
 logger = logging.getLogger("ma2mba.ops")
 
 
 def backend(device: torch.device) -> Backend:
-    """Which implementation runs on this device; said in the log once.
+    """Return the implementation that runs on a device, and log the first choice for each kind of device.
 
-    The environment variable MA2MBA_OPS=torch keeps to plain torch. Raises UserError for MA2MBA_OPS=triton where
-    kernels are missing, and for another value. The meta device computes nothing: "shadow" there allocates what the
-    kernels of a GPU would.
+    "torch" is plain torch, "triton" the kernels of a GPU. "meta" computes nothing and allocates what the kernels of a
+    GPU would; it is chosen on the meta device within `kernels_on_meta`. The environment variable MA2MBA_OPS=torch
+    forces plain torch. Raises UserError if MA2MBA_OPS=triton and the kernels are missing, and for any other value.
     """
     if device.type == "meta":
-        return "shadow" if _SHADOWS.get() else "torch"
+        return "meta" if _KERNELS_ON_META.get() else "torch"
     return choice(device)[0]
 
 
 def choice(device: torch.device) -> tuple[Backend, str]:
-    """`backend` of a device that computes, and why."""
+    """Return the `backend` of a device other than meta, and the reason for the choice."""
     return _choose(os.environ.get(CHOICE, ""), device.type)
 
 
 @cache
 def _choose(asked: str, device_type: str) -> tuple[Backend, str]:
     if asked not in ("", "torch", "triton"):
-        raise UserError(f"{CHOICE}={asked}: give torch or triton, or unset it")
-    chosen: Backend = "torch"
-    reason = "there is no GPU" if device_type != "cuda" else f"{CHOICE}=torch asks for it"
+        raise UserError(f"{CHOICE}={asked}: unknown value. Set {CHOICE} to torch or triton, or unset it")
+    found: Backend = "torch"
+    reason = "there is no GPU" if device_type != "cuda" else f"{CHOICE}=torch is set"
     if device_type == "cuda" and asked != "torch":
-        os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # what tuning found is good for later processes too
+        os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # later processes reuse the tuned settings
         if not torch.backends.cuda.matmul.allow_tf32:
-            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # Triton's fp32 products are tf32 unless told
+            os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # Triton's fp32 products are tf32 by default
         try:
             import ma2mba.ops.triton.layer  # noqa: F401
 
-            chosen, reason = "triton", "mamba-ssm and causal-conv1d are installed"
+            found, reason = "triton", "mamba-ssm and causal-conv1d are installed"
         except ImportError as error:
             if asked == "triton":
-                raise UserError(f"{CHOICE}=triton: the GPU's kernels are missing ({error}); {REMEDY}") from error
-            reason = f"the GPU's kernels are missing ({error}); {REMEDY}"
-    logger.info("operations on %s run in %s: %s", device_type, chosen, reason)
-    return chosen, reason
+                raise UserError(f"{CHOICE}=triton: the GPU kernels are missing ({error}); {REMEDY}") from error
+            reason = f"the GPU kernels are missing ({error}); {REMEDY}"
+    logger.info("operations on %s run in %s: %s", device_type, found, reason)
+    return found, reason
 
 
 @contextmanager
 def kernels_on_meta() -> Iterator[None]:
-    """Within the block, operations on the meta device allocate what a GPU's kernels would (`shadow.py`)."""
-    token = _SHADOWS.set(True)
+    """Within the block, operations on the meta device allocate what the kernels of a GPU would (`meta.py`)."""
+    token = _KERNELS_ON_META.set(True)
     try:
         yield
     finally:
-        _SHADOWS.reset(token)
+        _KERNELS_ON_META.reset(token)

@@ -1,8 +1,6 @@
-"""A Mamba-2 layer with its residual: norm, projection, convolution, SSD scan, gated norm, projection. The one door.
+"""A Mamba-2 layer with its residual: norm, projection, convolution, SSD scan, gated norm, projection.
 
-B batch, T tokens, D model width, X outputs of the first projection (z, x, B, C, dt side by side: 2 I + 2 G N + H),
-I inner width, V channels of the convolution (I + 2 G N), W taps less one, H heads, P head width, G groups,
-N state size.
+B batch, T tokens, D model width, V channels of the convolution, W taps less one, H heads, P head width, N state size.
 """
 
 from torch import Tensor
@@ -22,23 +20,25 @@ def mamba2_layer(
     product_BTD: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x after the layer, and the states after its last token: the last inputs of the convolution, the SSM's state.
+    """Return x after the layer, and both states after its last token.
 
-    x_BTD is fp32 (or fp64), the weights fp32 or bf16, ssm_BHPN fp32 or fp64. Runs the kernels of mamba-ssm and
-    causal-conv1d on a GPU that has them, plain torch elsewhere: `ma2mba.ops.backend` tells which.
-    product_BTD is what `mamba2_layer_product` gave for the same inputs; the last projection is spared then.
-    With a group, x is this rank's part of the tokens, and the states are those before and after all parts
-    (`ma2mba.ops.sequence_parallel`).
+    `conv_BVW` holds the last inputs of the convolution, `ssm_BHPN` the state of the scan. x_BTD is fp32 or fp64, the
+    weights are fp32 or bf16 (or fp64), ssm_BHPN is fp32 or fp64. Runs the kernels of mamba-ssm and causal-conv1d on a
+    GPU that has them, and plain torch elsewhere (`ma2mba.ops.backend`).
+
+    With `product_BTD`, the result of `mamba2_layer_product` for the same inputs, the last projection does not run
+    again. With a process group, x is this rank's slice of the tokens, and the states are the states before and after
+    all slices (`ma2mba.ops.sequence_parallel`).
     """
     which = backend(x_BTD.device)
     if which == "triton":
         from ma2mba.ops.triton.layer import layer_kernels
 
         return layer_kernels(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD, group)
-    if which == "shadow":
-        from ma2mba.ops.meta import layer_shadow
+    if which == "meta":
+        from ma2mba.ops.meta import layer_on_meta
 
-        return layer_shadow(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
+        return layer_on_meta(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
     return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
 
 
@@ -50,17 +50,18 @@ def mamba2_layer_product(
     shape: LayerShape,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """`mamba2_layer` without gradients, and what its last projection added to x, in the weights' dtype.
+    """Run `mamba2_layer` without gradients. Return its results, and the result of its last projection.
 
-    None where that would spare nothing: in plain torch, and in calls that the kernels have to split.
+    The projection's result has the weights' dtype. It is None where it would spare nothing: in plain torch, and in
+    calls that the kernels must split.
     """
     which = backend(x_BTD.device)
     if which == "triton":
         from ma2mba.ops.triton.layer import layer_product
 
         return layer_product(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
-    if which == "shadow":
-        from ma2mba.ops.meta import layer_shadow
+    if which == "meta":
+        from ma2mba.ops.meta import layer_on_meta
 
-        return *layer_shadow(x_BTD, conv_BVW, ssm_BHPN, weights, shape), x_BTD.to(weights.norm_D.dtype)
+        return *layer_on_meta(x_BTD, conv_BVW, ssm_BHPN, weights, shape), x_BTD.to(weights.norm_D.dtype)
     return *mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group), None

@@ -1,12 +1,12 @@
-"""What a GPU's kernels allocate, on the meta device: prices them where there is no GPU (`backend.kernels_on_meta`).
+"""The allocations of the GPU kernels, on the meta device: they price the kernels without a GPU.
 
-Nothing is computed. Each function makes the tensors that its namesake in `layer_kernels.py`, `scan_kernels.py` and
-`loss_kernels.py` makes and keeps them as long: a change there wants one here (tests/parity/test_kernels.py compares
-the prices on a GPU). Weights get no gradient: on a GPU it is added to the sums that the engine keeps.
+Nothing is computed. Each function allocates the tensors that its counterpart in `triton/layer.py`, `triton/scan.py` or
+`triton/loss.py` allocates, and keeps them as long. Change both together; tests/parity/test_kernels.py compares their
+prices on a GPU. Weights get no gradient here: on a GPU it is added to the sums of `main_grad.py`.
 
 B batch, T tokens, M rows (B T), D model width, X outputs of the first projection, I inner width, V channels of the
-convolution (in the loss: vocabulary), W taps less one, H heads, P head width, G groups, N state size, C blocks, Q
-tokens of a block.
+convolution (in the loss: vocabulary), W taps less one, H heads, P head width, G head groups, N state size, C blocks,
+Q tokens of a block (in the loss: positions of a block).
 """
 
 from math import ceil
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ma2mba.ops.types import PART, LayerShape, LayerWeights
+from ma2mba.ops.types import LOSS_BLOCK, LayerShape, LayerWeights
 
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
 SMALLEST_BLOCK = 32
-"""Rows that the scan's kernels handle together, at the least: so finely are the decays' partial sums kept."""
+"""The fewest rows that one program of the scan's kernels handles: there is one partial sum of decays for each."""
 
 
-def layer_shadow(
+def layer_on_meta(
     x_BTD: Tensor,
     conv_BVW: Tensor,
     ssm_BHPN: Tensor,
@@ -31,7 +31,7 @@ def layer_shadow(
     shape: LayerShape,
     product_BTD: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mamba2_layer` on the meta device, at the price of the kernels."""
+    """`mamba2_layer` on the meta device, with the allocations of the kernels."""
     return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, *weights.tensors())
 
 
@@ -53,7 +53,7 @@ class _Layer(torch.autograd.Function):
         w = LayerWeights(*tensors)
         zxbcdt_BTX, y_BTI, product_BTD, final_BHPN = _run(x_BTD, ssm_BHPN, w, shape, product_BTD)
         small = 2 * w.D_H.numel() + w.conv_V1W.numel() + w.conv_bias_V.numel()
-        ctx.shape, ctx.weights, ctx.small = shape, w, _empty(small, like=x_BTD)  # parameters in fp32
+        ctx.shape, ctx.weights, ctx.small = shape, w, _empty(small, like=x_BTD)  # small parameters in fp32
         ctx.save_for_backward(x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTI)
         return x_BTD + product_BTD, torch.empty_like(conv_BVW), final_BHPN
 
@@ -79,7 +79,7 @@ class _Layer(torch.autograd.Function):
 def _run(
     x_BTD: Tensor, ssm_BHPN: Tensor, w: LayerWeights, shape: LayerShape, product_BTD: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The first projection, the scan's output, the last projection (unless given), the state after the last token."""
+    """Return the first projection, the scan's output, the last projection, and the state after the last token."""
     (batch, tokens, width), low = x_BTD.shape, w.norm_D.dtype
     u_MD = _empty(batch * tokens, width, like=x_BTD, dtype=low)
     zxbcdt_BTX = (u_MD @ w.in_proj_XD.t()).unflatten(0, (batch, -1))
@@ -92,7 +92,7 @@ def _run(
 
 
 def _gated_backward(y_BTI: Tensor, do_BTD: Tensor, w: LayerWeights) -> Tensor:
-    """The gradient of the scan's output; the gated norm's output is made again for the weight's gradient."""
+    """Return the gradient of the scan's output. The gated norm is recomputed for the weight's gradient."""
     dgated_BTI = do_BTD @ w.out_proj_DI
     gated_BTI, dy_BTI = torch.empty_like(y_BTI), torch.empty_like(y_BTI)
     partial = _empty(PROCESSORS, y_BTI.shape[2], like=y_BTI)
@@ -101,7 +101,7 @@ def _gated_backward(y_BTI: Tensor, do_BTD: Tensor, w: LayerWeights) -> Tensor:
 
 
 class _Scan:
-    """The scan of one layer: sizes that its tensors share."""
+    """The scan of one layer."""
 
     def __init__(self, convolved_BTV: Tensor, ssm_BHPN: Tensor, shape: LayerShape):
         self.like, self.low, self.shape, self.ssm_BHPN = convolved_BTV, convolved_BTV.dtype, shape, ssm_BHPN
@@ -119,7 +119,7 @@ class _Scan:
         return y_BTI, final_BHPN
 
     def backward(self) -> Tensor:
-        """The gradient of the state before; x's, dt's, B's and C's lie where the caller made room."""
+        """Return the gradient of the first state. The caller has allocated the gradients of x, dt, B and C."""
         steps, scores_BCGQQ = self._steps(), self._scores()
         entering_BCHPN, final_BHPN = self._entering(torch.float32)
         dentering_BCHPN = self._states(torch.float32)
@@ -155,25 +155,25 @@ class _Scan:
         return entering_BCHPN, final_BHPN
 
     def _split(self, *sizes: int, last: int) -> Tensor:
-        """A sum over heads, first in as many parts as kernels share out the heads to."""
-        parts = _empty(*sizes, self.splits, self.shape.ngroups, last, like=self.like)
-        return parts.sum(-3)
+        """Allocate a sum over heads. Each program of a kernel writes the sum over its own heads first."""
+        partial = _empty(*sizes, self.splits, self.shape.ngroups, last, like=self.like)
+        return partial.sum(-3)
 
 
-class CrossEntropyShadow(torch.autograd.Function):
-    """`cross_entropy_sum` on the meta device, at the price of the kernel."""
+class CrossEntropyOnMeta(torch.autograd.Function):
+    """`cross_entropy_sum` on the meta device, with the allocations of the kernel."""
 
     @staticmethod
     def forward(ctx: Any, x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, differentiable: bool) -> Tensor:
-        wanted, ctx.whole = differentiable and any(ctx.needs_input_grad), len(x_MD) <= PART
+        wanted, ctx.whole = differentiable and any(ctx.needs_input_grad), len(x_MD) <= LOSS_BLOCK
         if wanted and not ctx.whole:
             dx_MD = torch.empty_like(x_MD)
             dweight_VD = torch.empty_like(weight_VD, dtype=torch.float32)
             ctx.save_for_backward(dx_MD, dweight_VD)
-        for x_PD in x_MD.split(PART):
-            logits_PV = x_PD @ weight_VD.t()
+        for x_QD in x_MD.split(LOSS_BLOCK):
+            logits_QV = x_QD @ weight_VD.t()
         if wanted and ctx.whole:
-            ctx.save_for_backward(x_MD, weight_VD, logits_PV)
+            ctx.save_for_backward(x_MD, weight_VD, logits_QV)
         return torch.empty_like(x_MD[:, 0], dtype=torch.float32).sum()
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""The operations, as they run on a device, against plain torch in fp64 on the same inputs: `ma2mba doctor`'s figures.
+"""Compare the operations of a device with plain torch in fp64 on the same inputs (`ma2mba doctor`).
 
-A GPU's kernels run in bf16, as in training, and may be twice as far from fp64 as plain torch in bf16 is. Where plain
-torch is what runs, it runs in fp32 and has a fixed bound.
+GPU kernels run in bf16, as in training. Their error may be twice the error of plain torch in bf16. Where the backend is
+plain torch, it runs in fp32, and a fixed bound applies.
 
 B batch, T tokens, M positions, D model width, V vocabulary, H heads, P head width, N state size, W taps less one.
 """
@@ -12,31 +12,32 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ma2mba.ops.backend import backend
 from ma2mba.ops.layer import mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.reference.layer import mamba2_layer_reference
+from ma2mba.ops.reference.loss import cross_entropy_sum_reference
 from ma2mba.ops.types import LayerShape, LayerWeights
 
 KERNELS_FLOOR, SCATTER = 3e-3, 2e-2
-"""Kernels may be so far from fp64 however near plain bf16 is, a layer's by the second over the root of the number of
-elements farther: few roundings scatter. States of one token are 1.8e-3 off, plain bf16's 7e-4; the gradient of 8 heads'
-D for one token 8.8e-3, plain bf16's 3.6e-3."""
+"""The least bound for kernels, whatever the error of plain torch in bf16. A layer's bound is larger by SCATTER over the
+square root of the number of elements, because the errors of few roundings vary. Measured: 1.8e-3 for the states of one
+token (plain torch in bf16: 7e-4), 8.8e-3 for the gradient of D of 8 heads for one token (plain torch: 3.6e-3)."""
 FP32_BOUND = 1e-4
-"""Measured worst case on a CPU: 3.6e-5, the gradient of A_log; next to it 2.6e-6."""
+"""Measured worst case on a CPU: 3.6e-5 for the gradient of A_log, 2.6e-6 for anything else."""
 RESULTS = ("output", "convolution's state", "scan's state")
 WEIGHTS = tuple(name.rpartition("_")[0] for name in LayerWeights.__dataclass_fields__)
 INPUTS = ("x", "convolution's first state", "scan's first state", *WEIGHTS)
 LayerFunction = Callable[..., tuple[Tensor, Tensor, Tensor]]
 Result = tuple[str, float, float]
-"""What was compared, its error, and the most that is accepted."""
+"""What was compared, its error, and the largest accepted error."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: the norm of the difference over the norm. `note` says what was raised instead."""
+    """One comparison. `error` is the norm of the difference over the norm of the exact result, NaN if the operation
+    raised an exception; `note` then holds the exception."""
 
     operation: str
     case: str
@@ -52,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a layer. Kernels are tuned for heads, head width, groups, state size and block."""
+    """The sizes of a layer. Kernels are tuned for a number of heads, head width, head groups, state size and block."""
 
     width: int = 256
     heads: int = 8
@@ -68,15 +69,15 @@ class Sizes:
 
 
 CASES = ((1, 1, Sizes()), (2, 3, Sizes(ngroups=2)), (300, 2, Sizes()), (513, 1, Sizes()))
-"""Tokens, batch, sizes: shorter than the convolution, not a multiple of a block, several blocks, groups."""
+"""Tokens, batch, sizes: fewer tokens than taps, head groups, an incomplete block, several blocks."""
 POSITIONS = (1000, 4200)
-"""Of the loss: a GPU's kernel keeps the gradient of few, and works off many part by part."""
+"""Positions of the loss: less than a block, whose gradient the GPU kernel keeps, and more than one block."""
 
 
 def self_test(device: torch.device) -> Iterator[Row]:
-    """Every case, one row after the other. An operation that raises is a row that is not ok."""
+    """Yield the rows of every case. An operation that raises an exception gives one row that is not ok."""
     for tokens, batch, sizes in CASES:
-        case = f"{batch} x {tokens} tokens, groups: {sizes.ngroups}"
+        case = f"{batch} x {tokens} tokens, head groups: {sizes.ngroups}"
         yield from attempt("layer", case, lambda: layer_results(device, sizes, tokens, batch))  # noqa: B023
         if backend(device) == "triton":
             yield from attempt("layer recalled", case, lambda: layer_results(device, sizes, tokens, batch, _recalled))  # noqa: B023
@@ -85,7 +86,7 @@ def self_test(device: torch.device) -> Iterator[Row]:
 
 
 def attempt(operation: str, case: str, results: Callable[[], Sequence[Result]]) -> list[Row]:
-    """The results as rows, or one row that says what was raised."""
+    """Return the results as rows, or one row with the exception."""
     try:
         return [Row(operation, case, *result) for result in results()]
     except Exception as error:  # whatever a compiler or a driver may raise
@@ -96,7 +97,7 @@ def attempt(operation: str, case: str, results: Callable[[], Sequence[Result]]) 
 def layer_results(
     device: torch.device, sizes: Sizes, tokens: int, batch: int, run: LayerFunction | None = None
 ) -> list[Result]:
-    """`mamba2_layer`: output, both final states, and the gradients of x, both first states and every weight."""
+    """Compare `mamba2_layer`: output, both final states, and the gradients of x, both first states and all weights."""
     kernels = backend(device) == "triton"
     dtype = torch.bfloat16 if kernels else torch.float32
     given = [t.to(device) for t in layer_inputs(sizes, tokens, batch, dtype)]
@@ -114,14 +115,17 @@ def layer_results(
 def _recalled(
     x_BTD: Tensor, conv_BVW: Tensor, ssm_BHPN: Tensor, weights: LayerWeights, shape: LayerShape
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mamba2_layer` as it runs again in backward, with what it remembers of forward."""
+    """`mamba2_layer` as backward recomputes it, with the memo of the forward."""
     with torch.no_grad():
         product_BTD = mamba2_layer_product(x_BTD, conv_BVW, ssm_BHPN, weights, shape)[3]
     return mamba2_layer(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD)
 
 
 def layer_inputs(sizes: Sizes, tokens: int, batch: int, dtype: torch.dtype) -> list[Tensor]:
-    """x, both states, and the weights in the order of LayerWeights, in fp64 but rounded to `dtype` where a model is."""
+    """Return x, both states, and the weights in the order of LayerWeights.
+
+    All are fp64 tensors; their values are rounded to `dtype` where a model has that dtype, else to fp32.
+    """
     generator = torch.Generator().manual_seed(tokens)
     inner, width, heads = sizes.heads * sizes.headdim, sizes.width, sizes.heads
     channels = inner + 2 * sizes.ngroups * sizes.d_state
@@ -146,7 +150,10 @@ def layer_inputs(sizes: Sizes, tokens: int, batch: int, dtype: torch.dtype) -> l
 
 
 def layer_outcome(run: LayerFunction, given: Sequence[Tensor], sizes: Sizes, dtype: torch.dtype) -> list[Tensor]:
-    """What a layer gives, and its gradients for random gradients of all that it gives, with weights in `dtype`."""
+    """Return a layer's outputs, and the gradients of its inputs for random gradients of the outputs.
+
+    The weights are in `dtype`.
+    """
     high = torch.promote_types(dtype, torch.float32)
     dtypes = [high, dtype, high] + [dtype] * (len(given) - 3)
     tensors = [t.to(d).detach().clone().requires_grad_() for t, d in zip(given, dtypes, strict=True)]
@@ -157,7 +164,7 @@ def layer_outcome(run: LayerFunction, given: Sequence[Tensor], sizes: Sizes, dty
 
 
 def loss_results(device: torch.device, positions: int, vocabulary: int, width: int = 256) -> list[Result]:
-    """`cross_entropy_sum`: the sum, and the gradients of x and of the head's weight."""
+    """Compare `cross_entropy_sum`: the sum, and the gradients of x and of the head's weight."""
     kernels = backend(device) == "triton"
     dtype = torch.bfloat16 if kernels else torch.float32
     generator = torch.Generator().manual_seed(positions)
@@ -166,19 +173,17 @@ def loss_results(device: torch.device, positions: int, vocabulary: int, width: i
     targets_M = torch.randint(0, vocabulary, (positions,), generator=generator).to(device)
     exact, found, plain = (
         _loss_outcome(run, x_MD.to(to), weight_VD.to(to), targets_M)
-        for run, to in ((_plain_loss, torch.float64), (cross_entropy_sum, dtype), (_plain_loss, dtype))
+        for run, to in (
+            (cross_entropy_sum_reference, torch.float64),
+            (cross_entropy_sum, dtype),
+            (cross_entropy_sum_reference, dtype),
+        )
     )
     bounds = [FP32_BOUND] * len(exact)
     if kernels:
         bounds = _bounds(plain, exact)
     errors = [relative(f, e) for f, e in zip(found, exact, strict=True)]
     return list(zip(("sum", "gradient of x", "gradient of the weight"), errors, bounds, strict=True))
-
-
-def _plain_loss(x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
-    logits_MV = F.linear(x_MD, weight_VD)
-    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-    return F.cross_entropy(logits_MV, targets_M, reduction="sum")
 
 
 def _loss_outcome(run: Callable[..., Tensor], x_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> list[Tensor]:
@@ -193,6 +198,6 @@ def _bounds(plain: Sequence[Tensor], exact: Sequence[Tensor], scatter: float = 0
 
 
 def relative(found: Tensor, right: Tensor) -> float:
-    """Norm of the difference over the norm; NaN where either holds one."""
+    """Return the norm of the difference over the norm of `right`. NaN in either tensor gives NaN."""
     right = right.double()
     return ((found.double() - right).norm() / right.norm().clamp(min=1e-300)).item()

@@ -1,11 +1,12 @@
-"""What the ranks of a group tell each other in a layer, when each holds a part of a chunk's tokens (in rank order).
+"""The exchanges of a layer whose tokens are spread over the ranks of a process group.
 
-The states before and after the chunk are the same on every rank, and so are their gradients: whole, not shares of a
-sum. What one rank alone uses (its tokens, the states before its part) has that rank's gradient; those of parameters
-are each rank's share, to be summed over the group. A part may be of any length, none too, but every rank must make
-the same calls in the same order, backward included. Nothing waits for the device.
+Each rank holds a slice of a chunk's tokens, in rank order. The states before and after the chunk are the same on every
+rank, and so are their gradients: they are whole, not shares of a sum. A tensor that only one rank uses (its tokens, the
+states before its slice) has that rank's gradient. The gradient of a parameter is each rank's share: the caller sums the
+shares over the ranks. A slice may have any number of tokens, also 0, but every rank must make the same calls in the
+same order, in backward too. No call waits for the device.
 
-B batch, T tokens of this rank's part, V channels, W taps less one, H heads, P head width, N state size, R ranks,
+B batch, T tokens of this rank's slice, V channels, W taps less one, H heads, P head width, N state size, R ranks,
 S slots (W for the state before the chunk, then W for every rank).
 """
 
@@ -23,15 +24,16 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 
 
 def inputs_before(x_BTV: Tensor, initial_BVW: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """The last W inputs of the convolution before this rank's part and before the next chunk, oldest first.
+    """Return the last W inputs of the convolution before this rank's slice, and before the next chunk, oldest first.
 
-    `x_BTV` are the inputs of this part, `initial_BVW` those before the chunk; both results are in the latter's dtype.
+    `x_BTV` holds the inputs of this slice, `initial_BVW` the last inputs before the chunk. Both results have the dtype
+    of `initial_BVW`.
     """
     return _InputsBefore.apply(last_inputs(x_BTV, initial_BVW), initial_BVW, x_BTV.shape[1], group)
 
 
 def last_inputs(x_BTV: Tensor, like_BVW: Tensor) -> Tensor:
-    """The last W inputs as (batch, channels, W) in the dtype of `like_BVW`; zeros before them if there are fewer."""
+    """Return the last W inputs as (batch, channels, W) in the dtype of `like_BVW`, padded with zeros at the front."""
     kept = like_BVW.shape[2]
     tail_BVW = x_BTV[:, -kept:].transpose(1, 2).to(like_BVW.dtype)
     return F.pad(tail_BVW, (kept - tail_BVW.shape[2], 0))
@@ -40,40 +42,40 @@ def last_inputs(x_BTV: Tensor, like_BVW: Tensor) -> Tensor:
 def exchange_inputs(
     tail_BVW: Tensor, initial_BVW: Tensor, tokens: int, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`inputs_before` of the part's `last_inputs`, without a graph, and the slots that were chosen for all parts."""
+    """`inputs_before` for the slice's `last_inputs`, without a graph; also return `_last_slots`."""
     count = tail_BVW.new_full((1,), min(tokens, tail_BVW.shape[2]))
     tails_RBVW, counts_R1 = _gather([tail_BVW, count], group)
-    chosen_RW = _chosen_slots(counts_R1, tail_BVW.shape[2])
+    slots_RW = _last_slots(counts_R1, tail_BVW.shape[2])
     slots_BVS = torch.cat([initial_BVW, *tails_RBVW], dim=2)
-    return slots_BVS[..., chosen_RW[dist.get_rank(group)]], slots_BVS[..., chosen_RW[-1]], chosen_RW
+    return slots_BVS[..., slots_RW[dist.get_rank(group)]], slots_BVS[..., slots_RW[-1]], slots_RW
 
 
 def exchange_input_gradients(
-    dbefore_BVW: Tensor, dafter_BVW: Tensor | None, chosen_RW: Tensor, group: dist.ProcessGroup
+    dbefore_BVW: Tensor, dafter_BVW: Tensor | None, slots_RW: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the part's `last_inputs` (zero where they are padding) and of the inputs before the chunk."""
+    """Return the gradients of the slice's `last_inputs` (zero in the padding) and of the inputs before the chunk."""
     (dbefore_RBVW,) = _gather([dbefore_BVW], group)
     batch, channels, kept = dbefore_BVW.shape
-    dslots_BVS = dbefore_BVW.new_zeros(batch, channels, chosen_RW.numel())
-    for chosen_W, d_BVW in zip(chosen_RW, [*dbefore_RBVW, dafter_BVW], strict=True):
+    dslots_BVS = dbefore_BVW.new_zeros(batch, channels, slots_RW.numel())
+    for slots_W, d_BVW in zip(slots_RW, [*dbefore_RBVW, dafter_BVW], strict=True):
         if d_BVW is not None:
-            dslots_BVS.index_add_(2, chosen_W, d_BVW.to(dslots_BVS.dtype))
+            dslots_BVS.index_add_(2, slots_W, d_BVW.to(dslots_BVS.dtype))
     own = (dist.get_rank(group) + 1) * kept
     return dslots_BVS[..., own : own + kept], dslots_BVS[..., :kept]
 
 
-def _chosen_slots(counts_R1: Tensor, kept: int) -> Tensor:
-    """(R + 1, W): which slots hold the last W inputs before each rank's part, and (last) before the next chunk."""
+def _last_slots(counts_R1: Tensor, kept: int) -> Tensor:
+    """Return (R + 1, W): the slots that hold the last W inputs before each rank's slice, then before the next chunk."""
     missing_W, before_RS = _places(len(counts_R1) + 1, kept, counts_R1.device)
     filled_RW = F.pad(counts_R1, (0, 0, 1, 0), value=kept) >= missing_W
     return torch.argsort((filled_RW.flatten() & before_RS).byte(), dim=1, stable=True)[:, -kept:]
 
 
 @cache
-def _places(parts: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """How many inputs a part must have for each of its slots to be filled; which slots come before each part."""
-    ends_R1 = kept * torch.arange(1, parts + 1, device=device)[:, None]
-    return torch.arange(kept, 0, -1, device=device), torch.arange(parts * kept, device=device) < ends_R1
+def _places(slices: int, kept: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return how many inputs a slice needs for each of its slots to be filled, and which slots precede each slice."""
+    ends_R1 = kept * torch.arange(1, slices + 1, device=device)[:, None]
+    return torch.arange(kept, 0, -1, device=device), torch.arange(slices * kept, device=device) < ends_R1
 
 
 class _InputsBefore(torch.autograd.Function):
@@ -81,24 +83,25 @@ class _InputsBefore(torch.autograd.Function):
     def forward(
         ctx: Any, tail_BVW: Tensor, initial_BVW: Tensor, tokens: int, group: dist.ProcessGroup
     ) -> tuple[Tensor, Tensor]:
-        before_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, initial_BVW, tokens, group)
-        ctx.save_for_backward(chosen_RW)
+        before_BVW, after_BVW, slots_RW = exchange_inputs(tail_BVW, initial_BVW, tokens, group)
+        ctx.save_for_backward(slots_RW)
         ctx.group = group
         return before_BVW, after_BVW
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dbefore_BVW: Tensor, dafter_BVW: Tensor) -> tuple[Tensor | None, ...]:
-        (chosen_RW,) = ctx.saved_tensors
-        return *exchange_input_gradients(dbefore_BVW, dafter_BVW, chosen_RW, ctx.group), None, None
+        (slots_RW,) = ctx.saved_tensors
+        return *exchange_input_gradients(dbefore_BVW, dafter_BVW, slots_RW, ctx.group), None, None
 
 
 def state_before(
     decay_BH: Tensor, added_BHPN: Tensor, initial_BHPN: Tensor, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """The SSM's state before this rank's part, and after the chunk.
+    """Return the scan's state before this rank's slice, and after the chunk.
 
-    This part turns a state s into `decay * s + added`; `initial_BHPN` stands before the chunk. All of one dtype.
+    This slice turns a state s into `decay * s + added`. `initial_BHPN` is the state before the chunk. All tensors have
+    the same dtype.
     """
     return _StateBefore.apply(decay_BH, added_BHPN, initial_BHPN, group)
 
@@ -117,9 +120,10 @@ def exchange_states(
 def exchange_state_gradients(
     decay_BH: Tensor, dbefore_BHPN: Tensor, dfinal_BHPN: Tensor | None, group: dist.ProcessGroup
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the state after this rank's part and of the state before the chunk, all that follows included.
+    """Return the gradients of the state after this rank's slice, and of the state before the chunk.
 
-    `dbefore_BHPN` is what this part's outputs alone give to the state before it.
+    Both include the effect of all later tokens. `dbefore_BHPN` is the gradient of the state before this slice through
+    the outputs of this slice alone.
     """
     rank = dist.get_rank(group)
     d_BHPN = torch.zeros_like(dbefore_BHPN) if dfinal_BHPN is None else dfinal_BHPN
@@ -138,7 +142,7 @@ class _StateBefore(torch.autograd.Function):
         before_BHPN, after_BHPN = exchange_states(decay_BH, added_BHPN, initial_BHPN, group)
         ctx.save_for_backward(decay_BH, before_BHPN)
         ctx.group = group
-        # Rank 0's is the initial state itself: an output must not be an input.
+        # On rank 0 this is the initial state itself, and an output must not be an input.
         return before_BHPN.clone(), after_BHPN
 
     @staticmethod
@@ -150,10 +154,13 @@ class _StateBefore(torch.autograd.Function):
 
 
 def _gather(tensors: Sequence[Tensor], group: dist.ProcessGroup) -> list[Tensor]:
-    """Every rank's tensors (of one dtype; shapes alike on all), each stacked along a new first axis; one message."""
+    """Gather tensors from all ranks in one message. Return each tensor stacked along a new first axis.
+
+    All tensors have the same dtype, and the same shapes on every rank.
+    """
     flat = torch.cat([t.flatten() for t in tensors])
     ranks = dist.get_world_size(group)
     gathered = flat.new_empty(ranks * len(flat))
     _all_gather(gathered, flat, group=group)
-    parts = gathered.view(ranks, -1).split([t.numel() for t in tensors], dim=1)
-    return [part.unflatten(1, t.shape) for part, t in zip(parts, tensors, strict=True)]
+    columns = gathered.view(ranks, -1).split([t.numel() for t in tensors], dim=1)
+    return [column.unflatten(1, t.shape) for column, t in zip(columns, tensors, strict=True)]

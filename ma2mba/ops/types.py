@@ -1,8 +1,7 @@
 """Shapes, weights and limits that every implementation of the operations shares.
 
-B batch, T tokens, D model width, X outputs of the first projection (z, x, B, C, dt side by side: 2 I + 2 G N + H),
-I inner width, V channels of the convolution (I + 2 G N), W taps less one, H heads, P head width, G groups,
-N state size.
+D model width, X outputs of the first projection (z, x, B, C, dt side by side: 2 I + 2 G N + H), I inner width,
+V channels of the convolution (I + 2 G N), W taps, H heads, G head groups, N state size.
 """
 
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 OFFSETS = 2**31
-"""A GPU's kernels compute element offsets in 32 signed bits."""
+"""GPU kernels compute element offsets in signed 32-bit integers."""
+LOSS_BLOCK = 4096
+"""Positions whose logits exist at one time in the loss on a GPU."""
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What the sizes of the tensors do not tell."""
+    """The sizes of a layer that the shapes of its weights do not determine. `block`: tokens of a block of the scan."""
 
     headdim: int
     ngroups: int
@@ -26,7 +27,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """The parameters of a layer, as state-spaces/mamba shapes them (`conv_V1W` has all taps)."""
+    """The parameters of a layer, in the shapes of state-spaces/mamba."""
 
     norm_D: Tensor
     in_proj_XD: Tensor
@@ -43,10 +44,9 @@ class LayerWeights:
 
 
 def most_tokens(batch: int, width: int, block: int) -> int:
-    """The most tokens that one call of a GPU's kernels may see: the widest tensor (batch, tokens, width), the first
-    projection's output, keeps every offset below 2^31."""
+    """Return the most tokens that one call of the GPU kernels takes: a multiple of `block`.
+
+    `width` is the number of outputs of the first projection, the widest tensor of a layer. All offsets in that tensor
+    (batch, tokens, width) stay below 2^31.
+    """
     return max(block, (OFFSETS - 1) // (batch * width) // block * block)
-
-
-PART = 4096
-"""Positions whose logits exist at one time on a GPU."""

@@ -1,4 +1,4 @@
-"""Does training compute what it should on this machine? Checks the schedules of MA-GC and the kernels of a model."""
+"""Verify on this machine the schedules of MA-GC, and the kernels that a model trains with."""
 
 import math
 from collections.abc import Iterator
@@ -94,10 +94,10 @@ def check_operations(device: torch.device, model: VideoMa2mba) -> None:
     if not wrong:
         return
     worst = max(wrong, key=lambda row: _wrongness(row.error))
-    said = worst.note or f"relative error {worst.error:.1e}, at most {worst.bound:.1e} is expected"
+    said = worst.note or f"relative error {worst.error:.1e}, expected at most {worst.bound:.1e}"
     raise UserError(
         f"the kernels on {device} disagree with plain torch: {worst.operation}, {worst.what} ({said}; {len(wrong)} of "
-        f"{len(rows)} results are wrong); see `ma2mba doctor`, or train in plain torch with MA2MBA_OPS=torch"
+        f"{len(rows)} results are wrong); run `ma2mba doctor`, or train in plain torch with MA2MBA_OPS=torch"
     )
 
 

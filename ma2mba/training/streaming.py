@@ -15,7 +15,7 @@ from torch import Tensor
 from ma2mba.data.batch import Batch
 from ma2mba.data.cuts import cuts, rank_cuts
 from ma2mba.magc import Plan, Streamer
-from ma2mba.model.video_ma2mba import VideoMa2mba, chosen
+from ma2mba.model.video_ma2mba import VideoMa2mba, supervised
 
 FEATURE_BITS = torch.int16
 """Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
@@ -119,7 +119,7 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         if (following := self._after(i)) is not None:
             self.batch.frames.expect(self._frames_of(following))
         bits = frames.view(FEATURE_BITS) if frames.dtype == torch.bfloat16 else frames
-        chunk = (self.batch.ids_BS[:, at], local_BT, bits, *chosen(self.batch.targets_BS[:, at]))
+        chunk = (self.batch.ids_BS[:, at], local_BT, bits, *supervised(self.batch.targets_BS[:, at]))
         return tuple(t.to(self.device, non_blocking=True) for t in chunk)
 
     def _after(self, i: int) -> int | None:

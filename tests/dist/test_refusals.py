@@ -31,7 +31,7 @@ def test_weights_of_another_architecture(folder):
     save_model(VideoMa2mba(ModelConfig.model_validate(other)), folder / "shards" / "tokenizer.json", folder / "other")
     said = refused(folder, 2, "init_from=other")
     assert said.count("error:") == 1
-    assert re.search(r"other/model.safetensors: holds another architecture: \d+ tensors differ", said)
+    assert re.search(r"other/model.safetensors: has another architecture than the model: \d+ tensors differ", said)
 
 
 def test_a_checkpoint_that_does_not_exist(folder):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ma2mba.model.mamba2 import Mamba2Mixer
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.norm import RMSNorm
-from ma2mba.ops.norm import rms_norm
+from ma2mba.ops import rms_norm
 from ma2mba.ops.reference.conv import causal_conv
 from ma2mba.ops.reference.ssd import ssd_scan
 

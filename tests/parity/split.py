@@ -1,4 +1,4 @@
-"""Ranks on one machine that hold parts of one sequence, and what they compute. Run by test_sequence_parallel.py."""
+"""The work of ranks on one machine that hold slices of one sequence. Run by test_sequence_parallel.py."""
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -14,15 +14,15 @@ from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
 from tests.parity.worlds import mamba_layers
 
 WIDTH = 16
-Parts = Sequence[Sequence[int]]
+Slices = Sequence[Sequence[int]]
 """Tokens of every rank in every chunk."""
 Outcome = tuple[dict[str, Tensor], dict[str, Tensor]]
-"""By name: what each rank has a share of, and what every rank has whole."""
+"""By name: tensors of which each rank has a share, and tensors that are the same on every rank."""
 Case = Callable[[dist.ProcessGroup | None], Outcome]
 
 
 class FrontAndHead(nn.Module):
-    """An embedding with a row of its own for every token, so that its gradient is that of x; a loss to each token."""
+    """An embedding with one row for each token, so that its gradient is the gradient of x, and a loss of each token."""
 
     def __init__(self, tokens: int):
         super().__init__()
@@ -36,9 +36,9 @@ class FrontAndHead(nn.Module):
         return ((x_BTD.sin() * self.weight[ids_BT]).sum(),)
 
 
-def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGroup | None) -> Outcome:
-    """Loss, states and gradients of streamed layers over this rank's parts, or over everything without a group."""
-    tokens = sum(map(sum, parts))
+def layers_outcome(slices: Slices, batch: int, plan: Plan, group: dist.ProcessGroup | None) -> Outcome:
+    """Stream layers over this rank's slices, or over all tokens without a group. Return loss, states and gradients."""
+    tokens = sum(map(sum, slices))
     torch.manual_seed(tokens + batch)
     layers, ends = mamba_layers(2, WIDTH), FrontAndHead(batch * tokens).double()
     zeros = [layer.initial_state(torch.empty(batch, 0)) for layer in layers]
@@ -46,7 +46,7 @@ def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGrou
     seeds = [torch.randn_like(t) for state in zeros for t in state]
     steps = [layer.split(group) for layer in layers] if group else layers
     streamer = Streamer(ends.front, steps, ends.head, [ends], plan)
-    loss, after = streamer([(ids_BT,) for ids_BT in cut(parts, batch, group)], states)
+    loss, after = streamer([(ids_BT,) for ids_BT in cut(slices, batch, group)], states)
     flat_after = [t for state in after for t in state]
     handed_back = sum((t * seed).sum() for t, seed in zip(flat_after, seeds, strict=True))
     (loss + handed_back).backward()
@@ -57,17 +57,17 @@ def layers_outcome(parts: Parts, batch: int, plan: Plan, group: dist.ProcessGrou
     return shares, whole | {f"gradient of state {i}": gradient for i, gradient in enumerate(gradients)}
 
 
-def cut(parts: Parts, batch: int, group: dist.ProcessGroup | None) -> list[Tensor]:
-    """The ids of this rank's part of every chunk, or of all of it."""
-    ids_BS = torch.arange(batch * sum(map(sum, parts))).view(batch, -1)
-    chunks = ids_BS.split([sum(lengths) for lengths in parts], dim=1)
+def cut(slices: Slices, batch: int, group: dist.ProcessGroup | None) -> list[Tensor]:
+    """Return the ids of this rank's slice of every chunk, or of whole chunks without a group."""
+    ids_BS = torch.arange(batch * sum(map(sum, slices))).view(batch, -1)
+    chunks = ids_BS.split([sum(lengths) for lengths in slices], dim=1)
     if group is None:
         return list(chunks)
-    return [ids.split(list(lengths), dim=1)[dist.get_rank(group)] for ids, lengths in zip(chunks, parts, strict=True)]
+    return [ids.split(list(lengths), dim=1)[dist.get_rank(group)] for ids, lengths in zip(chunks, slices, strict=True)]
 
 
 def bf16_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | None) -> Outcome:
-    """One bf16 layer, on a GPU if there is one, over this rank's part."""
+    """Run one bf16 layer, on a GPU if there is one, over this rank's slice."""
 
     def run(
         x_BTD: Tensor, conv: Tensor, ssm: Tensor, weights: LayerWeights, shape: LayerShape
@@ -75,9 +75,9 @@ def bf16_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | 
         if group is None:
             return mamba2_layer(x_BTD, conv, ssm, weights, shape)
         rank = dist.get_rank(group)
-        parts = [part.detach() * 0 if r != rank else part for r, part in enumerate(x_BTD.split(list(lengths), dim=1))]
-        parts[rank], conv, ssm = mamba2_layer(parts[rank], conv, ssm, weights, shape, group=group)
-        return torch.cat(parts, dim=1), conv, ssm
+        slices = [x if r == rank else x.detach() * 0 for r, x in enumerate(x_BTD.split(list(lengths), dim=1))]
+        slices[rank], conv, ssm = mamba2_layer(slices[rank], conv, ssm, weights, shape, group=group)
+        return torch.cat(slices, dim=1), conv, ssm
 
     sizes, device = Sizes(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given = [t.to(device) for t in layer_inputs(sizes, sum(lengths), batch, torch.bfloat16)]
@@ -88,7 +88,7 @@ def bf16_outcome(lengths: Sequence[int], batch: int, group: dist.ProcessGroup | 
 
 
 def work(rank: int, ranks: int, folder: Path, cases: Sequence[Case]) -> None:
-    """One rank: compute all cases and write the outcomes to `folder`."""
+    """Compute all cases on one rank, and write the outcomes to `folder`."""
     store = dist.FileStore(str(folder / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
     torch.save([case(dist.group.WORLD) for case in cases], folder / f"{rank}.pt")

@@ -1,4 +1,4 @@
-"""A training step of the whole model by ranks that share its samples. Run by test_sequence_parallel.py."""
+"""A training step of the whole model on ranks that share a sequence. Run by test_sequence_parallel.py."""
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from tests.unit.model.test_model import BACKBONE, VISION
 
 
 def model_outcome(trained: str, plan: Plan, group: dist.ProcessGroup | None) -> Outcome:
-    """Loss and gradients of a training step with videos and text, of which only a part of the model is trained."""
+    """Return the loss and the gradients of a training step with videos and text that trains one component."""
     torch.manual_seed(0)
     model = VideoMa2mba(ModelConfig(language_model=BACKBONE, vision=VISION)).double().requires_grad_(False)
     model.get_submodule(trained).requires_grad_(True)

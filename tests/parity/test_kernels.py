@@ -1,8 +1,8 @@
-"""A GPU's kernels against plain torch in fp64 on the same rounded inputs; skipped without a GPU and mamba-ssm.
+"""GPU kernels against plain torch in fp64 on the same rounded inputs. Skipped without a GPU and mamba-ssm.
 
-Measured on one H200 (torch 2.11, mamba-ssm 2.3.2): a bf16 layer is within 1.9e-2 of fp64 in every output and gradient,
-nowhere more than 1.7 times as far as plain torch in bf16 but for states of a single token (1.8e-3 against 7e-4); the
-loss of 1,000 positions within 6.6e-5, its gradients within 8.9e-3.
+Measured on one H200 (torch 2.11, mamba-ssm 2.3.2), relative to fp64: at most 1.9e-2 in any output or gradient of a bf16
+layer, which is at most 1.7 times the error of plain torch in bf16. The exception are states of a single token: 1.8e-3,
+plain torch 7e-4. The loss of 1,000 positions is within 6.6e-5, its gradients within 8.9e-3.
 """
 
 import pytest
@@ -27,13 +27,13 @@ def test_layer_and_loss_in_bf16_are_as_near_to_fp64_as_plain_torch_in_bf16():
 
 
 @pytest.mark.parametrize("stash", ["device", "host"])
-def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
-    """Two steps, a ragged last chunk. Measured 1.6e-4 relative for 64 layers of 2,560: bf16 sums in another order."""
+def test_captured_chunks_have_the_gradients_of_eager_chunks(stash):
+    """Two steps with a shorter last chunk. Measured for 64 layers of 2,560: 1.6e-4, as bf16 sums differ in order."""
     torch.manual_seed(0)
     config = Mamba2Config(d_model=WIDTH, n_layer=3)
     layers = torch.nn.ModuleList(Mamba2Layer(config) for _ in range(3)).to("cuda", torch.bfloat16)
     x = torch.randn(1, 4 * 512 + 100, WIDTH, device="cuda")
-    chunks = [(part,) for part in x.split(512, dim=1)]
+    chunks = [(chunk,) for chunk in x.split(512, dim=1)]
     found = []
     for graphs in (False, True):
         run = Streamer(
@@ -48,7 +48,7 @@ def test_recorded_chunks_give_the_gradients_of_plain_ones(stash):
     assert max(relative(b, a) for a, b in zip(*found, strict=True)) < 5e-3
 
 
-def test_two_recordings_of_the_same_layers_may_live_side_by_side():
+def test_two_captures_of_the_same_layers_can_coexist():
     torch.manual_seed(0)
     layers = torch.nn.ModuleList([Mamba2Layer(Mamba2Config(d_model=WIDTH, n_layer=1))]).to("cuda", torch.bfloat16)
     x = torch.randn(1, 2048, WIDTH, device="cuda")
@@ -57,23 +57,23 @@ def test_two_recordings_of_the_same_layers_may_live_side_by_side():
         plan = Plan("sequence", tokens, 1, graphs=True)
         runs.append(Streamer(lambda a: (a,), layers, lambda a: (a.sin().sum(),), [], plan))
         layers.zero_grad(set_to_none=True)
-        runs[-1]([(part,) for part in x.split(tokens, dim=1)], [layers[0].initial_state(x)])[0].backward()
+        runs[-1]([(chunk,) for chunk in x.split(tokens, dim=1)], [layers[0].initial_state(x)])[0].backward()
         found.append([p.grad.clone() for p in layers.parameters()])
     for others in found[1:]:
         assert max(relative(b, a) for a, b in zip(found[0], others, strict=True)) < 5e-3
 
 
 @pytest.mark.parametrize("tokens", [512, 4096])
-def test_the_shadows_on_the_meta_device_cost_what_the_kernels_cost(tokens):
-    """Not measured yet; the allocator's blocks are 512 bytes."""
+def test_the_prices_on_the_meta_device_are_those_of_the_kernels(tokens):
+    """Bounds are estimates, not measured; the allocator's blocks are 512 bytes."""
     config = Mamba2Config(d_model=1024, n_layer=1)
     layer = Mamba2Layer(config).to("cuda", torch.bfloat16)
     real = measure(layer, torch.empty(1, 1, 1024, device="cuda"), 1, lengths=(tokens,))
     with kernels_on_meta():
         like_x = torch.empty(1, 1, 1024, device="meta")
-        shadow = measure(layer.to("meta"), like_x, 1, lengths=(tokens,), standing=True)
-    assert (shadow.memo, shadow.memo_flops) == (real.memo, real.memo_flops)
-    assert shadow.layer.gradients == real.layer.gradients == 0
+        on_meta = measure(layer.to("meta"), like_x, 1, lengths=(tokens,), standing=True)
+    assert (on_meta.memo, on_meta.memo_flops) == (real.memo, real.memo_flops)
+    assert on_meta.layer.gradients == real.layer.gradients == 0
     for name, within in (("saved", 0.02), ("forward", 0.05), ("backward", 0.05), ("flops", 0.001)):
-        found, right = (getattr(price.layer, name).at(tokens) for price in (shadow, real))
+        found, right = (getattr(price.layer, name).at(tokens) for price in (on_meta, real))
         assert found == pytest.approx(right, rel=within), name

@@ -1,13 +1,13 @@
-"""The chunked operations against a recurrence written out token by token, in fp64.
+"""The chunked operations against a recurrence computed token by token, in fp64.
 
-Measured worst case over all cases here: 6e-15 relative for outputs and states, 2e-13 for gradients.
+Measured worst relative error of all cases: 6e-15 for outputs and states, 2e-13 for gradients.
 """
 
 import pytest
 import torch
 from torch import Tensor
 
-from ma2mba.ops.norm import rms_norm
+from ma2mba.ops import rms_norm
 from ma2mba.ops.reference.conv import causal_conv
 from ma2mba.ops.reference.ssd import ssd_scan
 
@@ -96,7 +96,7 @@ def test_ssd_continues_from_its_state(cut):
 
 
 def test_strong_decay_over_a_long_block_stays_finite():
-    """Within a block exp(-256 * 8 * 16) underflows to 0; a quotient of cumulative products would be 0 / 0."""
+    """exp(-256 * 8 * 16) underflows to 0 within a block: a quotient of cumulative products would be 0 / 0."""
     inputs = [t.detach().float() for t in ssd_inputs(512, 1)]
     inputs[1] = torch.full_like(inputs[1], 8.0)
     inputs[2] = torch.full_like(inputs[2], -16.0)
@@ -116,18 +116,18 @@ def test_gated_norm_normalises_each_group():
     torch.manual_seed(0)
     x, gate, weight = torch.randn(2, 3, 8), torch.randn(2, 3, 8), torch.randn(8)
     gated = x * gate * torch.sigmoid(gate)
-    halves = [part / (part.square().mean(-1, keepdim=True) + 1e-5).sqrt() for part in gated.split(4, dim=-1)]
+    halves = [half / (half.square().mean(-1, keepdim=True) + 1e-5).sqrt() for half in gated.split(4, dim=-1)]
     torch.testing.assert_close(rms_norm(x, weight, 1e-5, gate, groups=2), torch.cat(halves, -1) * weight)
 
 
-def test_a_norms_gradient_is_not_rounded_on_its_way_into_the_sum():
-    """Chunk after chunk in bf16: exact but for the order of adding, measured 1.1e-7; rounded, it was 1.3e-3 off."""
+def test_the_gradient_of_a_norm_is_added_to_its_sum_without_rounding():
+    """Five chunks in bf16. Measured error: 1.1e-7 from the order of the sum; it was 1.3e-3 with rounding."""
     torch.manual_seed(0)
     x, dy = torch.randn(2, 40, 32), torch.randn(2, 40, 32).bfloat16()
     weight = torch.nn.Parameter(torch.randn(32).bfloat16())
     weight.main_grad = torch.zeros(32)
-    for part, d_part in zip(x.split(8, 1), dy.split(8, 1), strict=True):
-        assert torch.autograd.grad(rms_norm(part, weight, 1e-5), weight, d_part, allow_unused=True) == (None,)
+    for chunk, dy_chunk in zip(x.split(8, 1), dy.split(8, 1), strict=True):
+        assert torch.autograd.grad(rms_norm(chunk, weight, 1e-5), weight, dy_chunk, allow_unused=True) == (None,)
     wide = weight.detach().double().requires_grad_()
     (exact,) = torch.autograd.grad(rms_norm(x.double(), wide, 1e-5), wide, dy.double())
     assert (weight.main_grad - exact).norm() < 1e-6 * exact.norm()

@@ -1,4 +1,4 @@
-"""A chunk's tokens split over 2 and 3 ranks against one process, over gloo; in fp64 but for one case in bf16."""
+"""A chunk's tokens split over 2 and 3 ranks, against one process. Over gloo, in fp64 (one case in bf16)."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
 from tests.parity.split import Case, Outcome, bf16_outcome, layers_outcome, work
 from tests.parity.split_model import model_outcome
 
-PARTS = {
+SLICES = {
     2: [
         [(5, 4)],
         [(7, 6), (5, 8), (3, 2)],
@@ -27,7 +27,7 @@ PARTS = {
         [(1, 0, 2), (0, 2, 0), (9, 8, 7), (2, 0, 0)],
     ],
 }
-"""Tokens of every rank in every chunk; the convolution looks back over 3."""
+"""Tokens of every rank in every chunk. The convolution reads the last 3 inputs."""
 PLANS = [
     Plan("sequence", 4, 1),
     Plan("sequence", 4, 2),
@@ -35,27 +35,27 @@ PLANS = [
     Plan("layer", 4, 1),
 ]
 BOUND = 1e-10
-"""Relative; measured: at most 2e-15 in any value, state or gradient."""
+"""Relative error; measured at most 2e-15 in any value, state or gradient."""
 
 
 TRAINED = {"vision": Plan("sequence", 17, 1), "projector": Plan("sequence", 6, 2), "language_model": Plan("layer", 6)}
-"""A part of the model that alone is trained, and a plan: parts of a chunk without frames, or with nothing to learn,
-must take part in everything."""
+"""The only trained component, and a plan. Ranks whose slice has no frames, or no supervised token, must make the same
+calls as all others."""
 
 
 @pytest.mark.slow
-def test_two_ranks_that_share_a_sequence_do_as_one_process(tmp_path):
-    shapes = [(parts, 1 + i % 2) for i, parts in enumerate(PARTS[2])]
+def test_two_ranks_that_share_a_sequence_equal_one_process(tmp_path):
+    shapes = [(slices, 1 + i % 2) for i, slices in enumerate(SLICES[2])]
     cases: list[Case] = [partial(layers_outcome, *shape, plan) for shape in shapes for plan in PLANS]
-    agree([*cases, *(partial(model_outcome, part, plan) for part, plan in TRAINED.items())], 2, tmp_path)
+    agree([*cases, *(partial(model_outcome, component, plan) for component, plan in TRAINED.items())], 2, tmp_path)
 
 
-def test_so_do_three(tmp_path):
-    agree([partial(layers_outcome, parts, 2, plan) for parts in PARTS[3] for plan in PLANS[1:3]], 3, tmp_path)
+def test_three_ranks_equal_one_process(tmp_path):
+    agree([partial(layers_outcome, slices, 2, plan) for slices in SLICES[3] for plan in PLANS[1:3]], 3, tmp_path)
 
 
-def test_a_bf16_layer_on_parts_is_as_near_to_fp64_as_on_the_whole(tmp_path):
-    """Kernels where there is a GPU, two ranks share then. In fp32, in Triton's interpreter, all is within 9e-7."""
+def test_a_split_bf16_layer_is_as_close_to_fp64_as_a_whole_one(tmp_path):
+    """Runs the kernels if there is a GPU, which two ranks then share. In fp32 in Triton's interpreter: within 9e-7."""
     shapes = [([300, 213], 1), ([2, 511], 2), ([0, 5], 1), ([1, 1], 2)]
     cases: list[Case] = [partial(bf16_outcome, *shape) for shape in shapes]
     for (lengths, batch), case, found in zip(shapes, cases, by_rank(2, tmp_path, cases), strict=True):
@@ -71,7 +71,7 @@ def test_a_bf16_layer_on_parts_is_as_near_to_fp64_as_on_the_whole(tmp_path):
 def agree(cases: Sequence[Case], ranks: int, folder: Path) -> None:
     for case, found in zip(cases, by_rank(ranks, folder, cases), strict=True):
         shares, whole = case(None)
-        # The biases of the keys have a gradient of zero but for rounding: softmax does not see them.
+        # The exact gradient of the keys' biases is zero, because softmax ignores them.
         smallest = 1e-6 * max(tensor.norm().item() for tensor in shares.values())
         for name, tensor in shares.items():
             assert relative(total(found, name), tensor, smallest) < BOUND, (name, case)
@@ -80,7 +80,7 @@ def agree(cases: Sequence[Case], ranks: int, folder: Path) -> None:
 
 
 def by_rank(ranks: int, folder: Path, cases: Sequence[Case]) -> list[tuple[Outcome, ...]]:
-    """For each case the outcomes of all ranks."""
+    """Return, for each case, the outcomes of all ranks."""
     mp.spawn(work, (ranks, folder, cases), nprocs=ranks)
     return list(zip(*(torch.load(folder / f"{rank}.pt") for rank in range(ranks)), strict=True))
 

@@ -1,4 +1,4 @@
-"""Causal depthwise convolution with its state in and out: the plain torch reference.
+"""A causal depthwise convolution in plain torch, with its state as argument and result.
 
 B batch, T tokens, D channels, W taps.
 """
@@ -14,11 +14,11 @@ from ma2mba.ops.sequence_parallel import inputs_before
 def causal_conv(
     x_BTD: Tensor, weight_DW: Tensor, bias_D: Tensor, state_BDW: Tensor, group: ProcessGroup | None = None
 ) -> tuple[Tensor, Tensor]:
-    """SiLU of a causal depthwise convolution that continues from the last W - 1 inputs.
+    """Return the SiLU of a causal depthwise convolution (batch, tokens, channels), and the state after x.
 
-    `state_BDW` (batch, channels, W - 1) holds the inputs before x, oldest first; zeros at the start of a sequence.
-    Returns the output (batch, tokens, channels) and the state after x. Any number of tokens. With a group, x is this
-    rank's part of the tokens, and the states are those before and after all parts (`ma2mba.ops.sequence_parallel`).
+    `state_BDW` (batch, channels, W - 1) holds the last inputs before x, oldest first: zeros at the start of a sequence.
+    x may have any number of tokens. With a process group, x is this rank's slice of the tokens, and the states are the
+    states before and after all slices (`ma2mba.ops.sequence_parallel`).
     """
     taps = weight_DW.shape[1]
     tokens = x_BTD.shape[1]
@@ -30,6 +30,6 @@ def causal_conv(
     for tap in range(1, taps):
         y_BTD = y_BTD + padded_BTD[:, tap : tap + tokens] * weight_DW[:, tap]
     if after_BDW is None:
-        # A copy: a view would keep all of the padded input alive as long as the state is kept.
+        # A copy, because a view would keep the whole padded input alive as long as the state is kept.
         after_BDW = padded_BTD[:, tokens:].transpose(1, 2).clone()
     return F.silu(y_BTD), after_BDW

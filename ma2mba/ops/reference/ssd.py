@@ -1,7 +1,7 @@
-"""The SSD scan of Mamba-2 (arXiv 2405.21060, section 6) with its state in and out: the plain torch reference.
+"""The SSD scan of Mamba-2 (arXiv 2405.21060, section 6) in plain torch, with its state as argument and result.
 
-B batch, T tokens, H heads, P head width, G groups, R heads of a group (H = G R), N state size,
-C blocks, Q tokens of a block (S where two tokens meet: the earlier).
+B batch, T tokens, H heads, P head width, G head groups, R heads of a head group (H = G R), N state size,
+C blocks, Q tokens of a block (for pairs of tokens: Q the later token, S the earlier one).
 
     d_t     = softplus(dt_t + dt_bias)
     state_t = exp(d_t * A) * state_{t-1} + d_t * x_t (outer) B_t
@@ -28,11 +28,11 @@ def ssd_scan(
     block: int,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (batch, tokens, heads, width) in the dtype of x and the final state in the dtype of the initial one.
+    """Return the outputs (batch, tokens, heads, width) in the dtype of x, and the final state.
 
-    `A_H` is negative. Decays and states are computed in the dtype of `state_BHPN` (fp32, or fp64 in tests). The result
-    does not depend on `block`, which need not divide T. With a group, these are this rank's part of the tokens, maybe
-    none, and the states are those before and after all parts (`ma2mba.ops.sequence_parallel`).
+    `A_H` is negative. Decays and states are computed in the dtype of `state_BHPN`: fp32, or fp64 in tests. The result
+    does not depend on `block`, which need not divide T. With a process group, the tokens are this rank's slice (T may
+    be 0), and the states are the states before and after all slices (`ma2mba.ops.sequence_parallel`).
     """
     tokens, dtype = x_BTHP.shape[1], state_BHPN.dtype
     block = max(min(block, tokens), 1)
@@ -55,9 +55,9 @@ def ssd_scan(
 
 
 def _blocks(t_BTX: Tensor, block: int) -> Tensor:
-    """(batch, tokens, ...) -> (batch, blocks, tokens of a block, ...).
+    """Reshape (batch, tokens, ...) to (batch, blocks, tokens of a block, ...), padded with zeros.
 
-    Padding is zeros: a token with dt = 0 decays nothing and adds nothing, so it leaves the state alone.
+    A padding token has dt = 0: it neither decays the state nor adds to it.
     """
     pad = -t_BTX.shape[1] % block if t_BTX.shape[1] else block
     if pad:
@@ -66,7 +66,7 @@ def _blocks(t_BTX: Tensor, block: int) -> Tensor:
 
 
 def _within_blocks(u_BCGRQP: Tensor, decay_BCGRQ: Tensor, B_BCGQN: Tensor, C_BCGQN: Tensor) -> Tensor:
-    """What a token gets from the earlier tokens of its own block and from itself."""
+    """Return the contribution to each token from itself and from earlier tokens of its block."""
     block = decay_BCGRQ.shape[-1]
     later_QS = torch.ones(block, block, dtype=torch.bool, device=decay_BCGRQ.device).triu(1)
     log_decay_BCGRQS = (decay_BCGRQ[..., :, None] - decay_BCGRQ[..., None, :]).masked_fill(later_QS, float("-inf"))
@@ -81,7 +81,7 @@ def _across_blocks(
     state_BGRPN: Tensor,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """The state that enters every block, and the one that leaves the last, or the last of the group's."""
+    """Return the state before every block, and the state after the last block of all ranks."""
     total_BCGR = decay_BCGRQ[..., -1]
     to_end_BCGRQ = (total_BCGR[..., None] - decay_BCGRQ).exp()
     added_BCGRPN = (u_BCGRQP * to_end_BCGRQ[..., None]).transpose(-1, -2) @ B_BCGQN[:, :, :, None]
@@ -97,7 +97,7 @@ def _across_blocks(
 
 
 def _pass_on(keep_BCGR11: Tensor, added_BCGRPN: Tensor, state_BGRPN: Tensor) -> tuple[Tensor, Tensor]:
-    """The state that enters every block, and the one that leaves the last."""
+    """Return the state before every block, and the state after the last one."""
     entering = []
     for keep_BGR11, added_BGRPN in zip(keep_BCGR11.unbind(1), added_BCGRPN.unbind(1), strict=True):
         entering.append(state_BGRPN)

@@ -1,4 +1,4 @@
-"""The convolution of a Mamba-2 layer on a GPU over causal-conv1d's kernels; its state are the inputs before a chunk.
+"""The convolution of a Mamba-2 layer on a GPU, with causal-conv1d's kernels. Its state holds the last inputs.
 
 B batch, T tokens, V channels of the convolution, W taps less one, H heads.
 """
@@ -26,7 +26,7 @@ def _widen(A_log_ptr, D_ptr, taps_ptr, bias_ptr, A_out, D_out, taps_out, bias_ou
 
 
 class SmallWeights(NamedTuple):
-    """Small parameters in fp32, so that their gradients come in fp32: A = -exp(A_log), D and the convolution's."""
+    """Small parameters in fp32, so that their gradients are in fp32: A = -exp(A_log), D, taps and bias."""
 
     A_H: Tensor
     D_H: Tensor
@@ -50,19 +50,22 @@ def convolve(xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor) -> Tensor:
 def inputs_around(
     xBC_BTV: Tensor, conv_BVW: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The convolution's state before these tokens, channels neighbours in memory, and after them (or all parts); with a
-    group, what backward needs to hand gradients to the other parts."""
-    chosen_RW = None
+    """Return the convolution's state before these tokens and after them, and None.
+
+    Channels of the state before are contiguous in memory. With a process group, the state after is the state after all
+    slices, and the third result holds the slots that `exchange_input_gradients` needs.
+    """
+    slots_RW = None
     if group is None:
         after_BVW = _last_inputs(xBC_BTV, conv_BVW)
     else:
         tail_BVW = last_inputs(xBC_BTV, conv_BVW)
-        conv_BVW, after_BVW, chosen_RW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
-    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW, chosen_RW
+        conv_BVW, after_BVW, slots_RW = exchange_inputs(tail_BVW, conv_BVW, xBC_BTV.shape[1], group)
+    return conv_BVW.transpose(1, 2).contiguous().transpose(1, 2), after_BVW, slots_RW
 
 
 def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
-    """The convolution's state after these tokens, however few; channels are neighbours in memory."""
+    """Return the convolution's state after any number of tokens. Channels are contiguous in memory."""
     kept = conv_BVW.shape[2]
     tail_BWV = xBC_BTV[:, -kept:].to(conv_BVW.dtype)
     if tail_BWV.shape[1] < kept:
@@ -73,7 +76,7 @@ def _last_inputs(xBC_BTV: Tensor, conv_BVW: Tensor) -> Tensor:
 def convolve_backward(
     xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor, dconvolved_BTV: Tensor, dxBC_BTV: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of taps and bias (fp32) and of the state; that of the inputs goes into `dxBC_BTV`."""
+    """Return the gradients of taps and bias (fp32) and of the state. Write the gradient of the inputs to `dxBC_BTV`."""
     _, dtaps_VW, dbias_V, dconv_BVW = causal_conv1d_bwd_function(
         xBC_BTV.transpose(1, 2),
         small.taps_VW,
@@ -90,21 +93,23 @@ def convolve_backward(
 
 
 def hand_back(
-    dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None, chosen_RW: Tensor | None, group: ProcessGroup | None
+    dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None, slots_RW: Tensor | None, group: ProcessGroup | None
 ) -> Tensor:
-    """Add the gradient of the state after these tokens, in place, to those of the inputs that it holds; the gradient of
-    the state before them, or before all parts."""
+    """Add the gradient of the state after these tokens to `dxBC_BTV`, in place, for the inputs that the state holds.
+
+    Return the gradient of the state before these tokens; with a process group, of the state before all slices.
+    """
     if group is None:
         _add_tail(dxBC_BTV, dconv_BVW, dtail_BVW)
         return dconv_BVW
-    assert chosen_RW is not None
-    dtail_BVW, dinitial_BVW = exchange_input_gradients(dconv_BVW, dtail_BVW, chosen_RW, group)
+    assert slots_RW is not None
+    dtail_BVW, dinitial_BVW = exchange_input_gradients(dconv_BVW, dtail_BVW, slots_RW, group)
     _add_tail(dxBC_BTV, dconv_BVW, dtail_BVW)
     return dinitial_BVW
 
 
 def _add_tail(dxBC_BTV: Tensor, dconv_BVW: Tensor, dtail_BVW: Tensor | None) -> None:
-    """Add, in place, what the state after the last token hands back to the last inputs, or to the state before them."""
+    """Add the gradient of the last state, in place, to the last inputs, and to the first state if these are too few."""
     if dtail_BVW is None:
         return
     kept, tokens = dtail_BVW.shape[2], dxBC_BTV.shape[1]

@@ -1,11 +1,11 @@
-"""A Mamba-2 layer on a GPU as one autograd function over mamba-ssm's and causal-conv1d's kernels, with states.
+"""A Mamba-2 layer on a GPU as one autograd function over the kernels of mamba-ssm and causal-conv1d.
 
 B batch, T tokens, M rows (B T), D model width, X outputs of the first projection (z, x, B, C, dt side by side), I inner
-width, V channels of the convolution, W taps less one, H heads, P head width, G groups, N state size.
+width, V channels of the convolution, W taps less one, H heads, P head width, G head groups, N state size.
 
-Forward keeps its input, the projection's output and the scan's: backward makes the norms' outputs and the convolution's
-again, each one cheap pass, and writes the gradients of z, x, B, C and dt into one tensor. Where a weight has a
-`main_grad` (fp32, its shape), its gradient is added there, a matrix's inside the matrix product; autograd gets none.
+Forward saves its input, the output of the first projection, and the output of the scan. Backward recomputes the norms
+and the convolution, one cheap pass over memory each, and writes the gradients of z, x, B, C and dt into one tensor.
+Gradients of weights go through `main_grad.py`.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from ma2mba.ops.main_grad import hand_over, weight_gradient
+from ma2mba.ops.main_grad import add_or_return, add_or_return_product
 from ma2mba.ops.reference.layer import mamba2_layer_reference
 from ma2mba.ops.triton.conv import SmallWeights, convolve, convolve_backward, hand_back, inputs_around
 from ma2mba.ops.triton.norm import gated_backward, gated_forward, rms_backward, rms_forward
@@ -31,9 +31,9 @@ def layer_kernels(
     product_BTD: Tensor | None = None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mamba2_layer` for tensors on a GPU; a call longer than 32-bit offsets reach is split along the tokens.
+    """`mamba2_layer` for tensors on a GPU. A call of more than `most_tokens` tokens is split along the tokens.
 
-    With a group that is not done: raises ValueError for a part that is so long.
+    With a process group it is not split: raises ValueError if this rank's slice has more tokens.
     """
     if x_BTD.shape[1] == 0:
         return mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, shape, group)
@@ -41,10 +41,13 @@ def layer_kernels(
     if x_BTD.shape[1] <= limit:
         return _Layer.apply(x_BTD, conv_BVW, ssm_BHPN, shape, product_BTD, group, *weights.tensors())
     if group is not None:
-        raise ValueError(f"a rank's part of a chunk has {x_BTD.shape[1]} tokens, kernels reach {limit}; cut it shorter")
+        raise ValueError(
+            f"a rank's slice of a chunk has {x_BTD.shape[1]} tokens, and the kernels take at most {limit}; "
+            "use a smaller chunk_tokens"
+        )
     outputs = []
-    for part_BTD in x_BTD.split(limit, dim=1):
-        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(part_BTD, conv_BVW, ssm_BHPN, shape, None, None, *weights.tensors())
+    for piece_BTD in x_BTD.split(limit, dim=1):
+        y_BTD, conv_BVW, ssm_BHPN = _Layer.apply(piece_BTD, conv_BVW, ssm_BHPN, shape, None, None, *weights.tensors())
         outputs.append(y_BTD)
     return torch.cat(outputs, dim=1), conv_BVW, ssm_BHPN
 
@@ -73,15 +76,15 @@ class _Convolved(NamedTuple):
 
 
 def _split(zxbcdt_BTX: Tensor, shape: LayerShape, inner: int) -> tuple[Tensor, Tensor, Tensor]:
-    """z, xBC and dt: views."""
+    """Return views of z, xBC and dt."""
     conv_width = inner + 2 * shape.ngroups * shape.d_state
     z, xBC, dt = zxbcdt_BTX.split([inner, conv_width, zxbcdt_BTX.shape[2] - inner - conv_width], dim=-1)
     return z, xBC, dt
 
 
 def _convolved(xBC_BTV: Tensor, shape: LayerShape, inner: int) -> _Convolved:
-    groups = shape.ngroups * shape.d_state
-    x, B, C = xBC_BTV.split([inner, groups, groups], dim=-1)
+    keys = shape.ngroups * shape.d_state
+    x, B, C = xBC_BTV.split([inner, keys, keys], dim=-1)
     per_group = (shape.ngroups, shape.d_state)
     return _Convolved(x.unflatten(-1, (-1, shape.headdim)), B.unflatten(-1, per_group), C.unflatten(-1, per_group))
 
@@ -104,8 +107,15 @@ def _scanned(
 
 
 class _Run(NamedTuple):
-    """A forward: the states before these tokens (channels neighbours in memory) and after them, or after all parts, the
-    first projection, the scan's output and the last projection; with a group, what `exchange_input_gradients` needs."""
+    """The results of a forward.
+
+    conv_BVW, ssm_BHPN     the states before these tokens; channels are contiguous in memory
+    zxbcdt_BTX             the first projection
+    y_BTHP                 the scan's output
+    product_BTD            the last projection
+    tail_BVW, final_BHPN   the states after these tokens; with a process group, after all slices
+    slots_RW               with a process group, what `exchange_input_gradients` needs
+    """
 
     small: SmallWeights
     conv_BVW: Tensor
@@ -115,7 +125,7 @@ class _Run(NamedTuple):
     product_BTD: Tensor
     tail_BVW: Tensor
     final_BHPN: Tensor
-    chosen_RW: Tensor | None
+    slots_RW: Tensor | None
 
 
 def _run(
@@ -131,7 +141,7 @@ def _run(
     u_MD = rms_forward(x_BTD.flatten(0, 1), weights.norm_D, shape.eps)
     zxbcdt_BTX = (u_MD @ weights.in_proj_XD.t()).unflatten(0, (len(x_BTD), -1))
     z_BTI, xBC_BTV, dt_BTH = _split(zxbcdt_BTX, shape, inner)
-    conv_BVW, tail_BVW, chosen_RW = inputs_around(xBC_BTV, conv_BVW, group)
+    conv_BVW, tail_BVW, slots_RW = inputs_around(xBC_BTV, conv_BVW, group)
     scanned = _scanned(convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
     y_BTHP, final_BHPN, ssm_BHPN = scan_forward(scanned, group)
     if product_BTD is None:
@@ -139,7 +149,7 @@ def _run(
             y_BTHP.view(-1, inner), z_BTI.flatten(0, 1), weights.gated_norm_I, shape.eps, shape.ngroups
         )
         product_BTD = (gated_MI @ weights.out_proj_DI.t()).view(x_BTD.shape)
-    return _Run(small, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, product_BTD, tail_BVW, final_BHPN, chosen_RW)
+    return _Run(small, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, product_BTD, tail_BVW, final_BHPN, slots_RW)
 
 
 class _Layer(torch.autograd.Function):
@@ -157,13 +167,13 @@ class _Layer(torch.autograd.Function):
         weights, x_BTD = LayerWeights(*tensors), x_BTD.contiguous()
         run = _run(x_BTD, conv_BVW, ssm_BHPN, weights, shape, product_BTD, group)
         ctx.shape, ctx.weights, ctx.small, ctx.group = shape, weights, run.small, group
-        ctx.save_for_backward(x_BTD, run.conv_BVW, run.ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP, run.chosen_RW)
+        ctx.save_for_backward(x_BTD, run.conv_BVW, run.ssm_BHPN, run.zxbcdt_BTX, run.y_BTHP, run.slots_RW)
         ctx.set_materialize_grads(False)
         return x_BTD + run.product_BTD, run.tail_BVW, run.final_BHPN
 
     @staticmethod
     def backward(ctx: Any, dafter: Tensor | None, dtail: Tensor | None, dfinal: Tensor | None) -> Any:
-        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, chosen_RW = ctx.saved_tensors
+        x_BTD, conv_BVW, ssm_BHPN, zxbcdt_BTX, y_BTHP, slots_RW = ctx.saved_tensors
         shape, weights, small = ctx.shape, ctx.weights, ctx.small
         inner, x_MD = weights.gated_norm_I.shape[0], x_BTD.flatten(0, 1)
         dafter_MD = torch.zeros_like(x_MD) if dafter is None else dafter.contiguous().flatten(0, 1)
@@ -181,22 +191,22 @@ class _Layer(torch.autograd.Function):
             do_MD @ weights.out_proj_DI,
             dz_BTI.flatten(0, 1),
         )
-        dout_proj = weight_gradient(weights.out_proj_DI, do_MD, gated_MI)
+        dout_proj = add_or_return_product(weights.out_proj_DI, do_MD, gated_MI)
         del gated_MI, do_MD
         scanned = _scanned(convolve(xBC_BTV, small, conv_BVW), dt_BTH, ssm_BHPN, small, weights, shape)
         dconvolved_BTV = torch.empty(xBC_BTV.shape, dtype=xBC_BTV.dtype, device=xBC_BTV.device)
-        dparts = _convolved(dconvolved_BTV, shape, inner)
+        dconvolved = _convolved(dconvolved_BTV, shape, inner)
         d = scan_backward(
             *(scanned, dy_MI.view(y_BTHP.shape), dfinal),
-            *(dparts.x_BTHP, ddt_BTH, dparts.B_BTGN, dparts.C_BTGN),
+            *(dconvolved.x_BTHP, ddt_BTH, dconvolved.B_BTGN, dconvolved.C_BTGN),
             group=ctx.group,
         )
         del dy_MI, scanned
         dtaps, dconv_bias, dconv = convolve_backward(xBC_BTV, small, conv_BVW, dconvolved_BTV, dxBC_BTV)
-        dconv = hand_back(dxBC_BTV, dconv, dtail, chosen_RW, ctx.group)
+        dconv = hand_back(dxBC_BTV, dconv, dtail, slots_RW, ctx.group)
         dzxbcdt_MX = dzxbcdt_BTX.flatten(0, 1)
-        din_proj = weight_gradient(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
+        din_proj = add_or_return_product(weights.in_proj_XD, dzxbcdt_MX, rms_forward(x_MD, weights.norm_D, shape.eps))
         dx_MD, dnorm = rms_backward(x_MD, weights.norm_D, shape.eps, dzxbcdt_MX @ weights.in_proj_XD, dafter_MD)
         vectors = (dtaps[:, None], dconv_bias, d.dt_bias_H, d.A_H * small.A_H, d.D_H)
-        gradients = hand_over(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
+        gradients = add_or_return(weights.tensors(), (dnorm, din_proj, *vectors, dgated_norm, dout_proj))
         return dx_MD.view(x_BTD.shape), dconv, d.initial_BHPN, None, None, None, *gradients

@@ -1,7 +1,8 @@
-"""Root mean square norms on a GPU, each way one pass over memory.
+"""Root mean square norms on a GPU. Forward and backward each take one pass over memory.
 
-M rows, N width. Rows may lie apart (a stride is passed) but a row's elements are neighbours. Where it pays, a row is
-held in two pieces of FIRST and REST columns, powers of two: 2,560 = 2,048 + 512 leave no thread idle.
+M rows, N width. Rows may be apart in memory (the stride is an argument), but the elements of a row are contiguous. Some
+kernels hold a row in two pieces of FIRST and REST columns, both powers of two: 2,560 = 2,048 + 512 leaves no thread
+idle.
 """
 
 import torch
@@ -88,7 +89,7 @@ def _add_pairs(a, b, c, d):
 
 @triton.jit
 def _gated_gradients(x, gate, sigmoid, dgated):
-    """Gradients of x and of the gate, from that of x * SiLU(gate)."""
+    """Return the gradients of x and of the gate, given the gradient of x * SiLU(gate)."""
     return dgated * gate * sigmoid, dgated * x * sigmoid * (1 + gate * (1 - sigmoid))
 
 
@@ -120,7 +121,7 @@ def _gated_backward(
         rest = FIRST + tl.arange(0, REST)
         weight_rest = _load(weight_ptr, rest, N, True)
         dweight_rest = tl.zeros((REST,), dtype=tl.float32)
-    for i in tl.range(0, rows, num_stages=3):  # the loads of rows to come run ahead: 270 instead of 470 us
+    for i in tl.range(0, rows, num_stages=3):  # prefetches rows: 270 us, was 470 us
         row = (program * rows + i).to(tl.int64)
         here = row < M
         at = row * width + group * N
@@ -169,14 +170,14 @@ def _launch(width: int, columns_per_warp: int) -> dict[str, int]:
 
 
 def _programs(rows: int, device: torch.device, per_processor: int) -> tuple[int, int]:
-    """How many programs walk over the rows, and how many rows each. More write more partial sums."""
+    """Return the number of programs, and of rows for each. More programs write more partial sums."""
     most = per_processor * torch.cuda.get_device_properties(device).multi_processor_count
     share = -(-rows // min(rows, most))
     return -(-rows // share), share
 
 
 def rms_forward(x_MN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
-    """`ma2mba.ops.rms_norm` of contiguous rows."""
+    """`ma2mba.ops.rms_norm` for contiguous rows."""
     rows, width = x_MN.shape
     y_MN = torch.empty(x_MN.shape, dtype=weight_N.dtype, device=x_MN.device)
     _rms_forward[(rows,)](x_MN, weight_N, y_MN, width, eps, **_launch(width, 512))
@@ -186,7 +187,7 @@ def rms_forward(x_MN: Tensor, weight_N: Tensor, eps: float) -> Tensor:
 def rms_backward(
     x_MN: Tensor, weight_N: Tensor, eps: float, dy_MN: Tensor, residual_MN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`residual_MN` plus the gradient of x, in the dtype of x, and the gradient of the weight in fp32."""
+    """Return `residual_MN` plus the gradient of x, in the dtype of x, and the gradient of the weight in fp32."""
     rows, width = x_MN.shape
     programs, share = _programs(rows, x_MN.device, 2)
     dx_MN = torch.empty_like(x_MN)
@@ -200,7 +201,7 @@ def rms_backward(
 
 
 def gated_forward(x_MN: Tensor, gate_MN: Tensor, weight_N: Tensor, eps: float, groups: int) -> Tensor:
-    """The gated norm of contiguous rows; the rows of the gate may lie apart."""
+    """The gated `ma2mba.ops.rms_norm` for contiguous rows. The rows of the gate may be apart in memory."""
     rows, width = x_MN.shape
     y_MN = torch.empty_like(x_MN)
     _gated_forward[(rows, groups)](
@@ -212,8 +213,10 @@ def gated_forward(x_MN: Tensor, gate_MN: Tensor, weight_N: Tensor, eps: float, g
 def gated_backward(
     x_MN: Tensor, gate_MN: Tensor, weight_N: Tensor, eps: float, groups: int, dy_MN: Tensor, dgate_MN: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y once more, the gradient of x, and the gradient of the weight in fp32; the gate's goes into `dgate_MN`,
-    which lies as the gate does."""
+    """Return the recomputed y, the gradient of x, and the gradient of the weight in fp32.
+
+    Write the gradient of the gate to `dgate_MN`, which has the strides of the gate.
+    """
     rows, width = x_MN.shape
     programs, share = _programs(rows, x_MN.device, 1)
     y_MN, dx_MN = torch.empty_like(x_MN), torch.empty_like(x_MN)

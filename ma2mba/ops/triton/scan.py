@@ -1,9 +1,9 @@
-"""The SSD scan on a GPU: mamba-ssm's kernels, put together for training in chunks.
+"""The SSD scan on a GPU: mamba-ssm's kernels, combined for training in chunks.
 
-Backward differs from mamba-ssm's own in two things: the gradient of the state before the first token stays in fp32 (a
-chunk hands it to the chunk before, again and again), and the terms of the decays' gradient are joined in one kernel.
+Backward differs from mamba-ssm's own backward in two ways. The gradient of the first state stays in fp32, because every
+chunk passes it to the chunk before. One kernel adds the terms of the gradient of the decays.
 
-B batch, T tokens, H heads, P head width, G groups, N state size, C blocks, Q tokens of a block.
+B batch, T tokens, H heads, P head width, G head groups, N state size, C blocks, Q tokens of a block.
 """
 
 from functools import cache
@@ -39,9 +39,10 @@ TUNED_TOKENS = 4096
 
 
 class Scanned(NamedTuple):
-    """What is scanned (x, B and C after the convolution, dt before its bias and softplus) and with what.
+    """The inputs of a scan.
 
-    x, dt, B and C in the model's dtype; the rates A (negative), D, dt_bias and the state before in fp32.
+    x, B and C after the convolution and dt before its bias and softplus are in the model's dtype. A (negative), D,
+    dt_bias and the first state are in fp32.
     """
 
     x_BTHP: Tensor
@@ -56,7 +57,7 @@ class Scanned(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the rates and of the state before, in fp32."""
+    """Gradients of parameters and of the first state, in fp32."""
 
     A_H: Tensor
     D_H: Tensor
@@ -65,9 +66,10 @@ class Gradients(NamedTuple):
 
 
 def scan_forward(s: Scanned, group: ProcessGroup | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """y_BTHP in the dtype of x, the state after the last token and the one before the first, in fp32.
+    """Return y_BTHP in the dtype of x, the state after the last token, and the state before the first, in fp32.
 
-    With a group these tokens are this rank's part, and `s.initial_BHPN` and the state after are those of all parts.
+    With a process group, the tokens are this rank's slice. `s.initial_BHPN` and the second result are then the states
+    before and after all slices, and the third result is the state before this slice.
     """
     _settle(s.x_BTHP.shape[2:], s.B_BTGN.shape[2:], s.block, s.x_BTHP.dtype, s.x_BTHP.device)
     return _forward(s, group)
@@ -79,7 +81,7 @@ def _forward(s: Scanned, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Te
     before_BHPN, after_BHPN = s.initial_BHPN, None
     if group is not None:
         _, own_BHPN = _entering(added_BCHPN, decay_BHCQ, torch.zeros_like(before_BHPN), s.C_BTGN.dtype)
-        before_BHPN, after_BHPN = exchange_states(_decay_of_part(decay_BHCQ), own_BHPN, before_BHPN, group)
+        before_BHPN, after_BHPN = exchange_states(_decay_of_slice(decay_BHCQ), own_BHPN, before_BHPN, group)
     entering_BCHPN, final_BHPN = _entering(added_BCHPN, decay_BHCQ, before_BHPN, s.C_BTGN.dtype)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
     y_BTHP, _ = _chunk_scan_fwd(scores_BCGQQ, s.x_BTHP, dt_BHCQ, decay_BHCQ, s.C_BTGN, entering_BCHPN, D=s.D_H)
@@ -97,15 +99,16 @@ def scan_backward(
     *,
     group: ProcessGroup | None = None,
 ) -> Gradients:
-    """The gradients of x, dt, B and C go into the tensors that are given, which lie as those do.
+    """Write the gradients of x, dt, B and C to the given tensors, which have the strides of x, dt, B and C.
 
-    With a group `s.initial_BHPN` is the state before this rank's part; the gradients of states are those of all parts.
+    With a process group, `s.initial_BHPN` is the state before this rank's slice, `dfinal_BHPN` the gradient of the
+    state after all slices, and the returned gradient that of the state before all slices.
     """
     decay_BHCQ, dt_BHCQ = _steps(s)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)
     entering_BCHPN, _ = _entering(_added(s, decay_BHCQ, dt_BHCQ), decay_BHCQ, s.initial_BHPN, torch.float32)
     dentering_BCHPN = _chunk_scan_bwd_dstates(s.C_BTGN, decay_BHCQ, dy_BTHP, dtype=torch.float32)
-    dfinal_BHPN, dinitial_BHPN = _of_all_parts(decay_BHCQ, dentering_BCHPN, dfinal_BHPN, group)
+    dfinal_BHPN, dinitial_BHPN = _of_all_slices(decay_BHCQ, dentering_BCHPN, dfinal_BHPN, group)
     passed = _pass_back(entering_BCHPN, decay_BHCQ, dentering_BCHPN, dfinal_BHPN, s.x_BTHP.dtype)
     groups = s.B_BTGN.shape[2]
     _, ddt_BHCQ, dD_H = _chunk_scan_chunk_state_bwd_dx(
@@ -126,22 +129,23 @@ def scan_backward(
     return Gradients(dA_H, dD_H, ddt_bias_H, passed.dinitial_BHPN if dinitial_BHPN is None else dinitial_BHPN)
 
 
-def _of_all_parts(
+def _of_all_slices(
     decay_BHCQ: Tensor, dentering_BCHPN: Tensor, dfinal_BHPN: Tensor | None, group: ProcessGroup | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """With a group the gradients of the state after this rank's part and of that before all parts."""
+    """With a process group, return the gradients of the state after this rank's slice and of the state before all
+    slices."""
     if group is None:
         return dfinal_BHPN, None
     own_BHPN = _weighted_sum(dentering_BCHPN, _decay_before(decay_BHCQ))
-    return exchange_state_gradients(_decay_of_part(decay_BHCQ), own_BHPN, dfinal_BHPN, group)
+    return exchange_state_gradients(_decay_of_slice(decay_BHCQ), own_BHPN, dfinal_BHPN, group)
 
 
 @cache
 def _settle(heads: torch.Size, groups: torch.Size, block: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Choose the kernels' settings for these sizes on a chunk of ordinary length, whatever comes first.
+    """Choose the kernels' settings for these sizes on a chunk of ordinary length, before the first call.
 
-    mamba-ssm's kernels keep for the whole process what they find best for their first call: a short one would slow down
-    all that follow.
+    mamba-ssm's kernels keep the best settings of their first call for the whole process. A short first call would slow
+    down all later calls.
     """
     choose_settings(heads[1], groups[1], block, device)
     generator = torch.Generator(device).manual_seed(0)
@@ -159,19 +163,19 @@ def _settle(heads: torch.Size, groups: torch.Size, block: int, dtype: torch.dtyp
 
 
 def _steps(s: Scanned) -> tuple[Tensor, Tensor]:
-    """The sums of dt A within blocks, and dt after softplus, both fp32 (B, H, C, Q)."""
+    """Return the cumulative sums of dt A within blocks, and dt after softplus, both fp32 (B, H, C, Q)."""
     return _chunk_cumsum_fwd(s.dt_BTH, s.A_H, s.block, dt_bias=s.dt_bias_H, dt_softplus=True)
 
 
 def _added(s: Scanned, decay_BHCQ: Tensor, dt_BHCQ: Tensor) -> Tensor:
-    """What every block adds to the state, fp32 (B, C, H, P, N)."""
+    """Return the contribution of every block to the state, fp32 (B, C, H, P, N)."""
     return _chunk_state_fwd(s.B_BTGN, s.x_BTHP, dt_BHCQ, decay_BHCQ, states_in_fp32=True)
 
 
 def _entering(
     added_BCHPN: Tensor, decay_BHCQ: Tensor, initial_BHPN: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The state that enters every block, and the one that leaves the last (fp32)."""
+    """Return the state before every block, and the state after the last block (fp32)."""
     entering, final = _state_passing_fwd(
         added_BCHPN.flatten(-2), decay_BHCQ[..., -1], initial_states=initial_BHPN.flatten(-2), out_dtype=dtype
     )
@@ -179,12 +183,12 @@ def _entering(
     return entering.unflatten(-1, sizes), final.unflatten(-1, sizes)
 
 
-def _decay_of_part(decay_BHCQ: Tensor) -> Tensor:
+def _decay_of_slice(decay_BHCQ: Tensor) -> Tensor:
     return decay_BHCQ[..., -1].sum(-1).exp()
 
 
 def _decay_before(decay_BHCQ: Tensor) -> Tensor:
-    """(B, H, C): by how much a state before the first block decays up to each."""
+    """Return (B, H, C): the decay of a state from before the first block to before each block."""
     return F.pad(decay_BHCQ[:, :, :-1, -1].cumsum(-1), (1, 0)).exp()
 
 
@@ -193,8 +197,8 @@ def _weighted_sum(states_BCHPN: Tensor, weight_BHC: Tensor) -> Tensor:
 
 
 class _Passed(NamedTuple):
-    """`entering` in the model's dtype; the gradients of the states that leave the blocks, in it too, of the total
-    decay of every block and of the state before the first (fp32)."""
+    """The states before the blocks in the model's dtype, and gradients: of the states after the blocks (in the model's
+    dtype), of the total decay of every block, and of the state before the first block (both fp32)."""
 
     entering_BCHPN: Tensor
     dleaving_BCHPN: Tensor
@@ -212,8 +216,8 @@ def _pass_back(
     rounded = states if states.dtype == dtype else torch.empty_like(states, dtype=dtype)
     dleaving = torch.empty_like(dstates, dtype=dtype)
     dinitial = torch.empty(batch, heads, width, dtype=torch.float32, device=states.device)
-    most_parts = -(-width // 64)  # its smallest block of elements
-    dtotal_BHCX = torch.empty(batch, heads, blocks, most_parts, dtype=torch.float32, device=states.device)
+    most_partial = -(-width // 64)  # 64: the kernel's smallest BLOCK_SIZE
+    dtotal_BHCX = torch.empty(batch, heads, blocks, most_partial, dtype=torch.float32, device=states.device)
     with torch.cuda.device(states.device):
         _state_passing_bwd_kernel[lambda meta: (triton.cdiv(width, meta["BLOCK_SIZE"]), batch, heads)](
             *(dstates, states, total_BHC, dfinal, None),
@@ -232,8 +236,8 @@ def _pass_back(
             HAS_DINITSTATES=True,
             HAS_SEQ_IDX=False,
         )
-    parts = triton.cdiv(width, _state_passing_bwd_kernel.best_config.kwargs["BLOCK_SIZE"])
-    dtotal_BHC = dtotal_BHCX[..., :parts].sum(-1)
+    partial = triton.cdiv(width, _state_passing_bwd_kernel.best_config.kwargs["BLOCK_SIZE"])
+    dtotal_BHC = dtotal_BHCX[..., :partial].sum(-1)
     return _Passed(
         rounded.unflatten(-1, sizes), dleaving.unflatten(-1, sizes), dtotal_BHC, dinitial.unflatten(-1, sizes)
     )
@@ -252,8 +256,11 @@ def _join(within_ptr, after_ptr, before_ptr, total_ptr, Q, BLOCK: tl.constexpr):
 
 
 def _join_decays(within_BHCQ: Tensor, after_BHCQ: Tensor, before_BHCQ: Tensor, total_BHC: Tensor) -> Tensor:
-    """The gradient of every token's dt A: from pairs of tokens within a block, from the states that leave the block
-    after it, and (summed from the block's end) from those that entered it."""
+    """Return the gradient of every token's dt A.
+
+    It has three terms: from pairs of tokens within a block, from the state after the block, and (summed from the
+    block's end) from the state before the block.
+    """
     block = within_BHCQ.shape[-1]
     _join[(total_BHC.numel(),)](
         within_BHCQ, after_BHCQ, before_BHCQ, total_BHC, block, BLOCK=triton.next_power_of_2(block), num_warps=2

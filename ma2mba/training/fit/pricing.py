@@ -18,7 +18,7 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.sizes import CLIP, SIZES
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import backend, kernels_on_meta
-from ma2mba.ops.types import PART
+from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price, measure, price
 from ma2mba.planner.schedule import Sequence
@@ -175,11 +175,11 @@ def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence, machine: Machin
 
 
 def _head_lengths(rows: int, priced: Priced) -> list[int]:
-    """The lengths that the head is run on. On a GPU's kernels logits exist for `PART` positions of a chunk, of all rows
-    together, at a time: the price has a step there, and another slope up to twice as many."""
+    """The lengths that the head is run on. On a GPU's kernels logits exist for `LOSS_BLOCK` positions of a chunk, of
+    all rows together, at a time: the price has a step there, and another slope up to twice as many."""
     if priced == "torch":
         return [64, 256, 1024]
-    lengths = (256 // rows, PART // rows, PART // rows + 1, 2 * PART // rows, 4 * PART // rows)
+    lengths = (256 // rows, LOSS_BLOCK // rows, LOSS_BLOCK // rows + 1, 2 * LOSS_BLOCK // rows, 4 * LOSS_BLOCK // rows)
     return sorted({max(1, length) for length in lengths})
 
 

@@ -1,4 +1,4 @@
-"""The model's parts: vision encoder, backbone, loss, and how they are put together."""
+"""The components of the model: vision encoder, backbone, loss."""
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2_config import Mamba2Config
+from ma2mba.model.sizes import CLIP, SIZES
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
 VISION = ClipConfig(
@@ -28,7 +29,7 @@ def frames(count: int) -> torch.Tensor:
 
 
 def test_vision_is_clip_penultimate_layer_pooled_to_a_quarter():
-    """Against transformers' own hidden states; the same operations in the same order, so the bits are equal."""
+    """Compared with the hidden states of transformers."""
     torch.manual_seed(0)
     fields = VISION.model_dump(exclude={"image_mean", "image_std"})
     clip = CLIPVisionModel(CLIPVisionConfig(**fields)).eval()
@@ -61,7 +62,7 @@ def test_embed_puts_each_visual_token_in_its_place(model):
     assert x.dtype == torch.float32
 
 
-def test_loss_counts_supervised_positions_alone(model):
+def test_only_supervised_positions_have_a_loss(model):
     x = torch.randn(2, 4, 24)
     targets = torch.tensor([[-100, 5, -100, -100], [-100, -100, -100, 2]])
     logits = model.logits(x)
@@ -76,10 +77,10 @@ def test_vocabulary_is_padded_and_the_head_tied(model):
 
 
 def test_paper_sizes():
-    """DESIGN facts: 144 tokens a frame; 2.7B parameters of the largest backbone (paper, Table 7's model)."""
-    assert ClipConfig().tokens_per_frame == 144
+    """144 tokens a frame, and 2.7B parameters of the largest backbone (the model of Table 7)."""
+    assert CLIP.tokens_per_frame == 144
     with torch.device("meta"):
-        model = VideoMa2mba(ModelConfig(language_model=Mamba2Config(d_model=2560, n_layer=64), vision=ClipConfig()))
+        model = VideoMa2mba(ModelConfig(language_model=SIZES["2.7b"], vision=CLIP))
     parameters = sum(p.numel() for p in model.language_model.parameters())
     assert 2.69e9 < parameters < 2.71e9
 

@@ -1,4 +1,4 @@
-"""Model folders and the weights of others."""
+"""Model folders, and published weights."""
 
 import json
 
@@ -42,7 +42,7 @@ def folder(model, tokenizer, tmp_path):
 
 
 def state_spaces_checkpoint() -> dict[str, torch.Tensor]:
-    """A state-dict with the names and shapes that mamba-ssm's MambaLMHeadModel saves for BACKBONE's sizes."""
+    """Return a state dict with the names and shapes of mamba-ssm's MambaLMHeadModel for the sizes of BACKBONE."""
     d, inner, conv, heads, vocab = 24, 48, 48 + 2 * 8, 6, 32
     tensors = {"backbone.embedding.weight": (vocab, d), "backbone.norm_f.weight": (d,), "lm_head.weight": (vocab, d)}
     for i in range(2):
@@ -102,7 +102,7 @@ def test_state_spaces_weights_load_by_name(model, tmp_path):
     assert all(torch.equal(state[name], tensors[name]) for name in tensors)
 
 
-def test_another_architecture_is_refused_naming_tensors(model, tmp_path):
+def test_another_architecture_is_refused_and_tensors_are_named(model, tmp_path):
     tensors = state_spaces_checkpoint()
     tensors["backbone.layers.0.mixer.D"] = torch.zeros(7)
     del tensors["backbone.norm_f.weight"]
@@ -117,7 +117,7 @@ def test_a_pickled_checkpoint_is_refused(model, tmp_path):
         init_language_model(model, str(tmp_path))
 
 
-def test_state_spaces_config(tmp_path):
+def test_the_config_of_a_published_mamba2(tmp_path):
     """The config.json that state-spaces/mamba2-2.7b publishes."""
     values = {"d_model": 2560, "d_intermediate": 0, "n_layer": 64, "vocab_size": 50277, "ssm_cfg": {"layer": "Mamba2"}}
     values |= {"attn_layer_idx": [], "attn_cfg": {}, "rms_norm": True, "residual_in_fp32": True}
@@ -149,6 +149,6 @@ def test_a_vision_encoder_of_another_shape_is_refused(model, shared):
         init_vision(model, str(shared / "vision" / "dinov2-small-as-clip-vision-336"))
 
 
-def test_no_vision_encoder_there(model, tmp_path):
+def test_a_folder_without_an_encoder_is_refused(model, tmp_path):
     with pytest.raises(UserError, match=r"model\.safetensors"):
         ClipEncoder.load(str(tmp_path))

@@ -16,7 +16,7 @@ from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import kernels_on_meta
-from ma2mba.ops.types import PART
+from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner, candidates
 from ma2mba.planner.cost import measure
 from ma2mba.planner.meter import measuring
@@ -130,7 +130,12 @@ def test_the_head_of_several_rows_has_its_step_where_the_kernel_has_it(rows):
     head = planner(setup, Sequence(8192), Machine(80 * GIB, priced="kernels")).cost.head
     with torch.device("meta"), kernels_on_meta():
         model = VideoMa2mba(setup.config).to(setup.dtype)
-        for tokens in (PART // rows // 2, PART // rows - 1, (PART + 300) // rows + 1, 3 * PART // rows):
+        for tokens in (
+            LOSS_BLOCK // rows // 2,
+            LOSS_BLOCK // rows - 1,
+            (LOSS_BLOCK + 300) // rows + 1,
+            3 * LOSS_BLOCK // rows,
+        ):
             _, exact = price_ends(model, setup, 0, [tokens])
             assert head.backward.at(tokens) == pytest.approx(exact.backward.at(tokens), rel=WITHIN)
 

@@ -1,4 +1,4 @@
-"""What a step costs by the formulas, against the matrix products that torch counts in the reference model."""
+"""The operations of a step by formula, against the matrix products that torch counts in the plain model."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from tests.tiny import TINY_MODEL
 
 @pytest.fixture(autouse=True)
 def attention_as_matrix_products():
-    """torch's counter does not see what a CPU's fused attention computes."""
+    """torch's counter does not see the fused attention of a CPU."""
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
@@ -67,7 +67,7 @@ def test_a_whole_step(model, trained):
     assert counter.get_total_flops() == ModelFlops(model.config, trained).of_step(tokens, frames, targets)
 
 
-def test_features_spare_the_encoder_and_text_the_projector():
+def test_features_skip_the_encoder_and_text_skips_the_projector():
     config = config_of_size("370m")
     flops = ModelFlops(config, ("projector",))
     seen = flops.of_step(1000, 5, 100)
@@ -77,7 +77,7 @@ def test_features_spare_the_encoder_and_text_the_projector():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_papers_models_cost_six_operations_a_parameter_and_token(size):
+def test_the_papers_models_need_six_operations_per_parameter_and_token(size):
     config = config_of_size(size)
     language = config.language_model
     matrices = 6 * language.n_layer * language.d_model * (3 * language.d_inner + 2 * language.d_state + language.heads)

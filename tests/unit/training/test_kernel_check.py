@@ -1,6 +1,6 @@
-"""Training does not start on kernels that compute something else than plain torch does.
+"""Training does not start on kernels that disagree with plain torch.
 
-There are no kernels here: plain torch stands for them, whole or with one fault.
+The tests replace the kernels by plain torch, correct or with one fault.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """Say that kernels run, and have `fault` applied to what they give."""
+    """Report a backend of kernels, and apply `fault` to their results."""
     for module in (selftest, kernel_check):
         monkeypatch.setattr(module, "backend", lambda device: "triton")
 
@@ -38,7 +38,7 @@ def kernels(monkeypatch):
     return with_fault
 
 
-def test_sound_kernels_pass(kernels):
+def test_correct_kernels_pass(kernels):
     kernels(lambda y, conv, ssm: (y, conv, ssm))
     kernel_check.check_operations(CPU, MODEL)
 
@@ -52,7 +52,7 @@ def test_sound_kernels_pass(kernels):
         (lambda y, conv, ssm: (y * float("nan"), conv, ssm), "relative error nan"),
     ],
 )
-def test_wrong_ones_are_named(kernels, fault, what):
+def test_wrong_kernels_are_named(kernels, fault, what):
     kernels(fault)
     with pytest.raises(UserError, match=what) as refused:
         kernel_check.check_operations(CPU, MODEL)
@@ -74,7 +74,7 @@ def test_plain_torch_needs_no_check(monkeypatch):
     kernel_check.check_operations(CPU, MODEL)
 
 
-def test_the_check_leaves_random_numbers_alone(kernels):
+def test_the_check_does_not_change_the_random_state(kernels):
     kernels(lambda y, conv, ssm: (y, conv, ssm))
     before = torch.get_rng_state()
     kernel_check.check_operations(CPU, MODEL)
@@ -94,7 +94,7 @@ def test_a_schedule_that_is_wrong_is_found(monkeypatch):
     assert [row.ok for row in kernel_check.schedule_rows(CPU)] == [plan.stash != "host" for plan in kernel_check.PLANS]
 
 
-def test_the_trainer_ends_with_2_before_its_engine_opens(kernels, monkeypatch, capsys):
+def test_the_trainer_exits_with_2_before_it_opens_the_engine(kernels, monkeypatch, capsys):
     from ma2mba.training import engine as deepspeed_engine
     from ma2mba.training import job as build
     from ma2mba.training import opening
