@@ -1,4 +1,4 @@
-"""Write a checkpoint, and put an engine at one. All ranks do both together."""
+"""Write a checkpoint, and resume an engine from one. All ranks do both together."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ def save(
     """Write the checkpoint after `step` steps and return its folder. All ranks call it.
 
     `facts` are the fields of TrainerState that do not change during a run, `at` is the next position in the data.
-    Raises UserError when the disk is full or cannot be written.
+    Raise UserError if the disk is full or a file cannot be written.
     """
     run, leads = recipe.run_folder, engine.world.rank == 0
     temporary = checkpoint.temporary_folder(run, step)
@@ -58,14 +58,17 @@ def save(
         engine.barrier()
     except OSError as error:
         raise UserError(
-            f"{error.filename or temporary}: cannot be written ({error.strerror}); free some space, then run the same "
-            "command again to resume from the latest checkpoint, which is complete"
+            f"{error.filename or temporary}: cannot be written ({error.strerror}). Free disk space, then run the "
+            "same command again to resume from the latest checkpoint, which is complete"
         ) from error
     return folder
 
 
 def resume(engine: SavedEngine, start: checkpoint.Start | None, random_seed: int) -> None:
-    """Give a new engine the optimizer's state and the random generators of `start`, or those of a new run."""
+    """Load the optimizer's state and the random number generators of `start` into a new engine.
+
+    Without `start`, or for a rank that `start` does not have, seed the generators instead.
+    """
     rank = engine.world.rank
     random = start.random_of(rank) if start else None
     if start:

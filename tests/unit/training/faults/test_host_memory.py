@@ -33,7 +33,7 @@ def job(monkeypatch):
 def test_out_of_host_memory_is_explained(job, error):
     said = guard.explanation(error, job, Activity())
     assert said.startswith("out of host memory in a micro-batch of 0 x 0 tokens")
-    assert "predicted: 90.00 GiB of host memory for this rank's recurrent states and optimizer" in said
+    assert "predicted: 90.00 GiB of host memory for recurrent states and optimizer of this rank" in said
     assert "its share of the host is 100.00 GiB" in said
     assert "magc.stash: device" in said
 
