@@ -1,4 +1,14 @@
-"""How to checkpoint a sequence, and the one rule which plans are possible."""
+"""How to checkpoint a sequence, and the one rule which plans are possible.
+
+The paper (arXiv 2411.19460, Eq. 12-16) models the memory of MA-GC for L layers and S tokens, with a layer-axis
+checkpoint every l layers and a sequence-axis checkpoint every s tokens:
+
+    M(l, s) = (L S / l) C_L + (L S / s) C_S + l s C_grid + s C_state
+
+The first two terms are the kept layer inputs and the kept recurrent states. The last two are the working set of one
+recomputation. `Plan` calls l `group_layers` and s `chunk_tokens`. With "sequence" nesting the first term has s in place
+of S: the layer inputs of one chunk are kept only while that chunk runs.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -10,8 +20,12 @@ StashPlace = Literal["device", "host"]
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of an impossible plan. `name` is a field of `Plan`, "ranks" or "moves_weights"; `instead` is a value
-    that resolves the problem."""
+    """A setting of an impossible plan.
+
+    name     A field of `Plan`, "ranks" or "moves_weights".
+    value    Its value in the impossible plan.
+    instead  A value that resolves a conflict.
+    """
 
     name: str
     value: Any
@@ -52,12 +66,11 @@ class Plan:
     stash_every   Keep the states of every N-th chunk only, and recompute the states between with one more forward.
                   Use more than 1 only where memory for states is short.
     memo_chunks   For the last N chunks before the final one, keep on the device what each layer offers to make its
-                  recomputation cheaper (`layer.remember`).
+                  recomputation cheaper (`layer.remember`). Needs sequence nesting, one group of layers, no graphs.
     graphs        With `Streamer` on a GPU, capture the layers of a chunk once and replay them as CUDA graphs. Small
-                  chunks need this. Layers must not use dropout.
+                  chunks need this. Needs sequence nesting, one group of layers, and layers without dropout.
 
-    `Plan.problems` lists the combinations that are impossible.
-    Raises ValueError for an impossible plan.
+    Raises ValueError for an impossible plan; `Plan.problems` lists all reasons without raising.
     """
 
     nesting: Nesting = "sequence"
@@ -115,6 +128,7 @@ def _conflicts(plan: dict[str, Any], layers: int | None, ranks: int, moves_weigh
     nesting, groups = Setting("nesting", "layer", "sequence"), Setting("group_layers", plan["group_layers"], layers)
     by_layer, several = plan["nesting"] == "layer", layers is not None and plan["group_layers"] < layers
     sharing, moving = Setting("ranks", ranks, 1), Setting("moves_weights", moves_weights, False)
+    # A setting, whether the rest of the plan rules it out, the other setting that does, and why.
     rules = [
         (graphs, by_layer, nesting, "CUDA graphs capture sequence nesting only"),
         (graphs, several, groups, f"CUDA graphs need all {layers} layers in one group"),

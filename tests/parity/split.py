@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ma2mba.magc import Plan, Streamer
 from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer
 from ma2mba.ops.selftest import Sizes, layer_inputs, layer_outcome
-from tests.parity.worlds import mamba_layers
+from tests.parity.recurrent_layers import mamba_layers
 
 WIDTH = 16
 Slices = Sequence[Sequence[int]]

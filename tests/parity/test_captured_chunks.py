@@ -15,7 +15,7 @@ from ma2mba.magc.cell import Cell, Piece
 from ma2mba.magc.chunk_io import Summed
 from ma2mba.magc.gradients import PersistentSums
 from ma2mba.magc.graphs import CapturedCell
-from tests.parity.worlds import gru_layers, mamba_layers, run_plainly
+from tests.parity.recurrent_layers import gru_layers, mamba_layers, run_plainly
 
 WIDTH = 16
 
@@ -42,11 +42,11 @@ def head(x: Tensor, weigh: Tensor, places: Tensor) -> tuple[Tensor]:
 
 @pytest.mark.parametrize("tokens", [16, 17])
 @pytest.mark.parametrize("every", [1, 2, 4])
-@pytest.mark.parametrize("world", [gru_layers, mamba_layers])
-def test_gradients_are_those_of_a_plain_run(world, every, tokens, run_again):
+@pytest.mark.parametrize("make_layers", [gru_layers, mamba_layers])
+def test_gradients_are_those_of_a_plain_run(make_layers, every, tokens, run_again):
     """The last chunk is whole or short, chunks have different numbers of places, a gradient bypasses the layers."""
     torch.manual_seed(0)
-    layers = world(2)
+    layers = make_layers(2)
     x, weigh = (torch.randn(2, tokens, WIDTH, dtype=torch.double) for _ in range(2))
     scale = torch.nn.Parameter(torch.ones((), dtype=torch.double))
     scaling = torch.nn.ParameterList([scale])

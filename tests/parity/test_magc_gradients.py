@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ma2mba.magc import Plan, checkpoint
-from tests.parity.worlds import gru_layers, mamba_layers, run_plainly
+from tests.parity.recurrent_layers import gru_layers, mamba_layers, run_plainly
 
 TOKENS, LAYERS, WIDTH = 13, 5, 16
 BOUND = 1e-10
-WORLDS = {"mamba": mamba_layers, "gru": gru_layers}
+MAKERS = {"mamba": mamba_layers, "gru": gru_layers}
 
 
 def random_states(layers, x: Tensor) -> list[tuple[Tensor, ...]]:
@@ -41,10 +41,10 @@ def relative(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("group_layers", [1, 2, 5, 9])
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 13, 50])
 @pytest.mark.parametrize("nesting", ["sequence", "layer"])
-@pytest.mark.parametrize("world", WORLDS)
-def test_values_and_gradients_equal_plain_autograd(world, nesting, chunk_tokens, group_layers, batch):
+@pytest.mark.parametrize("kind", MAKERS)
+def test_values_and_gradients_equal_plain_autograd(kind, nesting, chunk_tokens, group_layers, batch):
     torch.manual_seed(0)
-    layers = WORLDS[world](LAYERS)
+    layers = MAKERS[kind](LAYERS)
     x = torch.randn(batch, TOKENS, WIDTH, dtype=torch.double, requires_grad=True)
     states = random_states(layers, x)
     expected = outcome(run_plainly, layers, x, states)

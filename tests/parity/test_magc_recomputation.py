@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ma2mba.magc import Plan, Streamer, checkpoint
-from tests.parity.worlds import Counted, gru_layers, run_plainly
+from tests.parity.recurrent_layers import Counted, gru_layers, run_plainly
 
 TOKENS, LAYERS, WIDTH = 12, 6, 16
 

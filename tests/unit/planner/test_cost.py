@@ -10,7 +10,7 @@ from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.planner.cost import Curve, measure, price
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.speed import clock
-from tests.parity.worlds import GRULayer
+from tests.parity.recurrent_layers import GRULayer
 
 CPU = torch.device("cpu")
 

@@ -27,7 +27,7 @@ from ma2mba.training.fit.fitting import GIB, check_fits
 from ma2mba.training.fit.pricing import Machine, Setup, Workload, config_of_size, planner, price_ends
 from ma2mba.training.recipe.schema import PART_NAMES
 from ma2mba.training.streaming import streaming_loss
-from tests.parity.worlds import GRULayer
+from tests.parity.recurrent_layers import GRULayer
 
 PLANS = [Plan(nesting, chunk, group) for nesting in ("sequence", "layer") for chunk in (64, 256) for group in (1, 2, 5)]
 COARSE = [
