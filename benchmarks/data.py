@@ -39,7 +39,7 @@ from ma2mba.model.clip_config import ClipConfig  # noqa: E402
 from ma2mba.shards.format import IndexRow  # noqa: E402
 from ma2mba.shards.manifest import FeatureInfo  # noqa: E402
 from ma2mba.shards.reader import ShardReader  # noqa: E402
-from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash  # noqa: E402
+from ma2mba.shards.writer import PayloadFrame, PayloadWriter, payload_hash  # noqa: E402
 from ma2mba.training.streaming import Chunks  # noqa: E402
 from ma2mba.video.decode import decode_video  # noqa: E402
 from ma2mba.video.pictures import clip_view, to_jpeg  # noqa: E402
@@ -138,7 +138,7 @@ def preparation(
 
     def write(number: int, some: list[PayloadFrame]) -> None:
         payload_hash(frame.data for frame in some)
-        with PartWriter(folder, number) as writer:
+        with PayloadWriter(folder, number) as writer:
             writer.add("a", some)
 
     def whole() -> None:

@@ -10,7 +10,7 @@ from ma2mba.files import sha256_file
 from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, write_manifest
-from ma2mba.shards.writer import PartWriter, PayloadFrame, PayloadHash, write_index
+from ma2mba.shards.writer import PayloadFrame, PayloadHash, PayloadWriter, write_index
 
 SIZE = 336
 
@@ -45,7 +45,7 @@ def write_shards(folder: Path, samples: list[list[bytes]]) -> Path:
     tokenizer.save(str(folder / TOKENIZER_FILE))
     rows, names = [], []
     for number in range(0, len(samples), 4):
-        with PartWriter(folder, number // 4) as writer:
+        with PayloadWriter(folder, number // 4) as writer:
             names.append(writer.name)
             for i, jpegs in enumerate(samples[number : number + 4], number):
                 first = writer.add(f"s{i}", [PayloadFrame(float(t), float(t), data) for t, data in enumerate(jpegs)])

@@ -18,7 +18,7 @@ from ma2mba.files import fsync, sha256_file
 from ma2mba.shards.format import INDEX_FILE, MANIFEST_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE
 from ma2mba.shards.manifest import Manifest, ShardDamaged, file_entry, hash_json, read_manifest
 from ma2mba.shards.reader import Damage, find_damage
-from ma2mba.shards.writer import part_name
+from ma2mba.shards.writer import payload_name
 from ma2mba.video.decode import decoder_version
 from ma2mba.video.limits import MEMORY
 from ma2mba.video.pool import STALL
@@ -104,7 +104,7 @@ def _rebuild_pictures(work: Path, manifest: Manifest, origin: dict[str, Any], fi
     tokenizer, memory = (base / recipe.tokenizer).resolve(), int(origin.get("memory", MEMORY))
     job = Job(work, recipe, hash_json(resolved), tokenizer, memory)
     shards = split_clips(reading.clips, recipe.clips_per_part)
-    wanted = [shard for shard in range(len(shards)) if files & ABOUT_ALL_SHARDS or part_name(shard) in files]
+    wanted = [shard for shard in range(len(shards)) if files & ABOUT_ALL_SHARDS or payload_name(shard) in files]
     with claim(work, resolved):
         build_missing(job, shards, wanted, workers, STALL, "local")
         if files & ABOUT_ALL_SHARDS:

@@ -27,7 +27,7 @@ from ma2mba.shards.format import (
 )
 from ma2mba.shards.manifest import FeatureInfo, Manifest, checksum, file_entry, hash_json, write_manifest
 from ma2mba.shards.reader import ShardReader
-from ma2mba.shards.writer import part_name, write_index
+from ma2mba.shards.writer import payload_name, write_index
 
 
 def encode(
@@ -82,7 +82,7 @@ def reencode(
         raise UserError(f"{shards}: the pictures have changed since the features were computed")
     encoder = encoder.to(device=recipe["device"], dtype=torch.bfloat16).eval().requires_grad_(False)
     numbers = rows_by_shard(reader.rows).keys()
-    wanted = {shard for shard in numbers if names is None or part_name(shard) in names}
+    wanted = {shard for shard in numbers if names is None or payload_name(shard) in names}
     with claim(out, recipe):
         encode_shards(reader, encoder, info, out, wanted, batch=recipe["batch"], threads=threads)
         if names is None:

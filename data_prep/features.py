@@ -23,7 +23,7 @@ from ma2mba.progress import Reporter
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, IndexRow
 from ma2mba.shards.manifest import FeatureInfo, file_entry
 from ma2mba.shards.reader import ShardReader
-from ma2mba.shards.writer import PartWriter, PayloadFrame, PayloadHash
+from ma2mba.shards.writer import PayloadFrame, PayloadHash, PayloadWriter
 
 AHEAD = 3
 """Batches that are decoded before the encoder needs them, and batches of features that may wait for the disk."""
@@ -171,7 +171,7 @@ class _Writer:
         self.rows_of = rows_by_shard(reader.rows)
         self.shard: int | None = None
         self.left: deque[IndexRow] = deque()
-        self.file: PartWriter | None = None
+        self.file: PayloadWriter | None = None
         self.rows: list[IndexRow] = []
         self._begin_row()
 
@@ -193,7 +193,7 @@ class _Writer:
 
     def _begin_shard(self, shard: int) -> None:
         self.shard, self.left, self.rows = shard, deque(self.rows_of[shard]), []
-        self.file = PartWriter(self.out, shard, "features", self.info.frame_bytes)
+        self.file = PayloadWriter(self.out, shard, "features", self.info.frame_bytes)
         self._copy_text_rows()
 
     def _begin_row(self) -> None:

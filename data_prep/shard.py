@@ -21,7 +21,7 @@ from ma2mba.files import atomic_write
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.format import IndexRow
 from ma2mba.shards.manifest import FileEntry, file_entry
-from ma2mba.shards.writer import PartWriter, read_index, write_index
+from ma2mba.shards.writer import PayloadWriter, read_index, write_index
 from ma2mba.video.errors import MediaError
 from ma2mba.video.limits import MEMORY
 from ma2mba.video.pool import Task
@@ -65,7 +65,7 @@ def build_shard(job: Job, task: Task, begin: Callable[[int], None], beat: Callab
     rows: list[IndexRow] = []
     rejects: list[Reject] = []
     silent = 0
-    with PartWriter(job.out, task.number) as writer, Spool(job.out / WORK_FOLDER) as spool:
+    with PayloadWriter(job.out, task.number) as writer, Spool(job.out / WORK_FOLDER) as spool:
         for i, clip in enumerate(task.items):
             begin(i)
             try:

@@ -30,9 +30,9 @@ class PayloadFrame:
     data: bytes
 
 
-def part_name(part: int) -> str:
-    """Return the path of the payload file of part number `part`, relative to the shard folder."""
-    return f"{PAYLOAD_FOLDER}/part-{part:05d}.parquet"
+def payload_name(shard: int) -> str:
+    """Return the path of the payload file of shard number `shard`, relative to the shard folder."""
+    return f"{PAYLOAD_FOLDER}/part-{shard:05d}.parquet"
 
 
 class PayloadHash:
@@ -57,22 +57,22 @@ def payload_hash(frames: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-class PartWriter:
-    """Writes the payload file of part number `part`. Use as a context manager.
+class PayloadWriter:
+    """Writes the payload file of shard number `shard`. Use as a context manager.
 
     The file appears only if the block succeeds and has added at least one frame. `kind` is "jpeg" or "features";
     `frame_bytes` is the size of every frame of kind "features".
     """
 
-    def __init__(self, folder: Path, part: int, kind: str = "jpeg", frame_bytes: int | None = None):
-        self.name = part_name(part)
+    def __init__(self, folder: Path, shard: int, kind: str = "jpeg", frame_bytes: int | None = None):
+        self.name = payload_name(shard)
         self._path = folder / self.name
         self._temporary = temporary_name(self._path)
         self._row_group_frames, self._schema = FRAMES_PER_ROW_GROUP[kind], payload_schema(frame_bytes)
         self._writer: pq.ParquetWriter | None = None
         self._row_groups = self._frames = 0
 
-    def __enter__(self) -> "PartWriter":
+    def __enter__(self) -> "PayloadWriter":
         return self
 
     def add(self, sample_id: str, frames: Sequence[PayloadFrame], beat: Callable[[], None] = lambda: None) -> int:

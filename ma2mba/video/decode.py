@@ -3,9 +3,9 @@
 At second k, this is the last frame with pts - start <= k. Two passes: `probe` reads all timestamps without decoding;
 then the file is decoded, and the decoder skips frames that are neither sampled nor needed as references.
 
-`decode_video` rejects damaged videos. The damage is found in three places: `probe` finds truncated files, unreadable
-packets and impossible times; `_decode_once` finds frames that cannot be decoded; `decord_reader` finds frames that
-decord would get wrong.
+`decode_video` rejects damaged videos. The damage is found in three places: `probe` finds unreadable packets and
+truncated files; `_decode_once` finds frames that cannot be decoded; `decord_reader` finds frames that decord would get
+wrong.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Read a video file without decoding it: when each frame is shown, and whether the file is damaged.
 
-Damage found here: unreadable packets, a truncated file, impossible times. It is returned in `Probe.damage`;
-`decode.decode_video` rejects the video. Files that are not videos at all raise MediaError here.
+`probe` finds unreadable packets and truncated files. It returns the damage in `Probe.damage`, and
+`decode.decode_video` rejects the video. A file that is not a readable video, or whose times are impossible, raises
+MediaError here.
 """
 
 import errno

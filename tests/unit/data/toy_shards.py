@@ -15,7 +15,7 @@ from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest
 from ma2mba.shards.reader import ShardReader
-from ma2mba.shards.writer import PartWriter, PayloadFrame, part_name, write_index
+from ma2mba.shards.writer import PayloadFrame, PayloadWriter, payload_name, write_index
 
 WORDS = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", *(f"w{i}" for i in range(26))]
 
@@ -44,7 +44,7 @@ def write_shards(
     random = np.random.default_rng(seed)
     rows = []
     kind = {"kind": "features", "frame_bytes": features.frame_bytes} if features else {}
-    with PartWriter(folder, 0, **kind) as part:
+    with PayloadWriter(folder, 0, **kind) as writer:
         for i, (frames, answer) in enumerate(samples):
             turns = [
                 Turn("user", f"w{i % 20} w3"),
@@ -56,7 +56,9 @@ def write_shards(
                 stored = [value.to(torch.bfloat16).view(torch.int16).numpy().tobytes() for value in values]
             else:
                 stored = noise_jpegs(random, frames, image_size)
-            first = part.add(f"{prefix}{i}", [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(stored)])
+            first = writer.add(
+                f"{prefix}{i}", [PayloadFrame(float(t), float(t), jpeg) for t, jpeg in enumerate(stored)]
+            )
             rows.append(
                 IndexRow(
                     sample_id=f"{prefix}{i}",
@@ -64,7 +66,7 @@ def write_shards(
                     supervised=np.array(encoded.supervised, np.bool_),
                     frame_positions=np.array(encoded.frame_positions, np.int32),
                     timestamps=np.arange(frames, dtype=np.float64),
-                    file=part.name if frames else "",
+                    file=writer.name if frames else "",
                     first_row_group=first,
                     frames=frames,
                     duration=float(frames),
@@ -124,10 +126,10 @@ def join_parts(folder: Path, parts: Sequence[Path]) -> Path:
     for number, part in enumerate(parts):
         reader = ShardReader(part)
         image_size = reader.manifest.image_size
-        name = part_name(number)
+        name = payload_name(number)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if any(row.frames for row in reader.rows):
-            shutil.copyfile(part / part_name(0), folder / name)
+            shutil.copyfile(part / payload_name(0), folder / name)
         shutil.copyfile(part / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         rows += [replace(r, file=name if r.frames else "") for r in reader.rows]
     _finish(folder, rows, image_size, None, (1.0,))

@@ -17,7 +17,7 @@ import yaml
 from data_prep.spool import Spool, SpooledFrames
 from data_prep.toy.words import save_tokenizer
 from ma2mba.shards.reader import ShardReader
-from ma2mba.shards.writer import PartWriter, payload_hash
+from ma2mba.shards.writer import PayloadWriter, payload_hash
 from ma2mba.video.decode import decode_video
 from tests.unit.video.long_video import SECONDS, number_in, write_long
 
@@ -139,7 +139,7 @@ def test_a_spool_gives_back_what_was_put_and_leaves_no_file(tmp_path):
 def test_memory_does_not_grow_with_the_video(tmp_path):
     """Hash and write a spooled sample of 100 MB while only row groups of it are in memory."""
     tracemalloc.start()
-    with Spool(tmp_path) as spool, PartWriter(tmp_path, 0) as writer:
+    with Spool(tmp_path) as spool, PayloadWriter(tmp_path, 0) as writer:
         data = [(float(i), float(i), spool.put(bytes(100_000))) for i in range(1000)]
         frames = SpooledFrames(spool, data)
         payload_hash(frame.data for frame in frames)

@@ -19,7 +19,7 @@ from data_prep.shard import Job, load_finished
 from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import Turn
-from ma2mba.shards.writer import PartWriter, PayloadFrame
+from ma2mba.shards.writer import PayloadFrame, PayloadWriter
 from ma2mba.video import pool
 
 
@@ -179,6 +179,6 @@ def test_hashing_and_writing_give_signs_of_life(tmp_path):
     beats = []
     (tmp_path / "v").write_bytes(bytes(3 << 20) + b"x")
     sample._identity(tmp_path / "v", lambda: beats.append("hashed"))
-    with PartWriter(tmp_path, 0) as writer:
+    with PayloadWriter(tmp_path, 0) as writer:
         writer.add("v", [PayloadFrame(float(t), float(t), b"jpeg") for t in range(129)], lambda: beats.append("wrote"))
     assert beats == ["hashed"] * 4 + ["wrote"] * 3

@@ -13,7 +13,7 @@ from ma2mba.files import atomic_write
 from ma2mba.shards.format import INDEX_FILE, MANIFEST_FILE, IndexRow
 from ma2mba.shards.manifest import Manifest, ShardDamaged, SourceEntry, file_entry, read_manifest, write_manifest
 from ma2mba.shards.reader import ShardReader, find_damage
-from ma2mba.shards.writer import PartWriter, PayloadFrame, payload_hash, write_index
+from ma2mba.shards.writer import PayloadFrame, PayloadWriter, payload_hash, write_index
 
 LENGTHS = {"a": 64, "b": 1, "none": 0, "c": 150, "d": 65}
 
@@ -50,7 +50,7 @@ def row(sample: str, file: str, first: int, frames: list[bytes]) -> IndexRow:
 @pytest.fixture
 def folder(tmp_path) -> Path:
     rows = []
-    with PartWriter(tmp_path, 0) as writer:
+    with PayloadWriter(tmp_path, 0) as writer:
         for sample, length in LENGTHS.items():
             data = [frame_bytes(sample, k) for k in range(length)]
             first = writer.add(sample, [PayloadFrame(float(k), k - 0.01, d) for k, d in enumerate(data)])
@@ -189,7 +189,7 @@ def test_every_altered_manifest_is_refused(folder):
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     def fail():
-        with PartWriter(tmp_path, 3) as writer:
+        with PayloadWriter(tmp_path, 3) as writer:
             writer.add("a", [PayloadFrame(0.0, 0.0, b"x")])
             raise RuntimeError
 
