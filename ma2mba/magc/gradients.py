@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 MAIN_GRAD = "main_grad"
+"""The attribute of a parameter that holds its sum. `ma2mba/ops/main_grad.py` reads it by the same name."""
 
 
 class GradientSums:

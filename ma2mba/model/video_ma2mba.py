@@ -5,6 +5,7 @@ V padded vocabulary.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import IGNORE
-from ma2mba.model.layer import State
+from ma2mba.model.layer import RecurrentLayer, State
 from ma2mba.model.projector import Projector
 from ma2mba.model.registry import VISION_ENCODERS
 from ma2mba.model.vision import VisionEncoder
@@ -42,9 +43,8 @@ class VideoMa2mba(nn.Module):
         return next(self.projector.parameters()).dtype
 
     @property
-    def layers(self) -> nn.ModuleList:
-        """Each one is a `RecurrentLayer`."""
-        return self.language_model.backbone.layers
+    def layers(self) -> list[RecurrentLayer]:
+        return cast(list[RecurrentLayer], list(self.language_model.backbone.layers))
 
     def embed(self, ids_BT: Tensor, visual_BT: Tensor, frames: Tensor) -> Tensor:
         """Return text and visual tokens in their places, as the residual stream x_BTD in fp32 or wider.
@@ -81,7 +81,7 @@ class VideoMa2mba(nn.Module):
         return cross_entropy_sum(x_MD, self.language_model.lm_head.weight, targets_M)
 
     def initial_states(self, x_BTD: Tensor) -> list[State]:
-        return [layer.initial_state(x_BTD) for layer in self.layers]  # type: ignore[operator]
+        return [layer.initial_state(x_BTD) for layer in self.layers]
 
     def run(self, x_BTD: Tensor, states: Sequence[State]) -> tuple[Tensor, list[State]]:
         """Run all layers without checkpointing. Return the residual stream, and the states after the last token."""

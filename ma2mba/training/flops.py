@@ -65,7 +65,7 @@ class ModelFlops:
         """All layers for one token, and the encoder for one frame."""
         with torch.device("meta"):
             model = VideoMa2mba(self.config)  # anew: ZeRO 3 leaves the trained model's weights without a shape
-        layers = [layer.flops() for layer in model.layers]  # type: ignore[operator]
+        layers = [layer.flops() for layer in model.layers]
         return LayerFlops(*(sum(flops) for flops in zip(*layers, strict=True))), model.vision.flops()
 
     def _passes(self, component: str, before: Collection[str]) -> int:

@@ -86,7 +86,7 @@ def check_operations(device: torch.device, model: VideoMa2mba) -> None:
     if backend(device) == "torch":
         return
     vocabulary = model.config.language_model.padded_vocab_size
-    rows: list[Row] = model.layers[0].check_kernels(device)  # type: ignore[operator]
+    rows = model.layers[0].check_kernels(device)
     rows += attempt("loss", f"{POSITIONS} positions", lambda: loss_results(device, POSITIONS, vocabulary))
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -139,7 +139,7 @@ def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
     base, host = base_bytes(model, setup)
     host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
     budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host, machine.one_memory)
-    reach = None if machine.priced == "torch" else model.layers[0].longest_call(setup.rows)  # type: ignore[operator]
+    reach = None if machine.priced == "torch" else model.layers[0].longest_call(setup.rows)
     return Planner(cost, speed, budget, machine.graphs, reach)
 
 
@@ -150,7 +150,7 @@ def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[s
     DeepSpeed's fp32 gradients, shared out from ZeRO 2 on; ZeRO 3 keeps a share of the weights and gathers all of them
     for a step.
     """
-    layer = sum(p.numel() for p in model.layers.parameters()) * (setup.config.language_model.n_layer - 1)
+    layer = sum(p.numel() for p in model.layers[0].parameters()) * (setup.config.language_model.n_layer - 1)
     every = layer + sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     trained += layer if "language_model" in setup.trained else 0

@@ -4,17 +4,23 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from tokenizers import Tokenizer
 
+from ma2mba.data.batch import Sample, collate
 from ma2mba.errors import UserError
+from ma2mba.inference.session import Session
+from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import init_vision, load_model, read_config, save_model
 from ma2mba.model.registry import BACKBONES, DEFAULT_LAYER, register_backbone
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.flops import ModelFlops
 from ma2mba.training.recipe.schema import PART_NAMES
+from ma2mba.training.streaming import streaming_loss
 from tests.tiny import TINY_MODEL
 from tests.unit.model.extension_example import GatedConfig, GatedLayer, PatchesEncoder
 from tests.unit.model.test_pretrained import tokenizer  # noqa: F401 (a fixture)
@@ -66,6 +72,29 @@ def test_a_state_continues_a_sequence(model):
     second, end = model.run(x[:, 3:], middle)
     torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
     torch.testing.assert_close(end, after)
+
+
+@pytest.mark.parametrize("plan", [Plan("sequence", 5, 3), Plan("layer", 7, 1)], ids=["sequence", "layer"])
+def test_the_training_step_has_the_gradients_of_a_plain_one(model, plan):
+    model = model.double()
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 256, (2, 3, 48, 48), dtype=np.uint8)
+    sample = Sample("a", np.arange(1, 9), np.arange(8) % 2 == 0, np.array([1, 4]), frames)
+    batch = collate([sample], model.config.tokens_per_frame)
+    x = model.embed(batch.ids_BS, batch.visual_BS, torch.from_numpy(frames))
+    x, _ = model.run(x, model.initial_states(x))
+    losses = model.loss_sum(x, batch.targets_BS), streaming_loss(model, batch, plan, 1.0)
+    exact, found = (torch.autograd.grad(loss, list(model.parameters())) for loss in losses)
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-12)
+
+
+def test_a_session_reads_it_in_chunks(model, tokenizer):  # noqa: F811
+    ids, visual = torch.ones(30, dtype=torch.int64), torch.tensor([-1, *range(18), *[-1] * 11])
+    frames = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    sessions = [Session(model, Tokenizer.from_file(str(tokenizer)), chunk_tokens) for chunk_tokens in (4, 100)]
+    for session in sessions:
+        session.feed(ids, visual, frames)
+    torch.testing.assert_close(sessions[0].logits(), sessions[1].logits())
 
 
 def test_its_operations_are_counted(model):
