@@ -1,6 +1,6 @@
 """The files of a shard folder, and the columns of its Parquet files.
 
-A build consists of numbered parts. Each part has one payload file, payload/part-00000.parquet and so on.
+A build consists of numbered shards. Each shard has one payload file, payload/part-00000.parquet and so on.
 """
 
 import itertools
