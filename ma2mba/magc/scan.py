@@ -24,15 +24,15 @@ from ma2mba.magc.stash import HostMemory, Stash
 class _ScanResidual:
     """What backward needs.
 
-    boundaries  The states before every `stash_every`-th chunk.
-    contexts    The random numbers and autocast mode before each chunk.
-    memos       By number of the chunk: what the step remembers of it.
-    last        The step's residual of the last chunk; None if another forward has run since.
+    boundaries        The states before every `stash_every`-th chunk.
+    forward_contexts  The random numbers and autocast mode before each chunk.
+    memos             Chunk number -> what the step remembers of the chunk.
+    last              The step's residual of the last chunk; None if another forward has run since.
     """
 
     chunks: Sequence[Values]
     boundaries: Stash
-    contexts: list[ForwardContext] = field(default_factory=list)
+    forward_contexts: list[ForwardContext] = field(default_factory=list)
     memos: dict[int, Any] = field(default_factory=dict)
     last: Any = None
 
@@ -67,7 +67,7 @@ class Scan:
         outputs, inner = [], None
         for i in range(len(chunks)):
             if keep:
-                residual.contexts.append(ForwardContext.current())
+                residual.forward_contexts.append(ForwardContext.current())
                 if i % self.stash_every == 0:
                     residual.boundaries.push(states)
             chunks_after = len(chunks) - 1 - i
@@ -111,7 +111,7 @@ class Scan:
 
     def _recompute(self, residual: _ScanResidual, i: int, states: Sequence[State]) -> Any:
         """Return the step's residual of chunk i, whose initial states are `states`."""
-        with residual.contexts[i].restored():
+        with residual.forward_contexts[i].restored():
             if i in residual.memos:
                 return self.step.recall(residual.chunks[i], states, residual.memos.pop(i))
             return self.step.residual(residual.chunks[i], states)
@@ -123,7 +123,7 @@ class Scan:
         stash, states = self._new_stash(), residual.boundaries.pop()
         stash.push(states)
         for i in segment[:-1]:
-            with residual.contexts[i].restored():
+            with residual.forward_contexts[i].restored():
                 states = self.step.forward(residual.chunks[i], states, keep=False)[1]
             stash.push(states)
         return stash
