@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Train on several nodes: launch/multi_node.sh HOSTFILE RECIPE.yaml [key=value ...]
 #
-# HOSTFILE has a line "node-1 slots=8" for each node. Run it on one of them: the launcher reaches the others by ssh (and
-# pdsh). Without ssh, run it on every node: NODE_RANK=0 MASTER_ADDR=node-1 launch/multi_node.sh HOSTFILE RECIPE.yaml ...
+# HOSTFILE has a line "node-1 slots=8" for each node. Run the script on one node: the launcher starts the other nodes by
+# ssh (and pdsh). Without ssh, run it on every node:
+#   NODE_RANK=0 MASTER_ADDR=node-1 launch/multi_node.sh HOSTFILE RECIPE.yaml ...
 #
-# Environment only; every hyperparameter stands in the recipe (docs/cluster.md):
-#   MASTER_ADDR, MASTER_PORT   where the ranks meet: an address of the first node (by default its own), a port (29500)
+# The environment describes the machines, the recipe has every hyperparameter (docs/cluster.md):
+#   MASTER_ADDR, MASTER_PORT   where the ranks meet: an address of the first node (default: its own), a port (29500)
 #   NODE_RANK                  this node's line in HOSTFILE, from 0
-#   INTERFACE                  the network interface that the nodes share, as eth0 or ib0
-#   DEEPSPEED                  the launcher (by default that of this checkout's .venv, else the one in PATH)
+#   INTERFACE                  the network interface that the nodes share, such as eth0 or ib0
+#   DEEPSPEED                  the launcher (default: deepspeed of this checkout's .venv, else the one in PATH)
 set -euo pipefail
 
 if [[ $# -lt 2 || ! -f $1 ]]; then

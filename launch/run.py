@@ -1,6 +1,6 @@
-"""The deepspeed launcher, with a cluster's signals handed to its ranks: launch/run.py [options] launch/train.py ...
+"""Run the deepspeed launcher and pass a cluster's signals on to its ranks: launch/run.py [options] launch/train.py ...
 
-Arguments are those of `deepspeed`; `ma2mba.training.launcher` does the work.
+Takes the arguments of `deepspeed`. `ma2mba.training.launcher` does the work.
 """
 
 import sys

@@ -1,6 +1,8 @@
 """Train one stage: deepspeed launch/train.py RECIPE.yaml [key=value ...]
 
-Exit codes: 0 done, 1 a rank failed, 2 something for the user to put right (said on stderr), 3 a step took far too long.
+Paths in the recipe count from the recipe's folder, paths in key=value from the current directory.
+Exit codes: 0 done, or stopped by a signal and saved; 1 a rank failed; 2 the input is wrong, as the message explains;
+3 a step took far too long.
 """
 
 import argparse
@@ -23,13 +25,18 @@ from ma2mba.training.recipe.schema import Recipe
 
 RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 HEAD_START_SECONDS = 60.0
-"""How far ranks that start together may be apart: how long one waits for the first of its node to say what is wrong."""
+"""How long a rank waits for the first rank of its node to report an error: ranks do not start at the same moment."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a YAML file, as launch/recipes/stage1.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as data=shards/stage1 trainable.vision=4e-6")
+    parser.add_argument("recipe", help="a YAML file, such as launch/recipes/stage1.yaml")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override keys of the recipe, such as data=shards/stage1 trainable.vision=4e-6",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -44,8 +51,8 @@ def main() -> int:
 
 
 def run(recipe: Recipe) -> None:
-    """Build, train, close. Raises UserError; until the processes join, the same one on every rank."""
-    # Here and not above: these imports take seconds, and a wrong recipe is refused before them.
+    """Build the job and train. Raise UserError: before the processes join, the same error on every rank."""
+    # Import these here: they take seconds, and a wrong recipe must be reported before.
     from ma2mba.training import engine as processes
     from ma2mba.training.faults import failures
     from ma2mba.training.faults.activity import Activity
@@ -58,7 +65,7 @@ def run(recipe: Recipe) -> None:
 
     job = build(recipe, World.from_environment())
     if job.first_step >= job.steps:
-        say(f"{recipe.run}: is finished ({job.first_step} steps); nothing to do")
+        say(f"{recipe.run}: is finished ({job.first_step} steps), nothing to do")
         return
     if RANK == 0:
         failures.clear(recipe.run_folder)
@@ -73,15 +80,16 @@ def run(recipe: Recipe) -> None:
 
 
 def say(text: str) -> None:
+    """Print on rank 0."""
     if RANK == 0:
         Console(stderr=True).print(text, markup=False, highlight=False)
 
 
 def refuse(error: UserError) -> int:
-    """Print the error: once on each node, until the processes have joined; then every rank prints what it met."""
+    """Print the error and return the exit code. Before the processes join, only one rank of each node prints."""
     joined = "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
     if LOCAL_RANK > 0 and not joined:
-        # The launcher ends all ranks when one ends, so that this one goes on only if it alone met the error.
+        # When the node's first rank ends, the launcher ends this one. It wakes up only if it alone has an error.
         time.sleep(HEAD_START_SECONDS)
     console = Console(stderr=True, soft_wrap=True)
     console.print("error:", style="bold red", end=" ")

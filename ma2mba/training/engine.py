@@ -1,4 +1,4 @@
-"""The one door to DeepSpeed: processes, ZeRO, the optimizer's step, and its state in a checkpoint."""
+"""The only file that imports DeepSpeed: processes, ZeRO, the optimizer's step, and its state in a checkpoint."""
 
 import logging
 import os
@@ -30,10 +30,11 @@ from ma2mba.training.streaming import build_streamer, streaming_loss
 from ma2mba.training.world import World, ZeroPolicy, announce_alone
 
 COLLECTIVE_LIMIT = timedelta(days=7)
+"""How long a collective may take when the watchdog runs: the watchdog ends a hanging run earlier."""
 
 
 def start_processes(world: World) -> None:
-    """Join the process group that the launcher announced. Compiles nothing."""
+    """Join the process group that the launcher announced, without compiling any of DeepSpeed's kernels."""
     announce_alone(os.environ)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -108,33 +109,34 @@ class Engine:
         deepspeed.comm.barrier()
 
     def averaging(self, micro_steps: int) -> int:
-        """By how much DeepSpeed divides the sum of the gradients of a step's micro-batches."""
+        """Return the number by which DeepSpeed divides the sum of the gradients of a step's micro-batches."""
         return self.world.size * micro_steps
 
     def set_rates(self, factor: float) -> dict[str, float]:
-        """Multiply every group's base learning rate by `factor` for the step to come; returns them by part."""
+        """Multiply every base learning rate by `factor` for the next step. Return the rates by component."""
         rates = [rate * factor for rate in self.base_rates]
         for group, rate in zip(self.inner.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         return dict(zip(self.names, rates, strict=True))
 
     def gradient_norm(self) -> float:
-        """Norm of the last step's whole gradient before clipping."""
+        """Return the norm of the last step's gradient over all ranks, before clipping."""
         return float(self.inner.get_global_grad_norm())
 
     def sum_over_ranks(self, value: Tensor) -> float:
+        """Return the sum of a scalar over all ranks."""
         total = value.clone()
         deepspeed.comm.all_reduce(total)
         return total.item()
 
     def gather(self, values: Tensor) -> list[list[float]]:
-        """The values (M,) of every rank, in the order of ranks; as many on each."""
-        parts = [torch.empty_like(values) for _ in range(self.world.size)]
-        deepspeed.comm.all_gather(parts, values)
-        return [part.tolist() for part in parts]
+        """Return the values (M,) of every rank, by rank. Every rank has the same number of values."""
+        by_rank = [torch.empty_like(values) for _ in range(self.world.size)]
+        deepspeed.comm.all_gather(by_rank, values)
+        return [values.tolist() for values in by_rank]
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole model's weights, by name; all ranks call it. ZeRO-3 gathers them one by one, for rank 0 alone."""
+        """Return all weights of the model by name. With ZeRO 3, gather them one by one, for rank 0 only."""
         weights = self.model.state_dict()
         if self.zero_stage == 3:
             for name, parameter in self.model.named_parameters():
@@ -144,11 +146,14 @@ class Engine:
         return weights
 
     def save(self, folder: Path) -> list[FileEntry]:
-        """Write this rank's share of the optimizer's state; returns its files. Raises OSError."""
+        """Write this rank's share of the optimizer's state. Return its files. Raise OSError when the disk is full."""
         return write_fragments(self._fragments(), steps_taken(self.inner.optimizer), self.world.rank, folder)
 
     def load(self, folder: Path) -> None:
-        """Read this rank's share of what any number of ranks of any ZeRO stage saved. Raises UserError."""
+        """Read this rank's share of a saved optimizer state, from any number of ranks and any ZeRO stage.
+
+        Raise UserError when the files do not hold it.
+        """
         set_steps_taken(self.inner.optimizer, read_fragments(self._fragments(), folder))
 
     def _fragments(self) -> Iterator[Fragment]:
@@ -156,17 +161,18 @@ class Engine:
 
 
 def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, policy: ZeroPolicy) -> Engine:
-    """Freeze what the recipe does not train and hand the rest to DeepSpeed. All ranks call it."""
+    """Freeze the components that the recipe does not train, and return the model under DeepSpeed. All ranks call it."""
     set_trainable(model, recipe.trainable)
     groups = parameter_groups(model, recipe)
     base_rates, names = [group["lr"] for group in groups], [group["name"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=recipe.optimizer.betas, eps=recipe.optimizer.eps, fused=True)
-    if policy.stage < 3:  # DeepSpeed would do so, but chunks are captured only of weights that are there already
+    # DeepSpeed would move and convert the model later, but CUDA graphs must capture the weights that are trained.
+    if policy.stage < 3:
         model.to(world.device, world.dtype(recipe.precision))
     module = StreamingLoss(model, plan, sequence_group(world))
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
-    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints lines of memory for every group
+    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
         inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
     if recipe.watchdog:
         _let_collectives_wait()
@@ -175,7 +181,10 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
 
 
 def sequence_group(world: World) -> ProcessGroup | None:
-    """The ranks that share this rank's samples; None where every rank has its own. All ranks call it."""
+    """Return the process group of the ranks that share this rank's samples, None without sequence parallelism.
+
+    All ranks call it.
+    """
     if world.sequence == 1:
         return None
     firsts = range(0, world.size, world.sequence)
@@ -184,15 +193,18 @@ def sequence_group(world: World) -> ProcessGroup | None:
 
 
 def _let_collectives_wait() -> None:
-    """A rank may rightly wait half an hour for one with a longer video: the watchdog decides, not NCCL's 10 minutes."""
+    """Raise the time limit of collectives to COLLECTIVE_LIMIT.
+
+    A rank may have to wait half an hour for a rank with a longer video. NCCL's own limit is 10 minutes.
+    """
     for group in list(c10d._world.pg_map):
         c10d._set_pg_timeout(COLLECTIVE_LIMIT, group)
 
 
 def ds_config(recipe: Recipe, world: World, policy: ZeroPolicy) -> dict[str, Any]:
-    """DeepSpeed's configuration: the ZeRO policy file and what the recipe says.
+    """Return DeepSpeed's configuration: the ZeRO policy and the recipe's values.
 
-    DeepSpeed takes every rank for one with samples of its own.
+    DeepSpeed counts every rank as one with samples of its own, so ranks that share samples multiply the batch size.
     """
     return {
         **policy.values,

@@ -14,7 +14,7 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.layer import LayerFlops
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionFlops
-from ma2mba.training.recipe.schema import PART_NAMES
+from ma2mba.training.recipe.schema import COMPONENTS
 
 PEAKS = (
     ("B200", 2250e12),
@@ -48,7 +48,7 @@ class ModelFlops:
     def of_step(self, tokens: int, frames: int, targets: int) -> float:
         """Count forward and backward of `tokens` (text and visual), `frames`, and `targets` (supervised tokens)."""
         c, visual = self.config, frames * self.config.tokens_per_frame
-        seen, projected, spoken = ("vision",), ("vision", "projector"), PART_NAMES
+        seen, projected, spoken = ("vision",), ("vision", "projector"), COMPONENTS
         layer_flops, vision_flops = self._forward
         vision = frames * (vision_flops.pixels + vision_flops.rest) * self._passes("vision", seen)
         vision -= frames * vision_flops.pixels * ("vision" in self.trained)  # pixels get no gradient

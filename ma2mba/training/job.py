@@ -1,4 +1,4 @@
-"""From a recipe to the objects of a run. Everything here is the same on every rank and needs no process group."""
+"""Build the objects of a run from a recipe. All ranks do the same, before any process group exists."""
 
 import logging
 from dataclasses import dataclass
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """All that a run is made of before its processes join."""
+    """Everything that a run needs before its processes join."""
 
     recipe: Recipe
     world: World
     policy: ZeroPolicy
-    fitted: FittedPlan
+    fitted_plan: FittedPlan
     model: VideoMa2mba
     dataset: Dataset
     sampler: Sampler
@@ -40,7 +40,7 @@ class Job:
 
     @property
     def plan(self) -> Plan:
-        return self.fitted.plan
+        return self.fitted_plan.plan
 
     @property
     def first_step(self) -> int:
@@ -48,7 +48,7 @@ class Job:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint says of the run besides its place in training."""
+        """The fields of a checkpoint's TrainerState that do not change during a run."""
         return {
             "ranks": self.world.size,
             "zero_stage": self.policy.stage,
@@ -60,11 +60,12 @@ class Job:
 
     @property
     def position(self) -> Position:
+        """The place in the data of the next step."""
         return Position(self.start.state.epoch, self.start.state.cursor) if self.start else Position()
 
 
 def build(recipe: Recipe, world: World) -> Job:
-    """Read what the recipe names. Raises UserError before anything is written."""
+    """Read the recipe's model and data, and choose the plan. Raise UserError before anything is written."""
     world = share_sequences(recipe, world)
     check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
     policy = load_policy(recipe.zero_config)
@@ -77,17 +78,18 @@ def build(recipe: Recipe, world: World) -> Job:
     _check_features(recipe, model, dataset)
     if start:
         start.check(recipe, world, dataset.fingerprint)
-        log.info("going on from %s, written by %s", start.folder, describe(start.state.code))
+        log.info("resuming from %s, written by %s", start.folder, describe(start.state.code))
     sampler, recipe = build_sampler(recipe, world, dataset)
     steps = recipe.steps or sampler.steps
-    fitted = fit_run(recipe, world, policy, model.config, dataset)
-    return Job(recipe, world, policy, fitted, model, dataset, sampler, start, steps)
+    fitted_plan = fit_run(recipe, world, policy, model.config, dataset)
+    return Job(recipe, world, policy, fitted_plan, model, dataset, sampler, start, steps)
 
 
 def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampler, Recipe]:
-    """The sampler, and the recipe with the `micro_batch` that follows from `micro_batch_tokens`.
+    """Return the sampler, and the recipe with the `micro_batch` that follows from `micro_batch_tokens`.
 
-    All steps have as many micro-batches, as DeepSpeed wants it: as many as the step that needs most.
+    DeepSpeed needs the same number of micro-batches in every step, so every step has as many as the step that needs
+    most.
     """
 
     def make(micro_batch: int, passes: int) -> Sampler:
@@ -122,26 +124,27 @@ def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset)
     tokens, known = load_tokenizer(dataset.tokenizer_path).get_vocab_size(), config.language_model.vocab_size
     if tokens > known:
         raise UserError(
-            f"{data}: its tokenizer has {tokens} tokens but the model knows {known}; use the model's tokenizer"
+            f"{data}: the tokenizer has {tokens} tokens, but the model knows only {known}; build the shards with the "
+            "model's tokenizer"
         )
     if source.tokenizer and sha256_file(source.tokenizer) != sha256_file(dataset.tokenizer_path):
         raise UserError(
-            f"{data}: preprocessed with another tokenizer than {source.tokenizer}; preprocess it with that one"
+            f"{data}: preprocessed with another tokenizer than the model's; build the shards with {source.tokenizer}"
         )
 
 
 def _check_features(recipe: Recipe, model: VideoMa2mba, dataset: Dataset) -> None:
-    """Features stand for a frozen encoder: the model's own."""
+    """Raise UserError unless stored features come from the model's own vision encoder, and that encoder is frozen."""
     if dataset.features is None:
         return
     data = ", ".join(map(str, recipe.folders))
     if recipe.trainable.vision is not None:
         raise UserError(
-            f"trainable.vision: {recipe.trainable.vision} would train the vision encoder, but {data} holds features of "
-            "a frozen one; remove trainable.vision, or train on the pictures that the features were made of"
+            f"trainable.vision: {recipe.trainable.vision} is incompatible with {data}, which holds features of a "
+            "frozen vision encoder; remove trainable.vision, or train on the shards with frames"
         )
     if dataset.features.encoder != fingerprint(model.vision):
         raise UserError(
-            f"{data}: features of another vision encoder than the model's; make them again with "
-            "`python -m data_prep encode --encoder` and the encoder that init_from names"
+            f"{data}: features of another vision encoder than the model's; encode the frames again with `python -m "
+            "data_prep encode --encoder` and the encoder that init_from names"
         )

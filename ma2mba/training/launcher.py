@@ -1,7 +1,7 @@
-"""The deepspeed launcher, with a cluster's signals handed to its ranks, and a port for rank 0 to listen on.
+"""Run the deepspeed launcher so that its ranks receive signals, and find a free port for rank 0.
 
-On SIGTERM that launcher ends at once and leaves its ranks behind, or kills them 30 seconds later; here SIGTERM and
-SIGUSR1 ask the ranks to save and end, and the exit code is theirs: 0.
+On SIGTERM the deepspeed launcher ends at once and leaves its ranks running, or kills them after 30 seconds. Here
+SIGTERM and SIGUSR1 reach the ranks: they save a checkpoint and end, and the exit code is 0.
 """
 
 import os
@@ -18,18 +18,18 @@ from types import FrameType
 import psutil
 
 PORTS = range(10000, 20000)
-"""Below those that Linux gives to whoever asks for any (32768 and above), and below those of launch/slurm.sbatch."""
+"""Below the ports that Linux assigns by itself (32768 and above), and below the ports of launch/slurm.sbatch."""
 
 
 def run_launcher(arguments: Sequence[str]) -> int:
-    """Run `deepspeed` with these arguments and hand SIGTERM and SIGUSR1 to its ranks. Returns its exit code."""
+    """Run `deepspeed` with these arguments, pass SIGTERM and SIGUSR1 on to its ranks, and return its exit code."""
     launcher = Path(sys.executable).with_name("deepspeed")
-    # In a session of its own, so that a signal to this process group reaches nobody but this process.
+    # In a session of its own, so that a signal to this process group reaches only this process.
     process = subprocess.Popen([sys.executable, str(launcher), *arguments], start_new_session=True)
 
     def ask_ranks(number: int, frame: FrameType | None) -> None:
         ranks = ranks_of(process.pid)
-        print(f"{signal.Signals(number).name}: asking {len(ranks)} ranks to save and end", file=sys.stderr, flush=True)
+        print(f"{signal.Signals(number).name}: asking {len(ranks)} ranks to save and stop", file=sys.stderr, flush=True)
         ask(ranks, number)
         if not ranks:
             with suppress(ProcessLookupError):
@@ -45,18 +45,19 @@ def run_launcher(arguments: Sequence[str]) -> int:
 
 
 def ask(ranks: list[psutil.Process], number: int) -> None:
-    """Send all a signal; one that has ended meanwhile needs none."""
+    """Send a signal to every rank that still runs."""
     for rank in ranks:
         with suppress(psutil.NoSuchProcess):
             rank.send_signal(number)
 
 
 def ranks_of(launcher: int) -> list[psutil.Process]:
-    """The processes below the launcher that are ranks, on this machine."""
+    """Return the ranks that the launcher has started on this machine."""
     return [p for p in psutil.Process(launcher).children(recursive=True) if is_rank(p)]
 
 
 def is_rank(process: psutil.Process) -> bool:
+    """Return True for a process that the deepspeed launcher has started as a rank."""
     try:
         return any(word.startswith("--local_rank=") for word in process.cmdline())
     except psutil.Error:
@@ -64,11 +65,11 @@ def is_rank(process: psutil.Process) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, nor will by chance before rank 0 does.
+    """Return a port on which no process listens, and that the system will not assign to another process.
 
-    Raises OSError when there is none.
+    Raise OSError when no port is free.
     """
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # processes with equal seeds get different ones
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # not the seeded generator: two runs must differ
         with socket.socket() as probe:
             try:
                 probe.bind(("", port))

@@ -31,7 +31,7 @@ class Progress:
 def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, activity: Activity) -> None:
     """Run the remaining steps, or stop earlier when StopPoints decides so; save at the end. All ranks call it.
 
-    `metrics` is rank 0's report, None on other ranks. Raises UserError when the loss or the gradient is not a number.
+    `metrics` is rank 0's report, None on other ranks. Raise UserError when the loss or the gradient is not a number.
     """
     every, progress = job.recipe.checkpoint.every, Progress(job.first_step, job.first_step, job.position)
     with StopPoints(build_vote(job.world), engine.zero_stage) as stop_points:

@@ -44,7 +44,7 @@ class ModelSource:
         return self.folder / TOKENIZER if self.folder else None
 
     def read_config(self, download: bool = False) -> ModelConfig:
-        """Return the architecture. Raises UserError when a configuration is missing or unreadable.
+        """Return the architecture. Raise UserError when a configuration is missing or unreadable.
 
         Reads no weights. `download` makes an exception for a vision encoder that has only a hub name: its weights are
         loaded for their configuration. Without it the encoder is assumed to have the default size.
@@ -59,7 +59,7 @@ class ModelSource:
     def build(self, seed: int) -> VideoMa2mba:
         """Return the model with its weights, in training mode; `seed` draws all weights that no file holds.
 
-        Raises UserError when a file is missing or damaged, or holds another architecture.
+        Raise UserError when a file is missing or damaged, or holds another architecture.
         """
         torch.manual_seed(seed)
         if self.folder and (self.resumed or self.model is None):
@@ -83,7 +83,7 @@ class ModelSource:
 def find_source(recipe: Recipe, start: Start | None = None) -> ModelSource:
     """Return where the model of `recipe` comes from; `start` is the checkpoint that is resumed.
 
-    Raises UserError when `init_from` names a folder that does not exist.
+    Raise UserError when `init_from` names a folder that does not exist.
     """
     if start:
         return ModelSource(recipe.model, start.folder / MODEL, resumed=True)

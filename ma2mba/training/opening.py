@@ -18,7 +18,7 @@ from ma2mba.training.metrics import Metrics
 def open_engine(job: Job) -> Engine:
     """Return the engine, at the checkpoint that the job resumes. All ranks call it.
 
-    Raises UserError when ranks that share sequences have chosen different plans, with which they would deadlock.
+    Raise UserError when ranks that share sequences have chosen different plans, with which they would deadlock.
     """
     engine = build_engine(job.model, job.recipe, job.plan, job.world, job.policy)
     if job.world.sequence > 1:
@@ -50,7 +50,7 @@ def open_loader(job: Job) -> Loader:
 def open_metrics(job: Job) -> Metrics:
     """Write RUN/recipe.yaml and return the run's report. Rank 0 only.
 
-    Raises UserError when the run folder cannot be written.
+    Raise UserError when the run folder cannot be written.
     """
     recipe = job.recipe
     peak = device_peak(job.world.device, job.world.dtype(recipe.precision))
@@ -66,9 +66,9 @@ def open_metrics(job: Job) -> Metrics:
             job.world.device,
             first_tokens=job.sampler.tokens_until(job.first_step),
             tokens=job.sampler.tokens_until(job.steps),
-            flops=ModelFlops(job.model.config, recipe.trainable.parts, pictures=job.dataset.features is None),
+            flops=ModelFlops(job.model.config, recipe.trainable.components, pictures=job.dataset.features is None),
             peak_flops=peak and peak * job.world.size,
-            predicted_bytes=job.fitted.prediction.device_bytes,
+            predicted_bytes=job.fitted_plan.prediction.device_bytes,
             captured=job.plan.graphs,
         )
     except OSError as error:

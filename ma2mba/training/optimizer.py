@@ -1,38 +1,39 @@
-"""Which parts of the model a stage trains, how fast, and how the learning rate moves."""
+"""Choose the components of the model that a stage trains, and their learning rates over the steps."""
 
 import math
 from typing import Any
 
 from torch import nn
 
-from ma2mba.training.recipe.schema import PART_NAMES, Recipe, Schedule, Trainable
+from ma2mba.training.recipe.schema import COMPONENTS, Recipe, Schedule, Trainable
 
 
 def set_trainable(model: nn.Module, trainable: Trainable) -> None:
-    """Parts with a learning rate get gradients; the others are frozen."""
-    for part in PART_NAMES:
-        model.get_submodule(part).requires_grad_(getattr(trainable, part) is not None)
+    """Let components with a learning rate receive gradients, and freeze the others."""
+    for component in COMPONENTS:
+        model.get_submodule(component).requires_grad_(getattr(trainable, component) is not None)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """AdamW's groups, up to two for each trained part: matrices, and without weight decay everything of one dimension
-    (biases, norms, A_log, D, dt_bias). Each has `name` (the part), `params`, `lr` and `weight_decay`."""
+    """Return AdamW's parameter groups: one or two for each trained component.
+
+    The first has the component's matrices. The second has no weight decay and holds everything of one dimension:
+    biases, norms, A_log, D, dt_bias. Each group has `name` (the component), `params`, `lr` and `weight_decay`.
+    """
     groups = []
-    for part in PART_NAMES:
-        rate = getattr(recipe.trainable, part)
-        if rate is None:
-            continue
-        parameters = list(model.get_submodule(part).parameters())
+    for component in recipe.trainable.components:
+        parameters = list(model.get_submodule(component).parameters())
         matrices = [p for p in parameters if p.dim() > 1]
         vectors = [p for p in parameters if p.dim() <= 1]
+        rate = getattr(recipe.trainable, component)
         for params, decay in ((matrices, recipe.optimizer.weight_decay), (vectors, 0.0)):
             if params:
-                groups.append({"name": part, "params": params, "lr": rate, "weight_decay": decay})
+                groups.append({"name": component, "params": params, "lr": rate, "weight_decay": decay})
     return groups
 
 
 def rate_factor(step: int, steps: int, schedule: Schedule) -> float:
-    """What the learning rates are multiplied by in step 0 ... steps - 1: linear warm-up, then half a cosine."""
+    """Return the factor of the learning rates in `step`, from 0 to steps - 1: linear warm-up, then half a cosine."""
     warmup = math.ceil(schedule.warmup_ratio * steps)
     if step < warmup:
         return (step + 1) / warmup

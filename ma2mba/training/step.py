@@ -17,7 +17,7 @@ def train_step(
 ) -> StepResult:
     """Take step number `step` (the first is 0), with the gradient of the mean loss over the global batch.
 
-    The mean is over the supervised tokens of all ranks. Raises Stopped, before any weight has changed, when the run
+    The mean is over the supervised tokens of all ranks. Raise Stopped, before any weight has changed, when the run
     stops.
     """
     plan, ranks = loaded.plan, job.world.sequence

@@ -86,7 +86,7 @@ def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monk
     wrapped = command(2, *overrides, script=FAULTY)
     wrapped[1] = str(ROOT / "launch" / "run.py")
     said, first = ask_when_slow(folder, wrapped, lambda process: process.send_signal(signal.SIGTERM))
-    assert "SIGTERM: asking 2 ranks to save and end" in said
+    assert "SIGTERM: asking 2 ranks to save and stop" in said
     assert first == 2
     monkeypatch.setenv("MA2MBA_TEST_FAULT", "slow:1:4")
     slowly = command(2, *overrides, script=FAULTY)

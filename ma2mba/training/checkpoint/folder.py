@@ -28,7 +28,7 @@ from ma2mba.errors import UserError
 from ma2mba.files import atomic_write, fsync, write_checked, xxh3_file
 from ma2mba.shards.manifest import FileEntry, file_entry
 from ma2mba.training.checkpoint.rng import RandomState
-from ma2mba.training.recipe.schema import PART_NAMES, Recipe
+from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import World
 
 CHECKPOINTS, LATEST = "checkpoints", "latest"
@@ -276,4 +276,4 @@ def _hash_line(content: bytes) -> str:
 
 
 def _trained(trainable: Mapping[str, float | None]) -> list[str]:
-    return [component for component in PART_NAMES if trainable.get(component) is not None]
+    return [component for component in COMPONENTS if trainable.get(component) is not None]

@@ -56,7 +56,7 @@ def out_of_host_memory(job: Job, activity: Activity, error: Exception, share: fl
     """Return the predicted host memory of this rank, its share of the host's memory in bytes, and what needs less."""
     lines = [
         f"out of host memory in a micro-batch of {_size(activity)} ({error})",
-        f"  predicted: {job.fitted.prediction.host_bytes / GIB:.2f} GiB of host memory for recurrent states and "
+        f"  predicted: {job.fitted_plan.prediction.host_bytes / GIB:.2f} GiB of host memory for recurrent states and "
         f"optimizer of this rank; its share of the host is {share / GIB:.2f} GiB ({describe(job.plan)})",
         "  To need less host memory, use longer chunks, a larger magc.stash_every, magc.stash: device, or a "
         "zero_config without offload_optimizer. Or give the job more memory (`ulimit -l` limits pinned memory).",

@@ -41,7 +41,7 @@ class StopVote:
     def given_up(self, asks: bool) -> bool:
         """Return True when this rank, which has not arrived, must leave the step: it `asks` for it, or another does.
 
-        Raises LostRank when a rank that this one waits for has failed.
+        Raise LostRank when a rank that this one waits for has failed.
         """
         if self._store is None:
             return asks
@@ -57,7 +57,7 @@ class StopVote:
     def arrive(self, asks: Callable[[], bool]) -> bool:
         """Wait until all ranks have arrived (return True), or one has given the step up (return False).
 
-        `asks` is called while waiting: once it returns True, this rank asks the others to stop. Raises LostRank when a
+        `asks` is called while waiting: once it returns True, this rank asks the others to stop. Raise LostRank when a
         rank has failed.
         """
         if self._store is None:
@@ -92,7 +92,7 @@ class StopVote:
         return False
 
     def _looks_at(self, store: Store) -> Iterator[None]:
-        """Yield at once, then after growing pauses. Raises LostRank when a rank has failed."""
+        """Yield at once, then after growing pauses. Raise LostRank when a rank has failed."""
         began = time.monotonic()
         while True:
             yield

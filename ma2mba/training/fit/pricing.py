@@ -23,7 +23,7 @@ from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price, measure, price
 from ma2mba.planner.schedule import Sequence
 from ma2mba.planner.speed import clock, estimate
-from ma2mba.training.recipe.schema import PART_NAMES, Recipe
+from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
 
 USABLE = 0.94
@@ -44,7 +44,7 @@ class Setup:
     `features` frames come as a frozen encoder's output."""
 
     config: ModelConfig
-    trained: tuple[str, ...] = PART_NAMES
+    trained: tuple[str, ...] = COMPONENTS
     dtype: torch.dtype = torch.bfloat16
     rows: int = 1
     gpus: int = 1
@@ -120,7 +120,7 @@ def setup_of_recipe(
     """As the recipe trains a model of `config`. Reads the ZeRO policy where it is not given."""
     policy = policy or load_policy(recipe.zero_config)
     offload = policy.values["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    trained = tuple(part for part in PART_NAMES if getattr(recipe.trainable, part))
+    trained = tuple(part for part in COMPONENTS if getattr(recipe.trainable, part))
     return Setup(config, trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
 
 
@@ -130,7 +130,7 @@ def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
     with torch.device(device), kernels_on_meta() if machine.priced == "kernels" else nullcontext():
         short = setup.config.language_model.model_copy(update={"n_layer": 1})
         model = VideoMa2mba(setup.config.model_copy(update={"language_model": short})).to(setup.dtype)
-        for part in PART_NAMES:
+        for part in COMPONENTS:
             model.get_submodule(part).requires_grad_(part in setup.trained)
         cost = _price(model, setup, sequence, machine)
         like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)

@@ -22,7 +22,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
 
     Paths become absolute: those of the file count from the file's folder, those of overrides from the current
-    directory. Raises UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
+    directory. Raise UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
     """
     path = Path(path)
     try:
@@ -45,7 +45,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(values: dict[str, Any], name: str = "recipe", found: Iterable[str] = ()) -> Recipe:
-    """Validate the keys and values of a recipe. Raises UserError with a line for each problem, `found` included."""
+    """Validate the keys and values of a recipe. Raise UserError with a line for each problem, `found` included."""
     try:
         recipe = Recipe.model_validate(values)
         problems = [text for _, text in conflicts(recipe)]
@@ -72,7 +72,7 @@ _STAND_IN: dict[str, Any] = {
 
 
 def _override(values: dict[str, Any], text: str) -> Key:
-    """Apply one `key=value`; return the way to its key."""
+    """Apply one `key=value` to `values`. Return the key."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip("."):
         raise UserError(f"{text}: not an override; write key=value, as in trainable.vision=4e-6")
@@ -103,7 +103,10 @@ def _describe(error: ValidationError, values: dict[str, Any]) -> list[str]:
 
 
 def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
-    """Of the forms that a key may take, only the one that the user began to write counts."""
+    """Return True unless the error belongs to a form of the value that the user did not write.
+
+    A key may take several forms, for example a name or a section, and pydantic reports errors of each form.
+    """
     key = str(loc[0])
     if key not in ("data", "init_from", "magc") or len(loc) == 1:
         return True
@@ -119,7 +122,7 @@ def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
 
 def _problem(error: Any) -> str:
     forms = ("str", "list[union[str,Weighted]]", "Weighted", "Pretrained", "Magc", "literal['auto']")
-    loc = [str(part) for part in error["loc"] if part not in forms]
+    loc = [str(key) for key in error["loc"] if key not in forms]
     path, message = ".".join(loc), str(error["msg"])
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_suggestion(loc)}"
@@ -131,20 +134,20 @@ def _problem(error: Any) -> str:
 def _suggestion(loc: Sequence[str]) -> str:
     fields = _fields(loc[:-1])
     if loc[-1] in ("lr", "learning_rate"):
-        return "; learning rates stand under trainable, one for each part"
+        return "; learning rates belong under trainable, one for each component"
     near = difflib.get_close_matches(loc[-1], fields, 1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
 
 
 def _fields(loc: Sequence[str]) -> list[str]:
     section: type[BaseModel] = Recipe
-    for part in loc:
-        if not part.isdigit():
-            options = _forms(section.model_fields[part].annotation)
+    for key in loc:
+        if not key.isdigit():
+            options = _forms(section.model_fields[key].annotation)
             section = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
     return list(section.model_fields)
 
 
 def _forms(annotation: Any) -> list[Any]:
-    """A type and all that it is made of."""
+    """Return a type and, for unions and lists, every type inside."""
     return [annotation, *(form for inner in getattr(annotation, "__args__", ()) for form in _forms(inner))]

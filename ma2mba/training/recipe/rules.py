@@ -1,14 +1,14 @@
-"""Values of a recipe that are right alone and wrong together."""
+"""Find values of a recipe that are valid separately and incompatible with each other."""
 
 from ma2mba.magc.plan import Plan
 from ma2mba.training.recipe.schema import Recipe
 
 Conflict = tuple[tuple[str, ...], str]
-"""The keys, and what to do."""
+"""The keys of incompatible values, and a message that says what to change."""
 
 
 def conflicts(recipe: Recipe) -> list[Conflict]:
-    """All that a recipe has."""
+    """Return every conflict of a recipe."""
     r = recipe
     rules: list[tuple[bool, tuple[str, ...], str]] = [
         (
@@ -19,15 +19,15 @@ def conflicts(recipe: Recipe) -> list[Conflict]:
         (
             r.epochs is None and r.steps is None,
             ("epochs", "steps"),
-            "epochs: missing, and so is steps; give one of them",
+            "epochs: missing, and so is steps; give one of the two",
         ),
         (
             r.epochs is not None and r.steps is not None,
             ("epochs", "steps"),
-            f"epochs: {r.epochs} stands beside steps: {r.steps}; give only one (the other: null)",
+            f"epochs: {r.epochs} is incompatible with steps: {r.steps}; set one of them to null",
         ),
         (
-            not r.trainable.parts,
+            not r.trainable.components,
             ("trainable",),
             "trainable: nothing is trained; give a learning rate to one of projector, language_model, vision",
         ),
@@ -66,7 +66,7 @@ def in_recipe(setting: str, value: object) -> str:
 
 
 def _start_conflicts(recipe: Recipe) -> list[Conflict]:
-    """The same for what a run starts from."""
+    """Return the conflicts between `init_from` and `model`."""
     source = recipe.init_from
     found: list[Conflict] = []
     if source is None and recipe.model is None:

@@ -15,7 +15,8 @@ from pydantic import (
 
 from ma2mba.model.config import ModelConfig
 
-PART_NAMES = ("projector", "language_model", "vision")
+COMPONENTS = ("projector", "language_model", "vision")
+"""The components of the model, each with a learning rate of its own."""
 
 
 class _Section(BaseModel):
@@ -23,34 +24,34 @@ class _Section(BaseModel):
 
 
 class Pretrained(_Section):
-    """Folders (or hub names, for vision) of weights that were trained elsewhere."""
+    """Published weights: a folder for the language model, a folder or a hub name for the vision encoder."""
 
     language_model: str | None = None
     vision: str | None = None
 
 
 class Weighted(_Section):
-    """A shard folder whose samples are drawn `weight` times as often as those of a folder of weight 1."""
+    """A shard folder. Its samples are drawn `weight` times as often as samples of a folder with weight 1."""
 
     path: str
     weight: PositiveFloat = 1.0
 
 
 class Trainable(_Section):
-    """Learning rate of each part; a part without one is frozen."""
+    """Learning rate of each component. A component without one is frozen."""
 
     projector: PositiveFloat | None = None
     language_model: PositiveFloat | None = None
     vision: PositiveFloat | None = None
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Those that are trained."""
-        return tuple(part for part in PART_NAMES if getattr(self, part) is not None)
+    def components(self) -> tuple[str, ...]:
+        """The trained components."""
+        return tuple(component for component in COMPONENTS if getattr(self, component) is not None)
 
 
 class Optimizer(_Section):
-    """AdamW."""
+    """Settings of AdamW."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.05
@@ -58,15 +59,14 @@ class Optimizer(_Section):
 
 
 class Schedule(_Section):
-    """Linear warm-up over a share of all steps, then a cosine down to a share of the learning rate."""
+    """Linear warm-up over a share of all steps, then half a cosine down to a share of the learning rate."""
 
     warmup_ratio: float = Field(default=0.1, ge=0.0, lt=1.0)
     min_lr_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
 
 
 class Magc(_Section):
-    """How the sequence is checkpointed: the fields of `ma2mba.magc.Plan`. In place of all of them "auto": the planner
-    chooses."""
+    """How a sequence is checkpointed: the fields of `ma2mba.magc.Plan`. `magc: auto` lets the planner choose all."""
 
     nesting: Literal["sequence", "layer"] = "sequence"
     chunk_tokens: PositiveInt = 4096
@@ -78,13 +78,16 @@ class Magc(_Section):
 
 
 class Parallel(_Section):
-    """How ranks share the work beside data parallelism: so many of them take parts of each sequence."""
+    """How ranks share work besides data parallelism: `sequence` ranks share each sequence."""
 
     sequence: PositiveInt = 1
 
 
 class Checkpoint(_Section):
-    """Save every so many steps and at the end; keep the last `keep_last` (null: all) and multiples of `keep_every`."""
+    """Save after every `every` steps and at the end.
+
+    Keep the last `keep_last` checkpoints (null: all), and those whose step is a multiple of `keep_every`.
+    """
 
     every: PositiveInt = 500
     keep_last: PositiveInt | None = 2
@@ -92,14 +95,17 @@ class Checkpoint(_Section):
 
 
 class Watchdog(_Section):
-    """All ranks end when a step takes `factor` times as long as usual for its tokens, and at least `seconds`."""
+    """End all ranks when a step takes `factor` times as long as usual for its tokens, and longer than `seconds`."""
 
     seconds: PositiveFloat = 1800.0
     factor: float = Field(default=4.0, ge=1.0)
 
 
 class Recipe(_Section):
-    """One training stage. docs/training.md explains every key."""
+    """One training stage. docs/training.md explains every key.
+
+    Paths are absolute when `load_recipe` has read the recipe.
+    """
 
     stage: Literal["stage1", "stage1_5", "stage2"]
     data: str | list[str | Weighted]

@@ -19,7 +19,7 @@ from ma2mba.model.pretrained import init_vision, load_model, read_config, save_m
 from ma2mba.model.registry import BACKBONES, DEFAULT_LAYER, register_backbone
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.flops import ModelFlops
-from ma2mba.training.recipe.schema import PART_NAMES
+from ma2mba.training.recipe.schema import COMPONENTS
 from ma2mba.training.streaming import streaming_loss
 from tests.tiny import TINY_MODEL
 from tests.unit.model.extension_example import GatedConfig, GatedLayer, PatchesEncoder
@@ -101,7 +101,7 @@ def test_its_operations_are_counted(model):
     layer, frame = 2 * 3 * 16 * 16, 2 * 9 * 3 * 16 * 16 * 10
     projector, head = 2 * 9 * (10 * 16 + 16 * 16), 2 * 32 * 16
     expected = 3 * (3 * 5 * layer + projector + head) + 2 * frame
-    assert ModelFlops(model.config, PART_NAMES).of_step(5, 1, 1) == expected
+    assert ModelFlops(model.config, COMPONENTS).of_step(5, 1, 1) == expected
 
 
 def test_what_it_does_not_offer_is_refused(model):

@@ -25,7 +25,7 @@ from ma2mba.planner.schedule import Sequence
 from ma2mba.planner.speed import estimate
 from ma2mba.training.fit.fitting import GIB, check_fits
 from ma2mba.training.fit.pricing import Machine, Setup, Workload, config_of_size, planner, price_ends
-from ma2mba.training.recipe.schema import PART_NAMES
+from ma2mba.training.recipe.schema import COMPONENTS
 from ma2mba.training.streaming import streaming_loss
 from tests.parity.recurrent_layers import GRULayer
 
@@ -102,7 +102,7 @@ def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
     )
     setup = Setup(ModelConfig(language_model=language, vision=vision), trained, torch.float32)
     model = VideoMa2mba(setup.config)
-    for part in PART_NAMES:
+    for part in COMPONENTS:
         model.get_submodule(part).requires_grad_(part in trained)
     workload = Workload(frames, 128 if frames else 640)
     sequence = workload.sequence(setup.config)

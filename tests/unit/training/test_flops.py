@@ -14,7 +14,7 @@ from ma2mba.model.sizes import SIZES
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.fit.pricing import config_of_size
 from ma2mba.training.flops import PEAKS, ModelFlops, device_peak
-from ma2mba.training.recipe.schema import PART_NAMES
+from ma2mba.training.recipe.schema import COMPONENTS
 from tests.tiny import TINY_MODEL
 
 
@@ -50,9 +50,9 @@ def test_the_vision_encoder(model):
     assert counter.get_total_flops() == 3 * sum(model.vision.flops())
 
 
-@pytest.mark.parametrize("trained", [PART_NAMES, ("language_model",), ("projector",)])
+@pytest.mark.parametrize("trained", [COMPONENTS, ("language_model",), ("projector",)])
 def test_a_whole_step(model, trained):
-    for part in PART_NAMES:
+    for part in COMPONENTS:
         model.get_submodule(part).requires_grad_(part in trained)
     frames, K, targets = 4, model.config.tokens_per_frame, 10
     tokens = frames * K + 16
@@ -81,7 +81,7 @@ def test_the_papers_models_need_six_operations_per_parameter_and_token(size):
     config = config_of_size(size)
     language = config.language_model
     matrices = 6 * language.n_layer * language.d_model * (3 * language.d_inner + 2 * language.d_state + language.heads)
-    ours = ModelFlops(config, PART_NAMES).of_step(1, 0, 0)
+    ours = ModelFlops(config, COMPONENTS).of_step(1, 0, 0)
     with torch.device("meta"):
         layer = Mamba2Layer(language)
     assert ours == matrices + 3 * language.n_layer * layer.flops().scan

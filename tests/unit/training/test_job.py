@@ -44,7 +44,7 @@ def test_features_of_the_models_own_encoder_are_taken(tmp_path):
 
 def test_features_are_refused_where_the_encoder_trains_or_is_another(tmp_path):
     write_shards(tmp_path / "shards", SIZES, features=features(encoder_of_the_recipe()))
-    with pytest.raises(UserError, match=r"trainable\.vision: 0\.5 would train the vision encoder, but .*shards holds"):
+    with pytest.raises(UserError, match=r"trainable\.vision: 0\.5 is incompatible with .*shards, which holds features"):
         build(recipe(tmp_path, trainable={"projector": 1.0, "vision": 0.5}), world(1))
     write_shards(tmp_path / "other", SIZES, features=features("0" * 32))
     with pytest.raises(UserError, match="features of another vision encoder"):

@@ -72,7 +72,7 @@ def test_a_plan_that_needs_less_is_named(job, activity, monkeypatch):
     large = replace(
         job,
         model=SimpleNamespace(config=config_of_size("2.7b")),
-        fitted=replace(job.fitted, plan=Plan(chunk_tokens=65536, group_layers=64)),
+        fitted_plan=replace(job.fitted_plan, plan=Plan(chunk_tokens=65536, group_layers=64)),
         recipe=job.recipe.model_copy(update={"trainable": job.recipe.trainable.model_copy(update={"vision": 1.0})}),
     )
     activity.rows, activity.row_tokens, activity.frames = 1, 3600 * 144, 3600

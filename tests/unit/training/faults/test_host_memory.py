@@ -18,7 +18,7 @@ def job(monkeypatch):
     monkeypatch.setattr(guard, "machine_of", lambda world, policy: Machine(80 * GIB, 100 * GIB))
     prediction = SimpleNamespace(host_bytes=90 * GIB)
     return SimpleNamespace(
-        plan=Plan(stash="host"), fitted=SimpleNamespace(prediction=prediction), world=None, policy=None
+        plan=Plan(stash="host"), fitted_plan=SimpleNamespace(prediction=prediction), world=None, policy=None
     )
 
 

@@ -42,17 +42,17 @@ def test_a_plan_is_chosen_and_said(shards, caplog):
     assert job.plan.nesting == "sequence"
     assert job.plan.graphs is False
     assert fitting.describe(job.plan) in caplog.text
-    parts = job.fitted.prediction.device
+    parts = job.fitted_plan.prediction.device
     assert {"program", "weights", "gradients", "optimizer", "cell", "loss"} <= set(parts)
     assert f"{int(job.dataset.length_N.max()):,} tokens at most" in caplog.text
 
 
 def test_less_memory_another_plan_and_less_yet_none(shards, monkeypatch):
-    roomy = build(recipe(shards, micro_batch=4), world()).fitted
+    roomy = build(recipe(shards, micro_batch=4), world()).fitted_plan
     needed = roomy.prediction.device_bytes - roomy.prediction.device["program"]
     room = int(needed / fitting.HOST_SHARE / fitting.USABLE)
     monkeypatch.setattr(fitting, "host_memory", lambda: int(room * 0.97))
-    tight = build(recipe(shards, micro_batch=4), world()).fitted
+    tight = build(recipe(shards, micro_batch=4), world()).fitted_plan
     assert tight.plan != roomy.plan
     assert tight.prediction.seconds >= roomy.prediction.seconds
     monkeypatch.setattr(fitting, "host_memory", lambda: room // 100)
@@ -64,7 +64,7 @@ def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, 
     given = {"chunk_tokens": 256, "group_layers": 2}
     fits = build(recipe(shards, magc=given, micro_batch=4), world())
     assert fits.plan == Plan(**given)
-    needed = fits.fitted.prediction.device_bytes - fits.fitted.prediction.device["program"]
+    needed = fits.fitted_plan.prediction.device_bytes - fits.fitted_plan.prediction.device["program"]
     monkeypatch.setattr(fitting, "host_memory", lambda: int(0.97 * needed / fitting.HOST_SHARE / fitting.USABLE))
     with pytest.raises(
         UserError, match=r"chunks of 256 tokens, .* needs 0.0 GiB \(weights .*; this would fit: magc: {"
@@ -74,9 +74,9 @@ def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, 
 
 def test_ranks_that_share_sequences_must_hold_a_part_each(shards, monkeypatch, caplog):
     given = {"chunk_tokens": 256, "group_layers": 2}
-    whole = build(recipe(shards, magc=given, micro_batch=4), world(2)).fitted.prediction
+    whole = build(recipe(shards, magc=given, micro_batch=4), world(2)).fitted_plan.prediction
     with caplog.at_level(logging.INFO, "ma2mba.plan"):
-        part = build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2)).fitted
+        part = build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2)).fitted_plan
     assert part.plan == part.prediction.plan == Plan(**given)
     assert part.prediction.device["cell"] < 0.6 * whole.device["cell"]
     assert re.search(r"predicted for [\d,]+ tokens on each of 2 ranks at most", caplog.text)
@@ -85,7 +85,7 @@ def test_ranks_that_share_sequences_must_hold_a_part_each(shards, monkeypatch, c
     with pytest.raises(UserError, match=r"chunks of 256 tokens, .*; this would fit: magc: {") as refused:
         build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2))
     named = yaml.safe_load(str(refused.value).split("this would fit: magc: ")[1])
-    fits = build(recipe(shards, magc=named, micro_batch=4, parallel={"sequence": 2}), world(2)).fitted
+    fits = build(recipe(shards, magc=named, micro_batch=4, parallel={"sequence": 2}), world(2)).fitted_plan
     assert fits.prediction.device_bytes < part.prediction.device_bytes
 
 

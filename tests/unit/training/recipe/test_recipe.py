@@ -57,12 +57,12 @@ def test_all_problems_at_once_each_with_its_path():
         "bach: unknown key",
         "data: missing",
         "stage: 'stage3' is wrong: input should be 'stage1'",
-        "optimizer.lr: unknown key; learning rates stand under trainable",
+        "optimizer.lr: unknown key; learning rates belong under trainable",
         "optimizer.eps: 'small' is wrong",
         "magc.chunk_token: unknown key; did you mean chunk_tokens?",
         "model.vision: ",
         "global_batch: 8 is not a multiple of micro_batch 3",
-        "epochs: 1 stands beside steps: 4",
+        "epochs: 1 is incompatible with steps: 4",
     ):
         assert [line for line in lines if line.startswith(beginning)], f"{beginning!r} is not in\n{text}"
 
