@@ -6,7 +6,7 @@ B batch, T tokens, D model width, V padded vocabulary.
 import torch
 from torch import Tensor, nn
 
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.base_config import BackboneConfig
 from ma2mba.model.norm import RMSNorm
 from ma2mba.model.registry import BACKBONES
 

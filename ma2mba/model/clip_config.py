@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from ma2mba.errors import UserError
-from ma2mba.model.config import VisionConfig
+from ma2mba.model.base_config import VisionConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

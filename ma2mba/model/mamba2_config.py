@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from ma2mba.errors import UserError
-from ma2mba.model.config import BackboneConfig
+from ma2mba.model.base_config import BackboneConfig
 
 
 class Mamba2Config(BackboneConfig):

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_folder, sha256_file
+from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.model.registry import BACKBONES, DEFAULT_ENCODER, DEFAULT_LAYER, VISION_ENCODERS
+from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
 

@@ -11,7 +11,7 @@ import xxhash
 from torch import Tensor, nn
 
 from ma2mba.errors import UserError
-from ma2mba.model.config import VisionConfig
+from ma2mba.model.base_config import VisionConfig
 
 
 class VisionFlops(NamedTuple):

@@ -106,6 +106,7 @@ def test_the_lazy_attach_is_the_only_exception_and_is_needed():
         ({"magc/x.py": "def f():\n    import numpy"}, "magc imports torch and the standard library alone"),
         ({"magc/x.py": "from ..errors import UserError"}, "magc imports torch and the standard library alone"),
         ({"magc/x.py": "import_module('ma2mba.adapters')"}, "names the module ma2mba.adapters"),
+        ({"model/x.py": "from importlib import import_module"}, "importlib hides an import"),
         ({"data/x.py": "import pyarrow.parquet as pq"}, "pyarrow is imported only in"),
         ({"model/pretrained.py": "import transformers"}, "transformers is imported only in"),
         ({"training/loop.py": "def f():\n    import deepspeed.comm"}, "deepspeed is imported only in"),
@@ -138,6 +139,8 @@ def judge(i: Import) -> Iterator[str]:
     for dependency, places in ONE_DOOR.items():
         if top == dependency and not i.file.startswith((*places, "tests/", "benchmarks/")):
             yield f"{where}: {dependency} is imported only in {', '.join(places)}"
+    if i.module == "importlib" and i.file.startswith(("ma2mba/", "data_prep/")):
+        yield f"{where}: importlib hides an import from these rules; import the module itself"
     in_magc = i.importer.startswith("ma2mba.magc")
     if in_magc and (top not in MAGC_MAY_IMPORT or i.module.startswith(("ma2mba.errors", "ma2mba.files"))):
         yield f"{where}: magc imports torch and the standard library alone, not {i.module}"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ma2mba.model.config import BackboneConfig, VisionConfig
+from ma2mba.model.base_config import BackboneConfig, VisionConfig
 from ma2mba.model.layer import LayerFlops, RecurrentLayer, State
 from ma2mba.model.norm import RMSNorm
 from ma2mba.model.registry import register_backbone, register_vision_encoder

@@ -1,0 +1,77 @@
+"""What every backbone's and every vision encoder's configuration has. Imports no torch."""
+
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, SerializerFunctionWrapHandler, model_serializer
+
+from ma2mba.errors import UserError
+
+DEFAULT_LAYER, DEFAULT_ENCODER = "mamba2", "clip"
+"""The names that a configuration need not give. A `config.json` does not hold them either."""
+
+
+class StrictConfig(BaseModel):
+    """A configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NamedConfig(StrictConfig):
+    """A configuration that a registry finds by its field KEY."""
+
+    KEY: ClassVar[str]
+    DEFAULT: ClassVar[str]
+    LAST: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the default's name and write LAST at the end: as every existing config.json is written."""
+        values = handler(self)
+        if values.get(self.KEY) == self.DEFAULT:
+            del values[self.KEY]
+        return values | {name: values.pop(name) for name in self.LAST if name in values}
+
+    @classmethod
+    def of_published(cls, source: str) -> Self:
+        """Return the configuration of published weights, read without the weights.
+
+        `source` is what `init_from` gives. Raises UserError if it cannot be read.
+        """
+        raise UserError(f"{source}: {cls.__name__} does not read published weights; describe the model under `model`")
+
+
+class BackboneConfig(NamedConfig):
+    """What every language model has. A subclass adds the fields of its layer and declares its name:
+    `layer: Literal["NAME"] = "NAME"`."""
+
+    KEY, DEFAULT, LAST = "layer", DEFAULT_LAYER, ("vocab_size", "pad_vocab_size_multiple", "norm_eps")
+
+    layer: str
+    d_model: PositiveInt
+    n_layer: PositiveInt
+    vocab_size: PositiveInt = 50277
+    pad_vocab_size_multiple: PositiveInt = 16
+    norm_eps: float = 1e-5
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // self.pad_vocab_size_multiple) * self.pad_vocab_size_multiple
+
+
+class VisionConfig(NamedConfig):
+    """What every vision encoder has. A subclass adds its fields, the two properties, and declares its name:
+    `encoder: Literal["NAME"] = "NAME"`. Frames are square, `image_size` pixels wide."""
+
+    KEY, DEFAULT = "encoder", DEFAULT_ENCODER
+
+    encoder: str
+    image_size: PositiveInt
+
+    @property
+    def tokens_per_frame(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def width(self) -> int:
+        """The size of a visual token, which the projector reads."""
+        raise NotImplementedError
