@@ -1,7 +1,6 @@
 """The recipe of a build: a YAML file, checked completely before annotations are read or anything is written."""
 
 import glob
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,20 +20,12 @@ from data_prep.sources import find_format
 from ma2mba.errors import UserError
 from ma2mba.files import reading, sha256_file
 from ma2mba.shards.format import FORMAT_VERSION
-
-
-def _stage_name(text: str) -> str:
-    if not re.fullmatch("[A-Za-z0-9_]+", text):
-        raise ValueError(f"{text!r} is not a stage name; use letters, digits and _, as in stage1_5")
-    return text
-
+from ma2mba.stage import Stage
 
 Names = Annotated[
     list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
 FormatName = Annotated[str, AfterValidator(lambda name: find_format(name).name)]
-Stage = Annotated[str, AfterValidator(_stage_name)]
-"""A label of the shards. The paper's stages are stage1, stage1_5 and stage2. No behaviour depends on the stage."""
 
 
 class Source(BaseModel):

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from ma2mba.model.config import ModelConfig
+from ma2mba.stage import Stage
 
 COMPONENTS = ("projector", "language_model", "vision")
 """The components of the model, each with a learning rate of its own."""
@@ -107,7 +108,7 @@ class Recipe(_Section):
     Paths are absolute when `load_recipe` has read the recipe.
     """
 
-    stage: Literal["stage1", "stage1_5", "stage2"]
+    stage: Stage
     data: str | list[str | Weighted]
     run: str
     init_from: str | Pretrained | None = None

@@ -20,11 +20,11 @@ from data_prep.toy.words import save_tokenizer
 from ma2mba.annotations import each, json_lines
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.shards.reader import ShardReader
+from ma2mba.shards.reader import ShardReader, find_damage
 from tests.unit.video.numbered_video import write
 
-SCRIPT = Path(__file__).with_name("captions_format.py")
 ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "examples/extending/captions_format.py"
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def own_registry(monkeypatch):
 
 
 def check(folder: Path) -> None:
-    reader = ShardReader(folder, verify="all")
+    assert find_damage(folder) == []
+    reader = ShardReader(folder)
     (row,) = reader.rows
     text = load_tokenizer(reader.tokenizer_path).decode(row.token_ids.tolist(), skip_special_tokens=False)
     assert "a red star appears." in text

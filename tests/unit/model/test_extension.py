@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
+from examples.extending.gated_model import GatedConfig, GatedLayer, PatchesEncoder
 from ma2mba.data.batch import Sample, collate
 from ma2mba.errors import UserError
 from ma2mba.inference.session import Session
@@ -23,7 +24,6 @@ from ma2mba.training.flops import ModelFlops
 from ma2mba.training.recipe.schema import COMPONENTS
 from ma2mba.training.streaming import streaming_loss
 from tests.tiny import TINY_MODEL
-from tests.unit.model.extension_example import GatedConfig, GatedLayer, PatchesEncoder
 from tests.unit.model.test_pretrained import tokenizer  # noqa: F401 (a fixture)
 
 CONFIG = {

@@ -44,7 +44,7 @@ def test_all_problems_at_once_each_with_its_path():
     text = refusal(
         bach=3,
         data="(absent)",
-        stage="stage3",
+        stage="stage 3",
         optimizer={"lr": 1e-3, "eps": "small"},
         magc={"chunk_token": 5},
         micro_batch=3,
@@ -56,7 +56,7 @@ def test_all_problems_at_once_each_with_its_path():
     for beginning in (
         "bach: unknown key",
         "data: missing",
-        "stage: 'stage3' is wrong: input should be 'stage1'",
+        "stage: 'stage 3' is wrong",
         "optimizer.lr: unknown key; learning rates belong under trainable",
         "optimizer.eps: 'small' is wrong",
         "magc.chunk_token: unknown key; did you mean chunk_tokens?",

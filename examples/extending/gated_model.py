@@ -1,4 +1,4 @@
-"""A backbone layer and a vision encoder of one's own: all that adding them takes (docs/extending.md).
+"""A backbone layer and a vision encoder of your own: everything that adding them takes (docs/extending.md).
 
 B batch, T tokens, D model width, N frames, H and W pixels, K tokens of a frame.
 """

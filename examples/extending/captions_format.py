@@ -1,9 +1,14 @@
-"""A format of one's own: JSON lines {"clip": path, "caption": text}. docs/extending.md shows this file.
+"""A format of your own: JSON lines {"clip": path, "caption": text} (docs/extending.md).
 
-Run `python captions_format.py build RECIPE.yaml --out SHARDS`, where RECIPE.yaml has a source with `format: captions`.
+Run `python examples/extending/captions_format.py build RECIPE.yaml --out SHARDS`, where a source of RECIPE.yaml has
+`format: captions`.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data_prep.cli import main
 from data_prep.clips import Clip

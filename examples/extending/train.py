@@ -1,0 +1,12 @@
+"""Train with the layer and the encoder of gated_model.py: python examples/extending/train.py RECIPE.yaml [key=value]"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import examples.extending.gated_model  # noqa: F401 (registers the layer and the encoder)
+from launch.train import main
+
+if __name__ == "__main__":
+    sys.exit(main())
