@@ -91,10 +91,10 @@ def _show(facts: dict[str, Any], rows: "list[Row]", wrong: int) -> None:
     for name, number in facts["versions"].items():
         machine.add_row(name, number or "not installed")
     for gpu in facts["devices"]:
-        machine.add_row("GPU", f"{escape(gpu['name'])}, {_gb(gpu['bytes'])} GB, {_gb(gpu['free_bytes'])} GB free")
+        machine.add_row("GPU", f"{escape(gpu['name'])}, {_gib(gpu['bytes'])} GiB, {_gib(gpu['free_bytes'])} GiB free")
     if not facts["devices"]:
         machine.add_row("GPU", "PyTorch finds none")
-    machine.add_row("host memory", f"{_gb(facts['host_free_bytes'])} GB free")
+    machine.add_row("host memory", f"{_gib(facts['host_free_bytes'])} GiB free")
     operations = facts["operations"]
     machine.add_row("operations", escape(f"run in {operations['run_in']}: {operations['because']}"))
     out.print(machine)
@@ -110,5 +110,5 @@ def _show(facts: dict[str, Any], rows: "list[Row]", wrong: int) -> None:
     out.print(f"{wrong} of {len(rows)} results are wrong" if wrong else f"all {len(rows)} results are right")
 
 
-def _gb(size: float) -> str:
+def _gib(size: float) -> str:
     return f"{size / GIB:,.1f}"

@@ -20,7 +20,7 @@ from ma2mba.model.vision import VisionEncoder, VisionFlops
 class ClipEncoder(VisionEncoder):
     """Penultimate layer, class token dropped, 2x2 bilinear pooling (paper, section 4).
 
-    The last layer and the norm behind it are not built, as nothing reads them: every parameter here gets a gradient.
+    The last layer and the norm after it are not built, because nothing reads them. All parameters get a gradient.
     """
 
     config: ClipConfig
