@@ -1,10 +1,14 @@
-"""Gradients of every schedule against plain autograd on the same kernels, on one GPU: rows for benchmarks/magc.py.
+"""Compare the gradients of every schedule with plain autograd on the same kernels: rows for benchmarks/magc.py.
 
-Four of the 2.7B model's layers and a small vision encoder, on ragged batches with frames. fp32 without tf32: a
-gradient's relative difference, and beside it how far plain autograd in fp32 is from fp64 (on the CPU, plain torch).
-bf16: a schedule's distance from the fp32 gradient over that of plain bf16 autograd, parameter by parameter, both root
-mean squares over DRAWS batches. On a single batch rounding decides which of two equal computations is nearer; so beside
-the worst ratio stands `surely`, the worst one that is left when every mean is taken CERTAIN standard errors nearer.
+The model has four layers of the 2.7B size and a small vision encoder. The batches are ragged and contain frames.
+
+fp32 (without TF32): `worst` is the relative difference between the two gradients. `plain_from_fp64` is the relative
+difference between plain autograd in fp32 and in fp64 (the fp64 gradient is computed on the CPU with plain PyTorch).
+
+bf16: `worst` is the error of the schedule divided by the error of plain bf16 autograd, for the worst parameter. Both
+errors are distances from the fp32 gradient, root mean square over DRAWS batches. On a single batch, rounding decides
+which of two equivalent computations is closer. `surely` is therefore the worst ratio that chance does not explain: the
+mean difference of the squared errors is first reduced by CERTAIN standard errors.
 """
 
 import statistics
@@ -35,24 +39,26 @@ BACKBONE = Mamba2Config(d_model=2560, n_layer=LAYERS, vocab_size=500)
 DRAWS, CERTAIN = 16, 4
 Gradients = dict[str, Tensor]
 Errors = dict[str, list[float]]
-"""Relative, parameter by parameter, batch by batch."""
+"""Parameter name -> one relative error per batch."""
 
 
 def plans() -> list[Plan]:
-    """Both nestings, every stash, boundaries kept and made again, memos, graphs on and off; chunks of a block and less.
+    """Return plans that together cover every feature of a schedule.
 
-    All lengths are multiples of 16: Triton compiles fp32 products again, for a minute, for lengths that are not.
+    They cover both nestings, every stash, stored and recomputed boundaries, memos, CUDA graphs on and off, and chunks
+    of one scan block and of less. All lengths are multiples of 16: for any other length Triton spends a minute on
+    compiling the fp32 matrix products again.
     """
-    every: list[tuple[StashPlace, int]] = [("device", 1), ("host", 1), ("host", 2)]
-    graphs = [Plan("sequence", 256, LAYERS, stash, e, graphs=True) for stash, e in every]
-    eager = [Plan("sequence", 256, LAYERS, stash, e) for stash, e in every]
+    stashes: list[tuple[StashPlace, int]] = [("device", 1), ("host", 1), ("host", 2)]
+    graphs = [Plan("sequence", 256, LAYERS, stash, e, graphs=True) for stash, e in stashes]
+    eager = [Plan("sequence", 256, LAYERS, stash, e) for stash, e in stashes]
     layer = [Plan("layer", 256, 1, "device"), Plan("layer", 256, 3, "host", 2)]
     groups = [Plan("sequence", 256, 1, "device", 3), Plan("sequence", 208, 2, "host")]
     return [*graphs, *eager, *layer, *groups, Plan("sequence", 256, LAYERS, "host", memo_chunks=3)]
 
 
 def make_batch(rows: int, draw: int) -> Batch:
-    """Ragged rows of text and frames, the longest of 1,296 tokens: no multiple of any chunk."""
+    """Return ragged rows of text and frames. The longest row has 1,296 tokens, a multiple of no chunk length."""
     rng = np.random.default_rng((rows, draw))
 
     def sample(i: int) -> Sample:
@@ -69,19 +75,19 @@ def make_batch(rows: int, draw: int) -> Batch:
 
 
 def rows(plans: list[Plan]) -> Iterator[dict[str, Any]]:
-    """One row for each dtype, number of rows, frozen or trained encoder, and plan."""
+    """Yield one row for each batch size with its frozen or trained encoder, each dtype and each plan."""
     torch.manual_seed(0)
     model = VideoMa2mba(ModelConfig(language_model=BACKBONE, vision=VISION)).to(DEVICE)
-    model.bfloat16()  # weights that both dtypes can hold
+    model.bfloat16()  # so that both dtypes represent the weights exactly
     for batch_rows, vision in ((1, "frozen"), (4, "trained")):
         batches = [make_batch(batch_rows, draw) for draw in range(DRAWS)]
         case = {"rows": batch_rows, "tokens": batches[0].ids_BS.shape[1], "vision": vision}
         model.float().vision.requires_grad_(vision == "trained")
         with without_tf32():
             exact = [plain(model, batch) for batch in batches]
-            truth = plain(model.cpu().double(), batches[0])
+            exact_fp64 = plain(model.cpu().double(), batches[0])
             model.float().to(DEVICE)
-            floor = root_mean_squares(errors(exact[:1], [on_device(truth)]))
+            plain_errors = root_mean_squares(errors(exact[:1], [on_device(exact_fp64)]))
             for plan in plans:
                 worst = worst_of(root_mean_squares(errors(streamed(model, batches[:1], plan), exact[:1])))
                 yield {
@@ -89,44 +95,46 @@ def rows(plans: list[Plan]) -> Iterator[dict[str, Any]]:
                     "dtype": "fp32",
                     "plan": vars(plan),
                     **worst,
-                    "plain_from_fp64": floor[worst["parameter"]],
+                    "plain_from_fp64": plain_errors[worst["parameter"]],
                 }
         model.bfloat16()
-        own = errors([plain(model, batch) for batch in batches], exact)
+        of_plain = errors([plain(model, batch) for batch in batches], exact)
+        mean_of_plain = root_mean_squares(of_plain)
         for plan in plans:
-            theirs = errors(streamed(model, batches, plan), exact)
-            surely = {name: surely_farther(theirs[name], own[name]) for name in own}
-            ratios = over(root_mean_squares(theirs), root_mean_squares(own))
-            yield {**case, "dtype": "bf16", "plan": vars(plan), **worst_of(ratios), "surely": max(surely.values())}
+            of_plan = errors(streamed(model, batches, plan), exact)
+            ratios = {name: mean / mean_of_plain[name] for name, mean in root_mean_squares(of_plan).items()}
+            surely = max(certain_ratio(of_plan[name], of_plain[name]) for name in of_plain)
+            yield {**case, "dtype": "bf16", "plan": vars(plan), **worst_of(ratios), "surely": surely}
 
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """cuDNN's convolutions use it unless told; matrix products do not."""
+    """Disable TF32 in cuDNN's convolutions, where PyTorch enables it by default. Matrix products do not use it."""
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = True
 
 
 def plain(model: VideoMa2mba, batch: Batch) -> Gradients:
+    """Return the gradients of plain autograd over the whole sequence."""
     device = model.language_model.lm_head.weight.device
     x_BTD = model.embed(batch.ids_BS.to(device), batch.visual_BS.to(device), batch.frames.all().to(device))
     x_BTD, _ = model.run(x_BTD, model.initial_states(x_BTD))
     (model.loss_sum(x_BTD, batch.targets_BS.to(device)) / batch.supervised).backward()
-    return gradients(model)
+    return take_gradients(model)
 
 
 def streamed(model: VideoMa2mba, batches: Sequence[Batch], plan: Plan) -> list[Gradients]:
-    """After a step that is not looked at: graphs are captured by then."""
+    """Return the gradients of a plan for each batch. A first step, which captures CUDA graphs, is discarded."""
     streamer, found = build_streamer(model, plan), []
     for batch in (batches[0], *batches):
         streaming_loss(model, batch, plan, 1 / batch.supervised, streamer).backward()
-        found.append(gradients(model))
+        found.append(take_gradients(model))
     return found[1:]
 
 
-def gradients(model: VideoMa2mba) -> Gradients:
-    """The model lets go of them: it would take them along to another dtype or device."""
+def take_gradients(model: VideoMa2mba) -> Gradients:
+    """Return the gradients and remove them from the model, which would convert them along with its weights."""
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
@@ -137,7 +145,7 @@ def on_device(found: Gradients) -> Gradients:
 
 
 def errors(found: Sequence[Gradients], exact: Sequence[Gradients]) -> Errors:
-    """Without parameters whose gradient is zero but for rounding (biases of keys)."""
+    """Return relative errors. Leave out parameters whose gradient is only rounding noise, such as biases of keys."""
     smallest = 1e-5 * max(gradient.norm().item() for gradient in exact[0].values())
     return {
         name: [relative(f[name], e[name]) for f, e in zip(found, exact, strict=True)]
@@ -150,15 +158,11 @@ def root_mean_squares(found: Errors) -> dict[str, float]:
     return {name: statistics.fmean(e * e for e in each) ** 0.5 for name, each in found.items()}
 
 
-def surely_farther(theirs: Sequence[float], own: Sequence[float]) -> float:
-    """The ratio of root mean squares that chance does not explain."""
-    differences = [a * a - b * b for a, b in zip(theirs, own, strict=True)]
-    left = statistics.fmean(differences) - CERTAIN * statistics.stdev(differences) / len(differences) ** 0.5
-    return max(1 + left / statistics.fmean(b * b for b in own), 0.0) ** 0.5
-
-
-def over(theirs: dict[str, float], own: dict[str, float]) -> dict[str, float]:
-    return {name: theirs[name] / own[name] for name in own}
+def certain_ratio(of_plan: Sequence[float], of_plain: Sequence[float]) -> float:
+    """Return the ratio of the root mean squares that chance does not explain."""
+    differences = [a * a - b * b for a, b in zip(of_plan, of_plain, strict=True)]
+    certain = statistics.fmean(differences) - CERTAIN * statistics.stdev(differences) / len(differences) ** 0.5
+    return max(1 + certain / statistics.fmean(b * b for b in of_plain), 0.0) ** 0.5
 
 
 def worst_of(figures: dict[str, float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""What the GPU benchmarks share: the machine's facts, a language model as a streamed loss, one step, time and memory.
+"""Shared code of the GPU benchmarks: facts about the machine, a language model with a streamed loss, and timing.
 
-B batch, T tokens of a chunk, D model width, M rows, S tokens of the sequence.
+B batch, T tokens of a chunk, D model width, M rows (B * T), S tokens of the sequence.
 """
 
 import gc
@@ -10,13 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.backbone import LanguageModel
@@ -26,12 +23,12 @@ from ma2mba.ops import backend, cross_entropy_sum
 DEVICE = torch.device("cuda")
 GIB = 2**30
 EAGER_TOKENS = 8192
-"""Chunks of so many tokens keep a GPU busy without graphs."""
+"""Chunks of at least this many tokens keep a GPU busy without CUDA graphs."""
 VOCABULARY = 50277
 
 
 def machine() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """Return the GPU, the operations that run on it, and the versions of the code and its libraries."""
     versions = {}
     for name in ("triton", "mamba_ssm", "causal_conv1d", "deepspeed"):
         module = sys.modules.get(name)
@@ -42,44 +39,58 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "operations": backend(DEVICE),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         **versions,
     }
 
 
+def commit() -> str:
+    """Return the short hash of the checked-out commit, "unknown" outside a git checkout."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
 def language_model(size: str) -> LanguageModel:
-    """Random weights in bf16, made where they stay."""
+    """Return a language model of this size with random bf16 weights, created on DEVICE."""
     torch.manual_seed(0)
     with torch.device(DEVICE):
         return LanguageModel(SIZES[size]).to(torch.bfloat16)
 
 
-def streamer(model: LanguageModel, plan: Plan) -> Streamer:
-    """The sum of the cross-entropies of every token, chunk by chunk."""
-    backbone = model.backbone
+def streamer(model: LanguageModel, plan: Plan, layers: Sequence[torch.nn.Module] | None = None) -> Streamer:
+    """Return a streamer of the summed cross-entropy of all tokens. `layers` replaces the layers of the model."""
+    backbone, weight = model.backbone, model.lm_head.weight
+    residual_dtype = torch.promote_types(weight.dtype, torch.float32)
 
     def front(ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        return backbone.embedding(ids_BT).float(), targets_BT
+        return backbone.embedding(ids_BT).to(residual_dtype), targets_BT
 
     def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
         x_MD = backbone.norm_f(x_BTD).flatten(0, 1)
-        return (cross_entropy_sum(x_MD, model.lm_head.weight, targets_BT.flatten()),)
+        return (cross_entropy_sum(x_MD, weight, targets_BT.flatten()),)
 
-    return Streamer(front, backbone.layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
+    ends = [backbone.embedding, backbone.norm_f, model.lm_head]
+    return Streamer(front, backbone.layers if layers is None else layers, head, ends, plan)
 
 
 def fast_plan(model: LanguageModel, chunk: int, memos: int = 0) -> Plan:
-    """States in pinned host memory; short chunks are captured."""
+    """Return a plan that keeps states in pinned host memory and captures short chunks as CUDA graphs."""
     graphs = chunk < EAGER_TOKENS
     return Plan("sequence", chunk, len(model.backbone.layers), "host", memo_chunks=memos, graphs=graphs)
 
 
-class RandomTokens(Sequence[tuple[Tensor, Tensor]]):
-    """Chunks of random tokens and the tokens that follow them; made when asked for."""
+def initial_states(model: LanguageModel) -> list[Any]:
+    """Return one initial recurrent state per layer, for a batch of one row."""
+    like_x_BTD = torch.empty(1, 0, model.lm_head.in_features, device=model.lm_head.weight.device)
+    return [layer.initial_state(like_x_BTD) for layer in model.backbone.layers]  # type: ignore[operator]
 
-    def __init__(self, tokens: int, chunk: int, batch: int = 1):
+
+class RandomTokens(Sequence[tuple[Tensor, Tensor]]):
+    """Chunks (ids_BT, targets_BT) of random tokens. A chunk is sliced when it is read."""
+
+    def __init__(self, tokens: int, chunk: int):
         generator = torch.Generator(DEVICE).manual_seed(tokens)
-        self.ids_BS = torch.randint(0, VOCABULARY, (batch, tokens + 1), device=DEVICE, generator=generator)
+        self.ids_BS = torch.randint(0, VOCABULARY, (1, tokens + 1), device=DEVICE, generator=generator)
         self.tokens, self.chunk = tokens, chunk
 
     def __len__(self) -> int:
@@ -90,18 +101,26 @@ class RandomTokens(Sequence[tuple[Tensor, Tensor]]):
         return self.ids_BS[:, start:stop], self.ids_BS[:, start + 1 : stop + 1]
 
 
+def mean_loss(run: Streamer, tokens: int, states: list[Any]) -> Tensor:
+    """Return the mean cross-entropy over `tokens` random tokens, ready for backward."""
+    total, _ = run(RandomTokens(tokens, run.plan.chunk_tokens), states)
+    return total / tokens
+
+
 def step(run: Streamer, model: LanguageModel, tokens: int) -> float:
-    """Forward and backward over random tokens; the mean cross-entropy."""
-    like_x_BTD = torch.empty(1, 0, model.lm_head.in_features, device=DEVICE)
+    """Run forward and backward over random tokens; return the mean cross-entropy."""
     model.zero_grad(set_to_none=True)
-    states = [layer.initial_state(like_x_BTD) for layer in model.backbone.layers]
-    loss, _ = run(RandomTokens(tokens, run.plan.chunk_tokens), states)
-    (loss / tokens).backward()
-    return loss.item() / tokens
+    states = initial_states(model)
+    loss = mean_loss(run, tokens, states)
+    loss.backward()
+    return loss.item()
 
 
 def timed(run: Callable[[], float], tokens: int, repeats: int) -> dict[str, Any]:
-    """Median speed, and the most memory held: what captured graphs use is reserved and not seen as allocated."""
+    """Return the median speed of `run`, the seconds of each repeat, the peak memory and the last loss.
+
+    Allocated memory does not include the memory of CUDA graphs. Reserved memory does.
+    """
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -123,7 +142,7 @@ def timed(run: Callable[[], float], tokens: int, repeats: int) -> dict[str, Any]
 
 
 def release(model: torch.nn.Module) -> None:
-    """Give back gradients, and what is no longer used."""
+    """Free the model's gradients and all cached device memory."""
     model.zero_grad(set_to_none=True)
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,7 +1,4 @@
-"""A training step of a language model alone under DeepSpeed's ZeRO-1, optimizer states on the device.
-
-S tokens of the sequence.
-"""
+"""Run training steps of a language model alone, under DeepSpeed's ZeRO-1 with optimizer states on the device."""
 
 from collections.abc import Callable
 
@@ -23,7 +20,7 @@ RECIPE = {
     "steps": 1,
     "precision": "bf16",
 }
-"""What DeepSpeed's configuration is made of; nothing else of it is used."""
+"""Only DeepSpeed's configuration is built from this recipe."""
 
 
 class _Loss(nn.Module):
@@ -33,14 +30,11 @@ class _Loss(nn.Module):
         self.streamer = gpu.streamer(model, gpu.fast_plan(model, chunk))
 
     def forward(self, anchor: Tensor, tokens: int) -> Tensor:
-        like_x_BTD = torch.empty(1, 0, self.model.lm_head.in_features, device=gpu.DEVICE)
-        states = [layer.initial_state(like_x_BTD) for layer in self.model.backbone.layers]  # type: ignore[operator]
-        total, _ = self.streamer(gpu.RandomTokens(tokens, self.streamer.plan.chunk_tokens), states)
-        return total / tokens + anchor
+        return gpu.mean_loss(self.streamer, tokens, gpu.initial_states(self.model)) + anchor
 
 
 def open_training(size: str, chunk: int) -> Callable[[int], float]:
-    """tokens -> the loss of one step of the optimizer, on that many random tokens."""
+    """Return a function that takes one optimizer step on N random tokens and returns the loss."""
     import deepspeed
 
     world = World.from_environment()

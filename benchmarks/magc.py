@@ -1,14 +1,15 @@
-"""MA-GC on one GPU, checked and then measured: python benchmarks/magc.py WHAT ... --out results.json
+"""Check and measure MA-GC on one GPU: python benchmarks/magc.py WHAT ... --out results.json
 
-    exact                          every schedule's gradients against plain autograd on the same kernels
+    exact                          gradients of every schedule, compared with plain autograd on the same kernels
     stream --chunks 2304 16384 --tokens 16384 131072       forward and backward of a streamed model
     peer                           mamba-ssm's own model without checkpointing, same loss, 16,384 tokens
     official --checkout FOLDER     the public code of the paper's authors (github.com/klae01/ma2mba)
     train --chunks 16384 --tokens 8000000 [--cap-gb 80]    a whole step with DeepSpeed's ZeRO-1 and AdamW; with torchrun
-                                                           --nproc-per-node N on N GPUs, so many tokens on each
+                                                           --nproc-per-node N on N GPUs, --tokens on each
 
-Several may be given in one call ("exact peer stream ..."). Every case is appended to the JSON file; benchmarks/plots.py
-draws it. Mean cross-entropy over every token, random bf16 weights, batch 1, states in pinned host memory.
+One call takes several WHAT ("exact peer stream ..."). Each case is appended to the JSON file; benchmarks/plots.py
+plots the file. The loss is the mean cross-entropy over every token, the bf16 weights are random, the batch has one
+row, and the states are in pinned host memory.
 """
 
 import argparse
@@ -31,59 +32,63 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import exactness, gpu
 from benchmarks.gpu import DEVICE, GIB, VOCABULARY
+from ma2mba.model.sizes import SIZES
 
-WHAT = ("exact", "stream", "peer", "official", "train")
-EXACT = 1e-5
-NO_FARTHER = 1.005
+FP32_BOUND = 1e-5
+BF16_BOUND = 1.005
+STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=WHAT, nargs="+")
-    parser.add_argument("--size", choices=gpu.SIZES, default="2.7b")
-    parser.add_argument("--chunks", type=int, nargs="+", default=[2048, 16384])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2**17])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memos", type=int, nargs="+", help="chunks with memos, one number for each of --chunks")
-    parser.add_argument("--checkout", type=Path, help="of the official code")
-    parser.add_argument("--cap-gb", type=float, help="let PyTorch take no more than so many 10^9 bytes")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("what", choices=RUNS, nargs="+", metavar="WHAT", help=", ".join(RUNS))
+    parser.add_argument("--size", choices=SIZES, default="2.7b", help="model size (default: %(default)s)")
+    parser.add_argument(
+        "--chunks", type=int, nargs="+", default=[2048, 16384], help="tokens of a chunk (default: 2048 16384)"
+    )
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2**17], help="sequence lengths (default: 131072)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps of a case (default: %(default)s)")
+    parser.add_argument(
+        "--memos", type=int, nargs="+", help="chunks with memos, one number for each of --chunks (default: 0)"
+    )
+    parser.add_argument("--checkout", type=Path, help="folder of the official code (for official)")
+    parser.add_argument(
+        "--cap-gb", type=float, help="most memory that PyTorch may use, in 10^9 bytes (for train; default: all)"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to append the cases to")
     arguments = parser.parse_args()
     cases: list[dict[str, Any]] = []
     failed = 0
     for what in dict.fromkeys(arguments.what):
-        for case in globals()[f"run_{what}"](arguments):
+        for case in RUNS[what](arguments):
             cases.append({"case": what, "size": arguments.size} | case)
             failed += case.get("ok") is False
             if int(os.environ.get("RANK", 0)):
                 continue
             print(json.dumps(cases[-1]), flush=True)
             if arguments.out:
-                keep(arguments.out, cases)
+                append(arguments.out, cases)
         gc.collect()
         torch.cuda.empty_cache()
     return 1 if failed else 0
 
 
-def keep(path: Path, cases: list[dict[str, Any]]) -> None:
-    """Append the cases of this process to what the file holds of others."""
-    known = json.loads(path.read_text())["runs"] if path.exists() else []
-    known = [run for run in known if run["started"] != STARTED]
-    runs = [*known, {"started": STARTED, "machine": gpu.machine(), "cases": cases}]
+def append(path: Path, cases: list[dict[str, Any]]) -> None:
+    """Write the cases of this process to the file, after the runs of other processes that the file already holds."""
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    others = [run for run in runs if run["started"] != STARTED]
+    runs = [*others, {"started": STARTED, "machine": gpu.machine(), "cases": cases}]
     path.write_text(json.dumps({"runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
-STARTED = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 def run_exact(_: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """For each dtype the worst row: fp32 by the difference, bf16 by the ratio that chance does not explain."""
-    every = []
+    """Yield the worst row of each dtype, by the difference in fp32 and by `surely` in bf16 (see exactness.py)."""
+    rows = []
     for row in exactness.rows(exactness.plans()):
-        every.append(row)
+        rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
-    for dtype, figure, bound in (("fp32", "worst", EXACT), ("bf16", "surely", NO_FARTHER)):
-        found = [row for row in every if row["dtype"] == dtype]
+    for dtype, figure, bound in (("fp32", "worst", FP32_BOUND), ("bf16", "surely", BF16_BOUND)):
+        found = [row for row in rows if row["dtype"] == dtype]
         worst = max(found, key=lambda row: row[figure])
         yield {"schedules": len(found), "figure": figure, "bound": bound, "ok": worst[figure] <= bound, **worst}
 
@@ -106,24 +111,27 @@ def run_stream(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def run_peer(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
 
-    yield from _peer(MambaLMHeadModel, arguments, 2**14, every_token=True)
+    yield _other_model(MambaLMHeadModel, arguments, 2**14, every_token=True)
 
 
 def run_official(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """At every length of --tokens, with the last token's logits alone: the whole ones do not fit."""
+    """Measure each length of --tokens with the logits of the last token only: all logits do not fit in memory."""
     for tokens in arguments.tokens:
-        yield from _peer(_official_model(arguments.checkout), arguments, tokens, every_token=False)
+        yield _other_model(_official_model(arguments.checkout), arguments, tokens, every_token=False)
 
 
 def _official_model(checkout: Path) -> Any:
-    """MambaLMHeadModel of another package that calls itself mamba_ssm too, written for earlier versions of transformers
-    and causal-conv1d."""
+    """Return MambaLMHeadModel of the official code.
+
+    The official package is also named mamba_ssm, so it is imported in place of the installed one, which is then
+    restored. It was written for earlier versions of transformers and causal-conv1d: names that it needs are added.
+    """
     from causal_conv1d import cpp_functions
     from transformers import generation
 
     for name in ("GreedySearchDecoderOnlyOutput", "SampleDecoderOnlyOutput"):
         setattr(generation, name, getattr(generation, name, generation.GenerateDecoderOnlyOutput))
-    ours = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mamba_ssm"}
+    installed = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mamba_ssm"}
     sys.path.insert(0, str(checkout))
     from mamba_ssm.models.mixer_seq_simple import MambaLMHeadModel
     from mamba_ssm.ops.triton import ssd_combined
@@ -135,16 +143,17 @@ def _official_model(checkout: Path) -> Any:
     sys.path.remove(str(checkout))
     for name in [name for name in sys.modules if name.split(".")[0] == "mamba_ssm"]:
         del sys.modules[name]
-    sys.modules.update(ours)
+    sys.modules.update(installed)
     return MambaLMHeadModel
 
 
-def _peer(kind: Any, arguments: argparse.Namespace, tokens: int, every_token: bool) -> Iterator[dict[str, Any]]:
+def _other_model(model_class: Any, arguments: argparse.Namespace, tokens: int, every_token: bool) -> dict[str, Any]:
+    """Measure forward and backward of another package's model, with the loss of every token or of the last token."""
     from mamba_ssm.models.config_mamba import MambaConfig
 
-    config = gpu.SIZES[arguments.size]
+    config = SIZES[arguments.size]
     shape = MambaConfig(config.d_model, 0, config.n_layer, vocab_size=VOCABULARY, ssm_cfg={"layer": "Mamba2"})
-    model = kind(shape, device="cuda", dtype=torch.bfloat16)
+    model = model_class(shape, device="cuda", dtype=torch.bfloat16)
     if not every_token:
         model.gradient_checkpointing_enable()
     ids_BS = torch.randint(0, VOCABULARY, (1, tokens + 1), device=DEVICE)
@@ -159,11 +168,14 @@ def _peer(kind: Any, arguments: argparse.Namespace, tokens: int, every_token: bo
     run()
     figures = gpu.timed(run, tokens, arguments.repeats)
     held = 2 * sum(p.nbytes for p in model.parameters()) / GIB
-    yield {"every_token": every_token, "beyond_gib": round(figures["allocated_gib"] - held, 2), **figures}
+    return {"every_token": every_token, "beyond_gib": round(figures["allocated_gib"] - held, 2), **figures}
 
 
 def run_train(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Steps (forward, backward, optimizer) after one of a few chunks that compiles, records and makes the states."""
+    """Measure steps (forward, backward, optimizer) after a first step on 4 chunks.
+
+    The first step compiles kernels, captures CUDA graphs and creates the optimizer states.
+    """
     from benchmarks import gpu_train
 
     if arguments.cap_gb:
@@ -186,6 +198,8 @@ def run_train(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             **figures,
         }
 
+
+RUNS = {"exact": run_exact, "stream": run_stream, "peer": run_peer, "official": run_official, "train": run_train}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,23 +1,24 @@
-"""One long text shared by the GPUs of a host: torchrun --nproc-per-node N benchmarks/sequence_parallel.py [--out FILE]
+"""Measure one long text shared by the GPUs of a host: torchrun --nproc-per-node N benchmarks/sequence_parallel.py
 
-Checks first: every parameter's gradient, computed by all ranks together and by rank 0 alone, against the same in higher
-precision (fp32; on a CPU the model is in fp32 and compared in fp64), root mean square over DRAWS texts, for how far
-rounding scatters differs from text to text. Then times one step (forward, backward, mean cross-entropy over every
-token, gradients summed over the ranks) by rank 0 alone, its chunks captured as CUDA graphs, and by all ranks. A chunk
-has `--chunk` tokens on each GPU, so N times as many when N share it. Prints one JSON object.
-`--size tiny --device cpu` runs anywhere and measures nothing of interest.
+First, check the gradients. All ranks together and rank 0 alone compute the gradient of every parameter. Both are
+compared with the gradient in higher precision (fp32 on a GPU; on a CPU the model is in fp32 and compared in fp64).
+Rounding errors differ from text to text: each figure is the root mean square over DRAWS texts.
 
-B batch, T tokens of a rank's part of a chunk, D model width.
+Then, time one step: forward, backward, mean cross-entropy over every token, and the sum of the gradients over the
+ranks. Rank 0 runs the step alone, short chunks captured as CUDA graphs; then all ranks share it. `--chunk` counts the
+tokens on each GPU: a chunk that N GPUs share has N times as many. Print one JSON object.
+
+`--size tiny --device cpu` runs on any machine. Its timings have no meaning.
+
+B batch, T tokens of one rank's share of a chunk, D model width, S tokens of the sequence.
 """
 
 import argparse
-import gc
 import json
 import math
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -30,12 +31,14 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.gpu import EAGER_TOKENS, GIB
+from benchmarks import gpu
+from benchmarks.gpu import GIB
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model import sizes
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.mamba2_config import Mamba2Config
-from ma2mba.ops import backend, cross_entropy_sum
+from ma2mba.ops import backend
+from ma2mba.ops.selftest import relative
 
 SIZES = {
     "tiny": Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=16, ssd_block=16, vocab_size=256),
@@ -48,18 +51,18 @@ Gradients = dict[str, Tensor]
 def main() -> int:
     arguments = read_arguments()
     if "RANK" not in os.environ:
-        raise SystemExit("start it with torchrun --nproc-per-node N benchmarks/sequence_parallel.py")
+        raise SystemExit("RANK is not set. Run: torchrun --nproc-per-node N benchmarks/sequence_parallel.py")
     device = torch.device(arguments.device, int(os.environ["LOCAL_RANK"]) if arguments.device == "cuda" else None)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend_of, itself = ("nccl", device) if device.type == "cuda" else ("gloo", None)
-    dist.init_process_group(backend_of, timeout=timedelta(hours=1), device_id=itself)
+    transport, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+    dist.init_process_group(transport, timeout=timedelta(hours=1), device_id=device_id)
     low, high = (torch.bfloat16, torch.float32) if device.type == "cuda" else (torch.float32, torch.float64)
     torch.manual_seed(0)
     model = LanguageModel(SIZES[arguments.size]).to(device, low)
     report: dict[str, Any] = {"machine": machine(device), "size": arguments.size, "ranks": dist.get_world_size()}
     report["check"] = check(model, arguments.chunk, high)
-    say(report["check"])
+    print_from_rank_0(report["check"])
     alone = measure(model, arguments, shared=False)
     together = measure(model, arguments, shared=True)
     if dist.get_rank() == 0:
@@ -74,62 +77,58 @@ def main() -> int:
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="2.7b")
-    parser.add_argument("--tokens", type=int, default=2**20)
-    parser.add_argument("--chunk", type=int, default=8192, help="tokens of a chunk on one GPU")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--size", choices=SIZES, default="2.7b", help="model size (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=2**20, help="length of the text (default: %(default)s)")
+    parser.add_argument("--chunk", type=int, default=8192, help="tokens of a chunk on each GPU (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps (default: %(default)s)")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="device to run on (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
     return parser.parse_args()
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """Return the device, the operations that run on it, and the versions of PyTorch and of the code."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
         "torch": torch.__version__,
         "operations": backend(device),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": gpu.commit(),
     }
 
 
-def say(value: Any) -> None:
+def print_from_rank_0(value: Any) -> None:
     if dist.get_rank() == 0:
         print(json.dumps(value), file=sys.stderr, flush=True)
 
 
 def build(model: LanguageModel, chunk: int, shared: bool) -> Streamer:
-    """Chunks of `chunk` tokens on every GPU that takes part."""
-    backbone, weight = model.backbone, model.lm_head.weight
-    high = torch.promote_types(weight.dtype, torch.float32)
-
-    def front(ids_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        return backbone.embedding(ids_BT).to(high), targets_BT
-
-    def head(x_BTD: Tensor, targets_BT: Tensor) -> tuple[Tensor]:
-        return (cross_entropy_sum(backbone.norm_f(x_BTD).flatten(0, 1), weight, targets_BT.flatten()),)
-
+    """Return a streamer of the summed cross-entropy, with chunks of `chunk` tokens on every GPU that takes part."""
+    if not shared:
+        return gpu.streamer(model, gpu.fast_plan(model, chunk))
     group = dist.group.WORLD
     assert group is not None
-    layers = [layer.split(group) for layer in backbone.layers] if shared else backbone.layers
-    tokens = chunk * dist.get_world_size() if shared else chunk
-    plan = Plan("sequence", tokens, len(layers), "host", graphs=not shared and chunk < EAGER_TOKENS)
-    return Streamer(front, layers, head, [backbone.embedding, backbone.norm_f, model.lm_head], plan)
+    layers = [layer.split(group) for layer in model.backbone.layers]
+    plan = Plan("sequence", chunk * dist.get_world_size(), len(layers), "host")
+    return gpu.streamer(model, plan, layers)
 
 
 def step(run: Streamer, model: LanguageModel, tokens: int, shared: bool, draw: int = 0) -> float:
-    """Gradients of the mean cross-entropy over random tokens, summed over the ranks if they share them; its value."""
+    """Compute the gradients of the mean cross-entropy over random tokens; return the mean cross-entropy.
+
+    If the ranks share the tokens, sum both over the ranks.
+    """
     weight = model.lm_head.weight
     generator = torch.Generator(weight.device).manual_seed(tokens + draw)
     ids_BS = torch.randint(0, weight.shape[0], (1, tokens + 1), device=weight.device, generator=generator)
-    place, ranks = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
     inputs, targets = (
-        [chunk.tensor_split(ranks, dim=1)[place] for chunk in t_BS.split(run.plan.chunk_tokens, dim=1)]
+        [chunk.tensor_split(ranks, dim=1)[rank] for chunk in t_BS.split(run.plan.chunk_tokens, dim=1)]
         for t_BS in (ids_BS[:, :-1], ids_BS[:, 1:])
     )
     model.zero_grad(set_to_none=True)
-    like_x_BTD = torch.empty(1, 0, model.lm_head.in_features, device=weight.device)
-    states = [layer.initial_state(like_x_BTD) for layer in model.backbone.layers]
+    states = gpu.initial_states(model)
     loss, _ = run(list(zip(inputs, targets, strict=True)), states)
     (loss / tokens).backward()
     total = loss.detach() / tokens
@@ -142,25 +141,25 @@ def step(run: Streamer, model: LanguageModel, tokens: int, shared: bool, draw: i
 
 
 def check(model: LanguageModel, chunk: int, high: torch.dtype) -> dict[str, Any]:
-    """How far gradients are from higher precision, by all ranks and by rank 0 alone; the worst parameter of each."""
-    draws = [distances(model, min(chunk, 1024), high, draw) for draw in range(DRAWS)]
-    far, own = (
+    """Return the largest gradient errors of all ranks together and of rank 0 alone, and the worst ratio of the two."""
+    draws = [gradient_errors(model, min(chunk, 1024), high, draw) for draw in range(DRAWS)]
+    together, alone = (
         {name: math.sqrt(sum(draw[name][i] ** 2 for draw in draws) / DRAWS) for name in draws[0]} for i in (0, 1)
     )
-    ratios = {name: far[name] / max(own[name], 1e-7) for name in far}
+    ratios = {name: together[name] / max(alone[name], 1e-7) for name in together}
     worst = max(ratios, key=lambda name: ratios[name])
     return {
-        "shared": max(far.values()),
-        "alone": max(own.values()),
+        "shared": max(together.values()),
+        "alone": max(alone.values()),
         "median_ratio": statistics.median(ratios.values()),
         "worst_ratio": ratios[worst],
         "parameter": worst,
-        "ok": far[worst] <= 2 * max(own[worst], 1e-6),
+        "ok": together[worst] <= 2 * max(alone[worst], 1e-6),
     }
 
 
-def distances(model: LanguageModel, chunk: int, high: torch.dtype, draw: int) -> dict[str, tuple[float, float]]:
-    """By parameter, relative: of the gradient by all ranks, and of that by rank 0 alone."""
+def gradient_errors(model: LanguageModel, chunk: int, high: torch.dtype, draw: int) -> dict[str, tuple[float, float]]:
+    """Return each parameter's relative gradient errors: of all ranks together, and of rank 0 alone."""
     tokens = 3 * chunk * dist.get_world_size() + 101
     together = gradients(model, chunk, tokens, True, draw)
     alone = gradients(model, chunk, tokens, False, draw)
@@ -173,34 +172,26 @@ def distances(model: LanguageModel, chunk: int, high: torch.dtype, draw: int) ->
 def gradients(model: LanguageModel, chunk: int, tokens: int, shared: bool, draw: int) -> Gradients:
     step(build(model, chunk, shared), model, tokens, shared, draw)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    forget(model)
+    gpu.release(model)
     return found
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
-    found, expected = found.double(), expected.double()
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-def forget(model: LanguageModel) -> None:
-    model.zero_grad(set_to_none=True)
-    gc.collect()
-    if model.lm_head.weight.is_cuda:
-        torch.cuda.empty_cache()
-
-
 def measure(model: LanguageModel, arguments: argparse.Namespace, shared: bool) -> dict[str, Any]:
-    """Median seconds of a step by all ranks, or by rank 0 while the others wait (those know nothing then)."""
+    """Time a step by all ranks, or by rank 0 while the other ranks wait and return {}."""
     figures: dict[str, Any] = {}
     if shared or dist.get_rank() == 0:
         figures = timed(build(model, arguments.chunk, shared), model, arguments, shared)
-        forget(model)
+        gpu.release(model)
     dist.barrier()
-    say(figures)
+    print_from_rank_0(figures)
     return figures
 
 
 def timed(run: Streamer, model: LanguageModel, arguments: argparse.Namespace, shared: bool) -> dict[str, Any]:
+    """Return the median seconds of a step and its loss, after a warm-up on at most 3 chunks.
+
+    On a GPU, also return the peak of reserved memory, warm-up included.
+    """
     on_gpu = arguments.device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

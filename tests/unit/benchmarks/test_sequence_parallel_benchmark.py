@@ -1,4 +1,4 @@
-"""The benchmark of shared sequences runs on CPU ranks and says what it should."""
+"""Run benchmarks/sequence_parallel.py on two CPU ranks and check the JSON object that it writes."""
 
 import json
 import subprocess
