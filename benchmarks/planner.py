@@ -32,8 +32,8 @@ from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.sizes import CLIP
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.meter import measuring
-from ma2mba.planner.schedule import Sequence
-from ma2mba.training.fit.pricing import Machine, Priced, Setup, config_of_size, planner
+from ma2mba.planner.schedule import Workload
+from ma2mba.training.fit.pricing import Machine, Priced, Setup, config_of_size, make_planner
 
 TOKENS = {"cuda": (2**14, 2**16, 2**17, 2**18), "cpu": (2**9, 2**10, 2**11)}
 ROOM_GIB = {"cuda": (24.0, 18.0, 12.0, 6.0), "cpu": (0.5, 0.3, 0.25)}
@@ -72,21 +72,21 @@ def cases(size: str, device: str) -> Iterator[dict[str, Any]]:
         model = LanguageModel(config.language_model).to(setup.dtype)
     weights = sum(p.nbytes for p in model.parameters())
     sums = sum(4 * p.numel() for p in model.parameters())
-    longest = Sequence(max(TOKENS[device]))
+    longest = Workload(max(TOKENS[device]))
     priced: tuple[Priced, ...] = ("here", "kernels") if device == "cuda" else ("torch",)
-    planners = {name: alone(planner(setup, longest, machine(name)), weights, device) for name in priced}
+    planners = {name: alone(make_planner(setup, longest, machine(name)), weights, device) for name in priced}
     for tokens, room in zip(TOKENS[device], ROOM_GIB[device], strict=True):
         held = weights if device == "cuda" else 0
         limit = int(held + sums + room * GIB)
         first = planners[priced[0]]
         first = replace(first, budget=replace(first.budget, device=limit))
-        choice = first.choose(Sequence(tokens))
+        choice = first.choose(Workload(tokens))
         if choice is None:
             yield {"size": size, "tokens": tokens, "limit_gib": limit / GIB, "plan": None, "ratio": 0.0}
             continue
         began = time.perf_counter()
         measured = peak(model, choice.best.plan, tokens, device)
-        figures = {name: one.predict(Sequence(tokens), choice.best.plan).device_bytes for name, one in planners.items()}
+        figures = {name: p.predict(Workload(tokens), choice.best.plan).device_bytes for name, p in planners.items()}
         yield {
             "size": size,
             "tokens": tokens,
@@ -106,12 +106,11 @@ def machine(priced: Priced) -> Machine:
     return Machine(1 << 50, 1 << 40 if priced != "torch" else None, priced, graphs=priced != "torch")
 
 
-def alone(one: Planner, weights: int, device: str) -> Planner:
+def alone(planner: Planner, weights: int, device: str) -> Planner:
     """Without an optimizer: nothing but the weights is there all the time (bytes are counted from behind them on a
     CPU)."""
-    return replace(
-        one, budget=Budget(one.budget.device, one.budget.host, {"weights": weights if device == "cuda" else 0})
-    )
+    base = {"weights": weights if device == "cuda" else 0}
+    return replace(planner, budget=Budget(planner.budget.device, planner.budget.host, base))
 
 
 def peak(model: LanguageModel, plan: Plan, tokens: int, device: str) -> dict[str, float]:

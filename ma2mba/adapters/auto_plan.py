@@ -12,7 +12,7 @@ from ma2mba.magc.plan import Plan
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import LENGTHS, Cost, measure
 from ma2mba.planner.host_memory import Host
-from ma2mba.planner.schedule import Sequence as Workload
+from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed, clock, estimate
 
 USABLE = 0.94

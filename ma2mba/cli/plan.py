@@ -15,7 +15,7 @@ from ma2mba.errors import UserError
 if TYPE_CHECKING:
     from ma2mba.planner.choose import Planner
     from ma2mba.planner.predict import Prediction
-    from ma2mba.planner.schedule import Sequence
+    from ma2mba.planner.schedule import Workload
     from ma2mba.training.fit.pricing import Machine, Setup
 
 out = Console(highlight=False)
@@ -67,23 +67,23 @@ def plan(
     given = {"--device-memory": device_memory, "--host-memory": host_memory, "--video-hours": video_hours}
     _check(tokens, given)
     from ma2mba.training.fit.fitting import length, remedy
-    from ma2mba.training.fit.pricing import Workload, can_capture, planner
+    from ma2mba.training.fit.pricing import SampleLength, can_capture, make_planner
 
     setup, ranks = _setup(model, overrides or [], gpus, zero)
-    workload = Workload(0, tokens) if tokens else Workload.of_video(video_hours or 0.0)
-    whole = workload.sequence(setup.config)
-    part = whole.part(ranks)
-    target = _machine(device_memory or 0.0, host_memory, ops, graphs=can_capture(setup.zero, ranks))
-    machine = planner(setup, part, target)
-    facts = _facts(machine, whole, part, target)
+    sample = SampleLength(0, tokens) if tokens else SampleLength.of_video(video_hours or 0.0)
+    whole = sample.workload(setup.config)
+    share = whole.rank_share(ranks)
+    machine = _machine(device_memory or 0.0, host_memory, ops, graphs=can_capture(setup.zero, ranks))
+    planner = make_planner(setup, share, machine)
+    facts = _facts(planner, whole, share, machine.priced)
     if facts is None:
-        raise UserError(f"{length(part)} do not fit into {device_memory:g} GiB; {remedy(machine, part)}")
+        raise UserError(f"{length(share)} do not fit into {device_memory:g} GiB; {remedy(planner, share)}")
     if as_json:
         print(json.dumps(facts, allow_nan=False))
     else:
         _show(facts)
     if plot:
-        _plot(machine, whole, ranks, model, plot)
+        _plot(planner, whole, ranks, model, plot)
 
 
 def _check(tokens: int | None, given: dict[str, float | None]) -> None:
@@ -144,17 +144,17 @@ PRICED = {
 }
 
 
-def _facts(machine: "Planner", whole: "Sequence", part: "Sequence", target: "Machine") -> dict[str, Any] | None:
-    choice = machine.choose(part)
+def _facts(planner: "Planner", whole: "Workload", share: "Workload", priced: str) -> dict[str, Any] | None:
+    choice = planner.choose(share)
     if choice is None:
         return None
-    longest = machine.longest(part)
+    longest = planner.longest(share)
     return {
         "tokens": whole.tokens,
-        "ranks": part.ranks,
-        "rank_tokens": part.tokens,
-        "priced": target.priced,
-        "usable_device_bytes": machine.budget.device,
+        "ranks": share.ranks,
+        "rank_tokens": share.tokens,
+        "priced": priced,
+        "usable_device_bytes": planner.budget.device,
         "choice": _prediction(choice.best, whole),
         "runner_up": choice.runner_up and _prediction(choice.runner_up, whole),
         "reasons": list(choice.reasons),
@@ -162,7 +162,7 @@ def _facts(machine: "Planner", whole: "Sequence", part: "Sequence", target: "Mac
     }
 
 
-def _prediction(prediction: "Prediction", sequence: "Sequence") -> dict[str, Any]:
+def _prediction(prediction: "Prediction", workload: "Workload") -> dict[str, Any]:
     return {
         "plan": vars(prediction.plan),
         "device_bytes": prediction.device_bytes,
@@ -171,7 +171,7 @@ def _prediction(prediction: "Prediction", sequence: "Sequence") -> dict[str, Any
         "host_parts": prediction.host,
         "peak_at": prediction.moment,
         "seconds": round(prediction.seconds, 3),
-        "tokens_per_second": round(sequence.tokens / prediction.seconds),
+        "tokens_per_second": round(workload.tokens / prediction.seconds),
     }
 
 
@@ -217,22 +217,22 @@ def _value(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _plot(machine: "Planner", whole: "Sequence", ranks: int, title: str, path: Path) -> None:
+def _plot(planner: "Planner", whole: "Workload", ranks: int, title: str, path: Path) -> None:
     """Memory of the fastest plan and of the smallest, from an eighth of the length to eight times it."""
     from dataclasses import replace
 
     from ma2mba.plots import draw_plan
 
     lengths = [max(round(whole.tokens * 2.0**k), 1) for k in range(-3, 4)]
-    sequences = [replace(whole, tokens=tokens).part(ranks) for tokens in lengths]
-    chosen = [machine.choose(one) for one in sequences]
+    workloads = [replace(whole, tokens=tokens).rank_share(ranks) for tokens in lengths]
+    chosen = [planner.choose(workload) for workload in workloads]
     curves: dict[str, list[float | None]] = {
         "fastest plan that fits": [choice.best.device_bytes / GIB if choice else None for choice in chosen],
-        "smallest plan": [machine.smallest(one).device_bytes / GIB for one in sequences],
+        "smallest plan": [planner.smallest(workload).device_bytes / GIB for workload in workloads],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     name = Path(title).stem if title.endswith((".yaml", ".yml")) else title
-    draw_plan(f"Device memory of {name}", lengths, curves, machine.budget.device / GIB, path)
+    draw_plan(f"Device memory of {name}", lengths, curves, planner.budget.device / GIB, path)
 
 
 def _paper(as_json: bool) -> None:

@@ -1,8 +1,7 @@
 """Choose the fastest plan that fits, say why, and what would fit when none does. Pure arithmetic on a measured cost."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf, isqrt
 from typing import get_args
@@ -10,7 +9,7 @@ from typing import get_args
 from ma2mba.magc.plan import Nesting, Plan, StashPlace
 from ma2mba.planner.cost import Cost
 from ma2mba.planner.predict import Prediction, predict
-from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed
 
 SHORTEST_CHUNK, LONGEST_CHUNK = 256, 65536
@@ -62,28 +61,28 @@ class Planner:
     graphs: bool = False
     reach: int | None = None
 
-    def beyond_reach(self, sequence: Sequence, plan: Plan) -> bool:
+    def beyond_reach(self, workload: Workload, plan: Plan) -> bool:
         """Whether a chunk is longer than one call of a layer takes; a rank's part may be longer by a frame."""
-        more = sequence.unit if sequence.ranks > 1 else 0
-        return self.reach is not None and sequence.chunk(plan) + more > self.reach
+        more = workload.unit if workload.ranks > 1 else 0
+        return self.reach is not None and workload.chunk(plan) + more > self.reach
 
-    def predict(self, sequence: Sequence, plan: Plan) -> Prediction:
+    def predict(self, workload: Workload, plan: Plan) -> Prediction:
         device, host, as_run = self.budget.device_base, self.budget.host_base, plan
-        if self.beyond_reach(sequence, plan):
+        if self.beyond_reach(workload, plan):
             as_run = replace(plan, memo_chunks=0)
         if self.budget.one_memory:
             device, host = device | {part: size + device.get(part, 0) for part, size in host.items()}, {}
             as_run = replace(as_run, stash="device")
-        return replace(predict(self.cost, self.speed, sequence, as_run, device, host), plan=plan)
+        return replace(predict(self.cost, self.speed, workload, as_run, device, host), plan=plan)
 
-    def choose(self, sequence: Sequence, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
+    def choose(self, workload: Workload, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
         """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
 
         def fits(prediction: Prediction) -> bool:
             return self.budget.holds(prediction) and also(prediction.plan)
 
-        every = self.candidates(sequence)
-        every += [m for p in every if fits(p) for m in self._with_memos(sequence, p.plan, fits)]
+        every = self.candidates(workload)
+        every += [m for p in every if fits(p) for m in self._with_memos(workload, p.plan, fits)]
         fitting = [p for p in every if fits(p)]
         if not fitting:
             return None
@@ -91,38 +90,38 @@ class Planner:
         others = [p for p in fitting if not _alike(p.plan, best.plan)]
         return Choice(best, _best(others) if others else None, tuple(self._reasons(best, every)))
 
-    def candidates(self, sequence: Sequence) -> list[Prediction]:
+    def candidates(self, workload: Workload) -> list[Prediction]:
         """Every plan; where states at every chunk's end are too many, also with the fewest that it takes."""
         predictions = []
-        for plan in self._plans(sequence):
-            predictions.append(self.predict(sequence, plan))
+        for plan in self._plans(workload):
+            predictions.append(self.predict(workload, plan))
             if not self.budget.holds(predictions[-1]):
-                predictions += self._coarser(sequence, plan)
+                predictions += self._coarser(workload, plan)
         return predictions
 
-    def _plans(self, sequence: Sequence) -> list[Plan]:
+    def _plans(self, workload: Workload) -> list[Plan]:
         """All candidates but those whose chunks are too long for one call of a layer, unless all are."""
-        plans = candidates(self.cost, sequence, self.budget.host is not None, self.graphs)
-        return [plan for plan in plans if not self.beyond_reach(sequence, plan)] or plans
+        plans = candidates(self.cost, workload, self.budget.host is not None, self.graphs)
+        return [plan for plan in plans if not self.beyond_reach(workload, plan)] or plans
 
-    def _with_memos(self, sequence: Sequence, plan: Plan, fits: Callable[[Prediction], bool]) -> Iterable[Prediction]:
+    def _with_memos(self, workload: Workload, plan: Plan, fits: Callable[[Prediction], bool]) -> Iterable[Prediction]:
         """The plan with as many memos as fit, or with one where none do; nothing where memos spare nothing."""
-        chunk = sequence.chunk(plan)
-        others = range(1, ceil(sequence.tokens / chunk))  # the last chunk is not recomputed
+        chunk = workload.chunk(plan)
+        others = range(1, ceil(workload.tokens / chunk))  # the last chunk is not recomputed
         possible = plan.allows(self.cost.layers, memo_chunks=1)
         if possible and others and self.cost.memo > 0 and self.speed.memo.at(chunk) > 0:
 
             def remembering(memos: int) -> Prediction:
-                return self.predict(sequence, replace(plan, memo_chunks=memos))
+                return self.predict(workload, replace(plan, memo_chunks=memos))
 
             most = bisect_left(others, True, key=lambda memos: not fits(remembering(memos)))
             yield remembering(max(most, 1))
 
-    def _coarser(self, sequence: Sequence, plan: Plan) -> list[Prediction]:
+    def _coarser(self, workload: Workload, plan: Plan) -> list[Prediction]:
         """The plan with states kept as rarely as it takes to fit; if that is never enough, as rarely as helps."""
         found: list[Prediction] = []
-        for every in reversed(self._segments(sequence, plan)):
-            prediction = self.predict(sequence, replace(plan, stash_every=every))
+        for every in reversed(self._segments(workload, plan)):
+            prediction = self.predict(workload, replace(plan, stash_every=every))
             fits = self.budget.holds(prediction)
             if found and not fits:
                 break
@@ -131,29 +130,29 @@ class Planner:
                 break
         return found
 
-    def _segments(self, sequence: Sequence, plan: Plan) -> list[int]:
+    def _segments(self, workload: Workload, plan: Plan) -> list[int]:
         """What `stash_every` may be over 1: with as many chunks as there are segments the fewest states are kept."""
-        chunks = ceil(sequence.tokens / sequence.chunk(plan))
+        chunks = ceil(workload.tokens / workload.chunk(plan))
         most = min(isqrt(chunks), LONGEST_SEGMENT)
         return [2**power for power in range(1, most.bit_length())] if chunks >= SHORTEST_STRETCH else []
 
-    def smallest(self, sequence: Sequence) -> Prediction:
+    def smallest(self, workload: Workload) -> Prediction:
         """The plan that needs the least device memory, within the host's."""
         every = []
-        for plan in self._plans(sequence):
-            segments = (1, *self._segments(sequence, plan))
-            every += [self.predict(sequence, replace(plan, stash_every=k)) for k in (1, segments[-1])]
+        for plan in self._plans(workload):
+            segments = (1, *self._segments(workload, plan))
+            every += [self.predict(workload, replace(plan, stash_every=k)) for k in (1, segments[-1])]
         within = [p for p in every if p.host_bytes <= self.budget.most_host]
         return min(within or every, key=lambda p: p.device_bytes)
 
-    def longest(self, sequence: Sequence) -> tuple[int, Plan] | None:
+    def longest(self, workload: Workload) -> tuple[int, Plan] | None:
         """The most tokens that fit with any plan that keeps the states of every chunk: beyond a few chunks, memory is a
         straight line in the tokens."""
-        far = replace(sequence, tokens=8 * LONGEST_CHUNK)
+        far = replace(workload, tokens=8 * LONGEST_CHUNK)
         tokens, plan = max(((self._reach(far, plan), plan) for plan in self._plans(far)), key=lambda pair: pair[0])
-        return (tokens * sequence.ranks, plan) if tokens > 0 else None
+        return (tokens * workload.ranks, plan) if tokens > 0 else None
 
-    def _reach(self, far: Sequence, plan: Plan) -> int:
+    def _reach(self, far: Workload, plan: Plan) -> int:
         """The most tokens that fit with one plan; 0 unless at least 3 chunks do."""
         near, farther = self.predict(far, plan), self.predict(replace(far, tokens=2 * far.tokens), plan)
         chunk = far.chunk(plan)
@@ -173,7 +172,7 @@ class Planner:
             low, high = (middle, high) if fits else (low, middle - 1)
         return low * chunk if low >= 3 else 0
 
-    def _reasons(self, best: Prediction, every: Many[Prediction]) -> Iterable[str]:
+    def _reasons(self, best: Prediction, every: Sequence[Prediction]) -> Iterable[str]:
         plan = best.plan
         changes: list[tuple[str, Callable[[Plan], bool]]] = [
             ("layer" if plan.nesting == "sequence" else "sequence", lambda p: p.nesting != plan.nesting),
@@ -193,7 +192,7 @@ class Planner:
                 name = f"{what} nesting" if what in ("layer", "sequence") else what
                 yield f"{name}: {self._against(best, others)}"
 
-    def _against(self, best: Prediction, others: Many[Prediction]) -> str:
+    def _against(self, best: Prediction, others: Sequence[Prediction]) -> str:
         fitting = [p for p in others if self.budget.holds(p)]
         if not fitting:
             least = min(others, key=lambda p: p.device_bytes)
@@ -207,7 +206,7 @@ class Planner:
         return f"{slower:.0%} slower with {_gib(other.device_bytes)}"
 
 
-def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list[Plan]:
+def candidates(cost: Cost, workload: Workload, host: bool, graphs: bool) -> list[Plan]:
     """Every nesting, chunk length, distinct number of groups, place for the states, with and without graphs.
 
     Chunks are powers of two; where one group holds all layers also lengths between, as memory goes with them there.
@@ -219,7 +218,7 @@ def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list
         for nesting in get_args(Nesting)
         for group in groups
         if nesting == "sequence" or group < cost.layers  # of one group both are the same
-        for chunk in chunk_lengths(sequence, fine=nesting == "sequence" and group == cost.layers)
+        for chunk in chunk_lengths(workload, fine=nesting == "sequence" and group == cost.layers)
         for place in places
     ]
     if not graphs:
@@ -227,7 +226,7 @@ def candidates(cost: Cost, sequence: Sequence, host: bool, graphs: bool) -> list
     return plans + [replace(p, graphs=True) for p in plans if p.allows(cost.layers, graphs=True)]
 
 
-def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:
+def chunk_lengths(workload: Workload, fine: bool) -> list[int]:
     """Multiples of 256 up to the first that holds the whole sequence, cut down to whole units: powers of two, and with
     `fine` 1.25, 1.5 and 1.75 of them. Where ranks share the sequence, each has so many."""
     lengths, power = [], SHORTEST_CHUNK
@@ -235,12 +234,12 @@ def chunk_lengths(sequence: Sequence, fine: bool) -> list[int]:
         steps = (4, 5, 6, 7) if fine and 4 * SHORTEST_CHUNK <= power < LONGEST_CHUNK else (4,)
         lengths += [power * step // 4 for step in steps]
         power *= 2
-    enough = next((i for i, length in enumerate(lengths) if length >= sequence.tokens), len(lengths) - 1)
-    own = {length // sequence.unit * sequence.unit or length for length in lengths[: enough + 1]}
-    return sorted(sequence.ranks * length for length in own)
+    enough = next((i for i, length in enumerate(lengths) if length >= workload.tokens), len(lengths) - 1)
+    own = {length // workload.unit * workload.unit or length for length in lengths[: enough + 1]}
+    return sorted(workload.ranks * length for length in own)
 
 
-def _best(predictions: Many[Prediction]) -> Prediction:
+def _best(predictions: Sequence[Prediction]) -> Prediction:
     fastest = min(p.seconds for p in predictions)
 
     def rank(p: Prediction) -> tuple[float, ...]:

@@ -6,7 +6,7 @@ Read off the engine (`cell.py`, `layers.py`, `scan.py`, `graphs.py`): backward h
 from collections.abc import Iterator
 from math import ceil
 
-from ma2mba.planner.schedule import Shape
+from ma2mba.planner.schedule import Layout
 
 SUMS, LAYER_AXIS, SEQUENCE_AXIS, CELL, FRONT, LOSS, MEMOS = (
     "gradient sums",
@@ -23,17 +23,17 @@ Parts = dict[str, float]
 Moment = tuple[str, Parts]
 
 
-def moments(shape: Shape) -> Iterator[Moment]:
+def moments(layout: Layout) -> Iterator[Moment]:
     """What lives, in bytes by part, at each moment at which memory may peak."""
-    if shape.captured:
-        yield from _recorded(shape)
-    elif shape.in_order:
-        yield from _sequence_nesting(shape)
+    if layout.captured:
+        yield from _recorded(layout)
+    elif layout.in_order:
+        yield from _sequence_nesting(layout)
     else:
-        yield from _layer_nesting(shape)
+        yield from _layer_nesting(layout)
 
 
-def _sequence_nesting(s: Shape) -> Iterator[Moment]:
+def _sequence_nesting(s: Layout) -> Iterator[Moment]:
     for i in s.backward_chunks():
         tokens, newest = s.tokens_of(i), i == s.chunks - 1
         for g in s.groups():
@@ -59,7 +59,7 @@ def _sequence_nesting(s: Shape) -> Iterator[Moment]:
         yield "making states again", parts | {CELL: parts[CELL] + graph}
 
 
-def _layer_nesting(s: Shape) -> Iterator[Moment]:
+def _layer_nesting(s: Layout) -> Iterator[Moment]:
     n, state = s.chunks, s.cost.state
     coarse = 0 if s.on_host else ceil(n / s.every)
     for g in s.groups():
@@ -84,7 +84,7 @@ def _layer_nesting(s: Shape) -> Iterator[Moment]:
     yield from _joined(s, (s.G - 1) * s.x_whole, s.states * (2 if s.on_host else coarse))
 
 
-def _recorded(s: Shape) -> Iterator[Moment]:
+def _recorded(s: Layout) -> Iterator[Moment]:
     """Chunks of T tokens replay: what their layers took when they were captured is held all the time, and inputs,
     states and their gradients have fixed places. The last chunk is shorter: its layers run plainly beside that."""
     layer, x, sums = s.cost.layer, s.cost.x.at(s.T), s.cost.sums
@@ -101,7 +101,7 @@ def _recorded(s: Shape) -> Iterator[Moment]:
     yield "backward of a captured chunk: loss", held | both | {LOSS: loss, FRONT: inputs + saved}
     end = front.backward.at(s.front_tokens(s.T))
     yield "backward of a captured chunk: front", held | both | {FRONT: inputs + end}
-    plain = s.T - 1 if s.sequence.ragged else s.rest
+    plain = s.T - 1 if s.workload.ragged else s.rest
     if plain < s.T:
         for name, cell in _cell(s, 0, plain):
             beside = {CELL: pool + cell[CELL], FRONT: cell[FRONT] + s.chunk_inputs(plain), LOSS: cell[LOSS]}
@@ -109,7 +109,7 @@ def _recorded(s: Shape) -> Iterator[Moment]:
     yield "handing the gradients on", held | {SUMS: sums + s.cost.weights, SEQUENCE_AXIS: 3 * s.states}
 
 
-def _cell(s: Shape, group: int, tokens: int) -> list[Moment]:
+def _cell(s: Layout, group: int, tokens: int) -> list[Moment]:
     """The working set of one cell's backward, at its last piece first."""
     key = (group == 0, group == s.G - 1, tokens)
     if key not in s.cells:
@@ -117,7 +117,7 @@ def _cell(s: Shape, group: int, tokens: int) -> list[Moment]:
     return s.cells[key]
 
 
-def _cell_moments(s: Shape, group: int, tokens: int) -> Iterator[Moment]:
+def _cell_moments(s: Layout, group: int, tokens: int) -> Iterator[Moment]:
     size = s.layers_of(group)
     head = s.cost.head if group == s.G - 1 else None
     front = s.cost.front if group == 0 else None
@@ -133,14 +133,14 @@ def _cell_moments(s: Shape, group: int, tokens: int) -> Iterator[Moment]:
         yield "front", {CELL: done, LOSS: head_done, FRONT: front.backward.at(s.front_tokens(tokens))}
 
 
-def _layers(s: Shape, size: int, tokens: int) -> Iterator[Moment]:
+def _layers(s: Layout, size: int, tokens: int) -> Iterator[Moment]:
     layer = s.cost.layer
     one = layer.backward.at(tokens) + s.cost.x.at(tokens)
     yield "its last layer", {CELL: (size - 1) * layer.saved.at(tokens) + one}
     yield "its first layer", {CELL: (size - 1) * (layer.gradients + s.cost.state) + one}
 
 
-def _made_again(s: Shape) -> Parts:
+def _made_again(s: Layout) -> Parts:
     """A chunk's forward while the graph of the last one is kept."""
     front, head = s.cost.front, s.cost.head
     cell = s.cost.layer.forward.at(s.T) + s.cost.x.at(s.T) + s.states
@@ -153,7 +153,7 @@ def _made_again(s: Shape) -> Parts:
     return {CELL: cell, FRONT: ahead + held + s.chunk_inputs(s.T) + s.chunk_inputs(s.rest), LOSS: kept}
 
 
-def _sums(s: Shape, layers: int) -> float:
+def _sums(s: Layout, layers: int) -> float:
     """The sums of gradients when backward has passed so many layers of the first chunk it meets."""
     if s.cost.standing:
         return s.cost.sums
@@ -161,12 +161,12 @@ def _sums(s: Shape, layers: int) -> float:
     return layers * s.cost.layer.sums + head
 
 
-def _ends(s: Shape, done: float) -> float:
+def _ends(s: Layout, done: float) -> float:
     """Whole tensors of `checkpoint`: x, y, the gradient of y, and what is done of the gradient of x."""
     return 0.0 if s.streams else (3 + done) * s.x_whole
 
 
-def _joined(s: Shape, inputs: float, states: float) -> Iterator[Moment]:
+def _joined(s: Layout, inputs: float, states: float) -> Iterator[Moment]:
     """`checkpoint` joins the chunks of y after forward and those of x's gradient after backward."""
     if not s.streams:
         yield "joining y", {LAYER_AXIS: 3 * s.x_whole + inputs, SEQUENCE_AXIS: states + s.states}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ma2mba.magc.plan import Plan
 from ma2mba.planner.cost import Cost
 from ma2mba.planner.peaks import SEQUENCE_AXIS, moments
-from ma2mba.planner.schedule import Sequence, Shape
+from ma2mba.planner.schedule import Layout, Workload
 from ma2mba.planner.speed import Speed
 
 
@@ -31,15 +31,15 @@ class Prediction:
 def predict(
     cost: Cost,
     speed: Speed,
-    sequence: Sequence,
+    workload: Workload,
     plan: Plan,
     device_base: dict[str, int] | None = None,
     host_base: dict[str, int] | None = None,
 ) -> Prediction:
     """Peak memory and time. The bases are what lives all the time: weights, gradients, optimizer."""
-    shape = Shape(cost, sequence, plan)
-    name, parts = max(moments(shape), key=lambda moment: sum(moment[1].values()))
+    layout = Layout(cost, workload, plan)
+    name, parts = max(moments(layout), key=lambda moment: sum(moment[1].values()))
     device = {**(device_base or {}), **{part: round(size) for part, size in parts.items()}}
-    stash = cost.state * cost.layers * shape.boundaries if plan.stash == "host" else 0
+    stash = cost.state * cost.layers * layout.boundaries if plan.stash == "host" else 0
     host = {**(host_base or {}), SEQUENCE_AXIS: stash}
-    return Prediction(plan, device, host, shape.seconds(speed), name)
+    return Prediction(plan, device, host, layout.seconds(speed), name)

@@ -9,7 +9,7 @@ from ma2mba.planner.speed import Speed
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Workload:
     """What one forward and backward sees.
 
     tokens       of the longest row of a micro-batch (the cost holds the number of rows).
@@ -28,7 +28,7 @@ class Sequence:
     ragged: bool = False
     ranks: int = 1
 
-    def part(self, ranks: int) -> "Sequence":
+    def rank_share(self, ranks: int) -> "Workload":
         """One rank's part of this sequence, which so many share."""
         tokens = -(-self.tokens // ranks)
         front = None if self.front_tokens is None else -(-self.front_tokens // ranks)
@@ -45,25 +45,25 @@ class Sequence:
         return own // self.unit * self.unit or own
 
 
-class Shape:
+class Layout:
     """A plan's numbers on a sequence: L layers in G groups of `size`, n chunks of T tokens, the last of `rest`; states
     are kept every `every` chunks. All sizes in bytes."""
 
-    def __init__(self, cost: Cost, sequence: Sequence, plan: Plan):
-        self.cost, self.plan, self.sequence, self.tokens = cost, plan, sequence, sequence.tokens
+    def __init__(self, cost: Cost, workload: Workload, plan: Plan):
+        self.cost, self.plan, self.workload, self.tokens = cost, plan, workload, workload.tokens
         self.L, self.size = cost.layers, min(plan.group_layers, cost.layers)
         self.G = ceil(self.L / self.size)
-        self.T = sequence.chunk(plan)
-        self.chunks = ceil(sequence.tokens / self.T)
-        self.rest = sequence.tokens - (self.chunks - 1) * self.T
+        self.T = workload.chunk(plan)
+        self.chunks = ceil(workload.tokens / self.T)
+        self.rest = workload.tokens - (self.chunks - 1) * self.T
         self.every = min(plan.stash_every, self.chunks)
         self.on_host, self.streams = plan.stash == "host", cost.head is not None
         self.in_order = plan.nesting == "sequence"
-        self.captured = plan.graphs and sequence.whole(plan) == self.T
+        self.captured = plan.graphs and workload.whole(plan) == self.T
         self.remembered = min(plan.memo_chunks, self.chunks - 1)
         self.memos = self.L * cost.memo * self.T * self.remembered
         self.cells: dict[tuple[bool, bool, int], list[tuple[str, dict[str, float]]]] = {}
-        self.x_whole, self.states = cost.x.at(sequence.tokens), cost.state * cost.layers
+        self.x_whole, self.states = cost.x.at(workload.tokens), cost.state * cost.layers
 
     @property
     def boundaries(self) -> int:
@@ -95,12 +95,12 @@ class Shape:
 
     def front_tokens(self, tokens: int) -> int:
         """Those of a chunk that come from frames; chunks that are captured may share frames with both neighbours."""
-        most, unit = self.sequence.front_tokens, self.sequence.unit
+        most, unit = self.workload.front_tokens, self.workload.unit
         tokens += unit if self.captured and unit > 1 else 0
         return tokens if most is None else min(tokens, most)
 
     def loss_tokens(self, tokens: int) -> int:
-        most = self.sequence.loss_tokens
+        most = self.workload.loss_tokens
         return tokens if most is None else min(tokens, most)
 
     def chunk_inputs(self, tokens: int) -> float:

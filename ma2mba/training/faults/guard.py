@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from ma2mba.planner.choose import Planner
-from ma2mba.planner.predict import Prediction, Sequence
+from ma2mba.planner.predict import Prediction
+from ma2mba.planner.schedule import Workload
 from ma2mba.training.faults.activity import Activity
 from ma2mba.training.faults.failures import report
 from ma2mba.training.faults.watchdog import Watchdog
 from ma2mba.training.fit.fitting import GIB, describe, machine_of, remedy
-from ma2mba.training.fit.pricing import USABLE, setup_of_recipe
-from ma2mba.training.fit.pricing import planner as build_planner
+from ma2mba.training.fit.pricing import USABLE, make_planner, setup_of_recipe
 from ma2mba.training.job import Job
 from ma2mba.training.metrics import peak_memory
 
@@ -69,12 +69,12 @@ def out_of_memory(job: Job, activity: Activity) -> str:
     """Return the predicted and the measured peak of the current micro-batch, and a plan that would fit."""
     others = held_by_others(job.world.device)
     machine = machine_of(job.world, job.policy)
-    sequence = micro_batch_sequence(job, activity)
+    workload = micro_batch_workload(job, activity)
     dtype, config = job.world.dtype(job.recipe.precision), job.model.config
     setup = setup_of_recipe(job.recipe, job.world.size, dtype, config, job.policy)
     setup = replace(setup, rows=max(1, activity.rows), features=job.dataset.features is not None)
-    planner = build_planner(setup, sequence, replace(machine, device_bytes=machine.device_bytes - others))
-    prediction = planner.predict(sequence, job.plan)
+    planner = make_planner(setup, workload, replace(machine, device_bytes=machine.device_bytes - others))
+    prediction = planner.predict(workload, job.plan)
     measured = peak_memory(job.world.device, job.plan.graphs)
     lines = [
         f"out of memory in a micro-batch of {_size(activity)}",
@@ -82,7 +82,7 @@ def out_of_memory(job: Job, activity: Activity) -> str:
         f"  measured peak: {measured / GIB:.2f} GiB before the allocation that failed; the device has "
         f"{machine.device_bytes / GIB:.2f} GiB"
         + (f", of which other processes hold {others / GIB:.2f} GiB" if others else ""),
-        f"  {remedy(_with_smaller_budget(planner, prediction), sequence)}",
+        f"  {remedy(_with_smaller_budget(planner, prediction), workload)}",
         "  Start again with resume=auto: a run may change magc, micro_batch and micro_batch_tokens when it resumes.",
     ]
     return "\n".join(lines)
@@ -98,12 +98,12 @@ def _with_smaller_budget(planner: Planner, prediction: Prediction) -> Planner:
     return replace(planner, budget=replace(planner.budget, device=device))
 
 
-def micro_batch_sequence(job: Job, activity: Activity) -> Sequence:
+def micro_batch_workload(job: Job, activity: Activity) -> Workload:
     """Return this rank's share of the longest row of the current micro-batch, for the planner."""
     K, tokens = job.model.config.tokens_per_frame, max(1, activity.row_tokens)
     visual = min(tokens, -(-activity.frames // max(1, activity.rows)) * K)
-    whole = Sequence(tokens, K, visual, tokens - visual) if activity.frames else Sequence(tokens)
-    return whole.part(job.world.sequence)
+    whole = Workload(tokens, K, visual, tokens - visual) if activity.frames else Workload(tokens)
+    return whole.rank_share(job.world.sequence)
 
 
 def held_by_others(device: torch.device) -> int:

@@ -14,16 +14,14 @@ from ma2mba.ops import backend
 from ma2mba.planner.choose import Planner
 from ma2mba.planner.host_memory import Host
 from ma2mba.planner.predict import Prediction
-from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.schedule import Workload
 from ma2mba.training.fit.pricing import (
     USABLE,
     Machine,
     Priced,
-    Setup,
-    Workload,
     can_capture,
+    make_planner,
     moves_weights,
-    planner,
     setup_of_recipe,
 )
 from ma2mba.training.recipe.rules import in_recipe
@@ -54,17 +52,19 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
     machine = machine_of(world, policy)
     setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), config, policy)
     setup = replace(setup, features=dataset.features is not None)
-    shapes = [(rows, one.part(world.sequence)) for rows, one in heaviest(recipe, world, config, dataset)]
-    planners = [(planner(replace(setup, rows=rows), one, machine), one) for rows, one in shapes]
+    planners = []
+    for rows, whole in heaviest(recipe, world, config, dataset):
+        workload = whole.rank_share(world.sequence)
+        planners.append((make_planner(replace(setup, rows=rows), workload, machine), workload))
     if recipe.magc == "auto":
         fitted = _choose(planners, machine)
     else:
         plan = given_plan(recipe.magc, config.language_model.n_layer, policy.stage)
-        predictions = [check(one, sequence, plan, machine) for one, sequence in planners]
+        predictions = [check(planner, workload, plan, machine) for planner, workload in planners]
         fitted = FittedPlan(plan, max(predictions, key=lambda p: p.device_bytes))
     if world.device.type == "cpu":
         fitted = replace(fitted, prediction=_with_program(fitted.prediction))
-    longest = max((sequence for _, sequence in planners), key=lambda sequence: sequence.tokens)
+    longest = max((workload for _, workload in planners), key=lambda workload: workload.tokens)
     logger.info("magc: %s", describe(fitted.plan))
     logger.info("  predicted for %s at most: %s", length(longest), parts(fitted.prediction))
     for reason in fitted.reasons:
@@ -87,42 +87,42 @@ def _with_program(prediction: Prediction) -> Prediction:
     return replace(prediction, device=device)
 
 
-def _choose(planners: list[tuple[Planner, Sequence]], machine: Machine) -> FittedPlan:
+def _choose(planners: list[tuple[Planner, Workload]], machine: Machine) -> FittedPlan:
     """The fastest plan for the first sequence with which the others fit as well."""
-    (first, sequence), *others = planners
-    choice = first.choose(sequence, lambda plan: all(_holds(p, s, plan) for p, s in others))
+    (first, workload), *others = planners
+    choice = first.choose(workload, lambda plan: all(_holds(*other, plan) for other in others))
     if choice is None:
         raise UserError(
-            f"magc: nothing fits {length(sequence)} into {machine.device_bytes / GIB:.1f} GiB; "
-            f"{remedy(first, sequence)}; or take a smaller micro_batch, or more ranks with ZeRO 2 or 3"
+            f"magc: nothing fits {length(workload)} into {machine.device_bytes / GIB:.1f} GiB; "
+            f"{remedy(first, workload)}; or take a smaller micro_batch, or more ranks with ZeRO 2 or 3"
         )
     plan = choice.best.plan
-    predictions = [choice.best, *(p.predict(s, plan) for p, s in others)]
+    predictions = [choice.best, *(planner.predict(workload, plan) for planner, workload in others)]
     return FittedPlan(plan, max(predictions, key=lambda p: p.device_bytes), choice.reasons)
 
 
-def _holds(one: Planner, sequence: Sequence, plan: Plan) -> bool:
-    return not _too_long(one, sequence, plan) and one.budget.holds(one.predict(sequence, plan))
+def _holds(planner: Planner, workload: Workload, plan: Plan) -> bool:
+    return not _too_long(planner, workload, plan) and planner.budget.holds(planner.predict(workload, plan))
 
 
-def _too_long(one: Planner, sequence: Sequence, plan: Plan) -> bool:
+def _too_long(planner: Planner, workload: Workload, plan: Plan) -> bool:
     """Whether chunks would have to be split, which those that ranks share cannot be."""
-    return sequence.ranks > 1 and one.beyond_reach(sequence, plan)
+    return workload.ranks > 1 and planner.beyond_reach(workload, plan)
 
 
-def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Sequence]]:
+def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Workload]]:
     """Rows and sequence of the micro-batches that take most: of the longest samples; where rows follow from
     `micro_batch_tokens`, one of them alone, and as many short ones as may come together."""
     K, longest = config.tokens_per_frame, int(dataset.length_N.max())
     frames, learned = int(dataset.frames_N.max()), int(dataset.targets_N.max())
-    sequence = Sequence(longest, loss_tokens=learned, ragged=True)
+    workload = Workload(longest, loss_tokens=learned, ragged=True)
     if frames:
-        sequence = replace(sequence, unit=K, front_tokens=frames * K)
+        workload = replace(workload, unit=K, front_tokens=frames * K)
     if recipe.micro_batch_tokens is None:
-        return [(recipe.micro_batch, sequence)]
+        return [(recipe.micro_batch, workload)]
     most = min(recipe.micro_batch_tokens // int(dataset.length_N.min()), recipe.global_batch // world.groups)
-    together = replace(sequence, tokens=min(recipe.micro_batch_tokens // max(most, 1), longest))
-    return [(1, sequence)] + ([(most, together)] if most > 1 else [])
+    together = replace(workload, tokens=min(recipe.micro_batch_tokens // max(most, 1), longest))
+    return [(1, workload)] + ([(most, together)] if most > 1 else [])
 
 
 def machine_of(world: World, policy: ZeroPolicy) -> Machine:
@@ -140,43 +140,37 @@ def host_memory() -> int:
     return Host().memory()
 
 
-def check_fits(setup: Setup, workload: Workload, plan: Plan, machine: Machine) -> Prediction:
-    """Predict a step of one workload under `plan`.
+def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) -> Prediction:
+    """Predict a step under `plan`. Without a limit of host memory any amount will do.
 
     Raises UserError with the predicted parts, and a plan that would fit if there is one.
     """
-    sequence = workload.sequence(setup.config)
-    return check(planner(setup, sequence, machine), sequence, plan, machine)
-
-
-def check(one: Planner, sequence: Sequence, plan: Plan, machine: Machine) -> Prediction:
-    """The same for a priced model. Without a limit of host memory any amount will do."""
-    if _too_long(one, sequence, plan):
+    if _too_long(planner, workload, plan):
         raise UserError(
-            f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {sequence.ranks} ranks {sequence.chunk(plan):,} "
-            f"tokens of a chunk, and with so many rows kernels reach {one.reach:,}; {remedy(one, sequence)}"
+            f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {workload.ranks} ranks {workload.chunk(plan):,} "
+            f"tokens of a chunk, and with so many rows kernels reach {planner.reach:,}; {remedy(planner, workload)}"
         )
-    prediction = one.predict(sequence, plan)
-    budget = one.budget if machine.host_bytes is not None else replace(one.budget, host=1 << 62)
+    prediction = planner.predict(workload, plan)
+    budget = planner.budget if machine.host_bytes is not None else replace(planner.budget, host=1 << 62)
     if budget.holds(prediction):
         return prediction
     raise UserError(
-        f"magc: {describe(plan)} needs {parts(prediction)} for {length(sequence)}, but "
-        f"{one.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB can be used"
+        f"magc: {describe(plan)} needs {parts(prediction)} for {length(workload)}, but "
+        f"{planner.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB can be used"
         + ("" if machine.host_bytes is None else f" and {machine.host_bytes / GIB:.1f} GiB of host memory")
-        + f"; {remedy(one, sequence)}"
+        + f"; {remedy(planner, workload)}"
     )
 
 
-def remedy(one: Planner, sequence: Sequence) -> str:
+def remedy(planner: Planner, workload: Workload) -> str:
     """What to do when something does not fit."""
-    choice = one.choose(sequence)
+    choice = planner.choose(workload)
     if choice:
         keys = ", ".join(f"{key}: {value}" for key, value in _keys(choice.best.plan).items())
         return f"this would fit: magc: {{{keys}}}"
-    least = one.smallest(sequence)
+    least = planner.smallest(workload)
     total = f"{needed_gib(least)} GiB of device memory"
-    if one.budget.host is not None and least.host_bytes > one.budget.host:
+    if planner.budget.host is not None and least.host_bytes > planner.budget.host:
         total += f" and {least.host_bytes / GIB:.1f} GiB of host memory"
     return f"no plan fits: the smallest that would takes {total} ({describe(least.plan)})"
 
@@ -192,9 +186,9 @@ def needed_gib(prediction: Prediction) -> str:
     return f"{prediction.device_bytes / USABLE / GIB + 0.05:.1f}"
 
 
-def length(sequence: Sequence) -> str:
-    """The tokens of a sequence, in words."""
-    return f"{sequence.tokens:,} tokens" + (f" on each of {sequence.ranks} ranks" if sequence.ranks > 1 else "")
+def length(workload: Workload) -> str:
+    """The tokens of a workload, in words."""
+    return f"{workload.tokens:,} tokens" + (f" on each of {workload.ranks} ranks" if workload.ranks > 1 else "")
 
 
 def describe(plan: Plan) -> str:

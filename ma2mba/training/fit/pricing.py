@@ -3,7 +3,7 @@
 B rows of a micro-batch, T tokens of a chunk, D model width, N frames, K tokens of a frame.
 """
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,7 +21,7 @@ from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price, measure, price
-from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import clock, estimate
 from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
@@ -86,21 +86,21 @@ def priced_here(kernels: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Workload:
+class SampleLength:
     """The longest sample: frames, and text of which every token may be learned."""
 
     frames: int
     text_tokens: int
 
     @staticmethod
-    def of_video(hours: float) -> "Workload":
+    def of_video(hours: float) -> "SampleLength":
         """A video at one frame a second, and a conversation about it."""
-        return Workload(round(hours * SECONDS_PER_HOUR), CONVERSATION_TOKENS)
+        return SampleLength(round(hours * SECONDS_PER_HOUR), CONVERSATION_TOKENS)
 
-    def sequence(self, config: ModelConfig) -> Sequence:
+    def workload(self, config: ModelConfig) -> Workload:
         K = config.tokens_per_frame
         tokens = self.frames * K + self.text_tokens
-        return Sequence(tokens, K, self.frames * K, self.text_tokens) if self.frames else Sequence(tokens)
+        return Workload(tokens, K, self.frames * K, self.text_tokens) if self.frames else Workload(tokens)
 
 
 def config_of_size(name: str) -> ModelConfig:
@@ -124,7 +124,7 @@ def setup_of_recipe(
     return Setup(config, trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
 
 
-def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
+def make_planner(setup: Setup, workload: Workload, machine: Machine) -> Planner:
     """Price the setup's model for a machine. Priced "here", its speed is measured too; else it is an H200's."""
     device = "cuda" if machine.priced == "here" else "meta"
     with torch.device(device), kernels_on_meta() if machine.priced == "kernels" else nullcontext():
@@ -132,7 +132,7 @@ def planner(setup: Setup, sequence: Sequence, machine: Machine) -> Planner:
         model = VideoMa2mba(setup.config.model_copy(update={"language_model": short})).to(setup.dtype)
         for part in COMPONENTS:
             model.get_submodule(part).requires_grad_(part in setup.trained)
-        cost = _price(model, setup, sequence, machine)
+        cost = _price(model, setup, workload, machine)
         like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)
         lengths = CLOCKED[:2] + tuple(tokens for tokens in CLOCKED[2:] if tokens * setup.rows <= CLOCKED[-1])
         speed = clock(model.layers[0], like_x, cost, lengths) if machine.priced == "here" else estimate(cost)
@@ -166,11 +166,11 @@ def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[s
     return device, {}
 
 
-def _price(model: VideoMa2mba, setup: Setup, sequence: Sequence, machine: Machine) -> Cost:
-    tokens_per_frame = sequence.unit if sequence.unit > 1 else 0
+def _price(model: VideoMa2mba, setup: Setup, workload: Workload, machine: Machine) -> Cost:
+    tokens_per_frame = workload.unit if workload.unit > 1 else 0
     front, head = price_ends(model, setup, tokens_per_frame, _head_lengths(setup.rows, machine.priced))
     like_x = torch.empty(setup.rows, 1, setup.config.language_model.d_model)
-    layers, lengths = setup.config.language_model.n_layer, _lengths(sequence)
+    layers, lengths = setup.config.language_model.n_layer, _lengths(workload)
     return measure(model.layers[0], like_x, layers, front, head, lengths, standing=machine.graphs)
 
 
@@ -183,14 +183,16 @@ def _head_lengths(rows: int, priced: Priced) -> list[int]:
     return sorted({max(1, length) for length in lengths})
 
 
-def _lengths(sequence: Sequence) -> list[int]:
+def _lengths(workload: Workload) -> list[int]:
     """The lengths that a layer is run on, for lines through them; none is longer than the sequence."""
-    tokens, unit = sequence.tokens, sequence.unit
+    tokens, unit = workload.tokens, workload.unit
     lengths = {length // unit * unit or length for length in MEASURED if length < tokens}
     return sorted(lengths | {tokens} if tokens < max(MEASURED) else lengths) if lengths else [-(-tokens // 2), tokens]
 
 
-def price_ends(model: VideoMa2mba, setup: Setup, tokens_per_frame: int, head_lengths: Many[int]) -> tuple[Price, Price]:
+def price_ends(
+    model: VideoMa2mba, setup: Setup, tokens_per_frame: int, head_lengths: Sequence[int]
+) -> tuple[Price, Price]:
     """What stands before the layers (chunks full of frames, or of text if `tokens_per_frame` is 0) and behind them
     (every token learned), as `streaming.streaming_loss` runs it on the model's device."""
     language, rows, unit = model.language_model, setup.rows, max(tokens_per_frame, 1)

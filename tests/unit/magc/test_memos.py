@@ -15,11 +15,11 @@ from ma2mba.planner.choose import Planner
 from ma2mba.planner.cost import measure
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.predict import predict
-from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import estimate
 from ma2mba.training.fit import fitting
 from ma2mba.training.fit.fitting import GIB, describe, given_plan, remedy
-from ma2mba.training.fit.pricing import Machine, Setup, config_of_size, planner
+from ma2mba.training.fit.pricing import Machine, Setup, config_of_size, make_planner
 from ma2mba.training.recipe.schema import Magc
 
 CONFIG = Mamba2Config(d_model=48, n_layer=3, d_state=16, headdim=16, ssd_block=32, vocab_size=64)
@@ -46,7 +46,7 @@ def test_memos_take_the_predicted_bytes(every, memos):
     modules, plain = nn.ModuleList(Remembering(CONFIG) for _ in range(3)), Plan("sequence", 64, 3, stash_every=every)
     plan = replace(plain, memo_chunks=memos)
     cost = measure(modules[0], torch.empty(1, 1, 48), 3, lengths=(32, 64))
-    without, predicted = (predict(cost, estimate(cost), Sequence(600), one) for one in (plain, plan))
+    without, predicted = (predict(cost, estimate(cost), Workload(600), one) for one in (plain, plan))
     taken = counted(modules, plan)
     assert predicted.device_bytes == pytest.approx(taken, rel=0.05)  # measured: 3.3% too little
     more, a_chunk = predicted.device_bytes - without.device_bytes, 3 * 64 * 48 * 4
@@ -63,13 +63,13 @@ def counted(modules: nn.ModuleList, plan: Plan) -> int:
     return meter.peak
 
 
-TOKENS, HALF = Sequence(2**18), Sequence(2**17)
+TOKENS, HALF = Workload(2**18), Workload(2**17)
 
 
-def priced(rows: int, sequence: Sequence) -> Planner:
+def priced(rows: int, workload: Workload) -> Planner:
     """2.7B on an H200, as `ma2mba plan --ops kernels` prices it."""
     setup = Setup(config_of_size("2.7b"), rows=rows)
-    return planner(setup, sequence, Machine(141 * GIB, 100 * GIB, "kernels", graphs=True))
+    return make_planner(setup, workload, Machine(141 * GIB, 100 * GIB, "kernels", graphs=True))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def large() -> Planner:
     return priced(1, TOKENS)
 
 
-def with_room(one: Planner, gib: float) -> Planner:
-    return replace(one, budget=replace(one.budget, device=int(gib * GIB)))
+def with_room(planner: Planner, gib: float) -> Planner:
+    return replace(planner, budget=replace(planner.budget, device=int(gib * GIB)))
 
 
 def test_memos_save_the_measured_time(large):
@@ -139,9 +139,9 @@ def test_chunks_too_long_for_one_call_have_no_memos_and_are_not_proposed():
 
 
 def test_a_ranks_share_of_a_chunk_longer_than_one_call_is_an_error():
-    part = replace(HALF, unit=144).part(2)
+    part = replace(HALF, unit=144).rank_share(2)
     machine = Machine(10_000 * GIB, None, "kernels")
-    ten = planner(Setup(config_of_size("2.7b"), rows=10), part, machine)
+    ten = make_planner(Setup(config_of_size("2.7b"), rows=10), part, machine)
     fitting.check(ten, part, Plan(chunk_tokens=2 * 20_000), machine)
     with pytest.raises(UserError, match=r"chunk_tokens: 40400 gives each of 2 ranks 20,160 .* reach 20,224; this"):
         fitting.check(ten, part, Plan(chunk_tokens=40_400), machine)
@@ -153,8 +153,8 @@ def test_memos_are_proposed_only_where_they_are_possible_and_save_time(large):
     """Memos need sequence nesting, one group of layers and no graphs. Short chunks gain nothing: launches dominate."""
     roomy = with_room(large, 10_000)
 
-    def most(plan: Plan, one: Planner = roomy) -> list[int]:
-        return [p.plan.memo_chunks for p in one._with_memos(TOKENS, plan, one.budget.holds)]
+    def most(plan: Plan, planner: Planner = roomy) -> list[int]:
+        return [p.plan.memo_chunks for p in planner._with_memos(TOKENS, plan, planner.budget.holds)]
 
     assert most(Plan("sequence", 16384, 64)) == [15]
     assert most(Plan("sequence", 2**18, 64)) == [], "there is no other chunk"

@@ -20,11 +20,11 @@ from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner, candidates
 from ma2mba.planner.cost import measure
 from ma2mba.planner.meter import measuring
-from ma2mba.planner.predict import predict
-from ma2mba.planner.schedule import Sequence
+from ma2mba.planner.predict import Prediction, predict
+from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import estimate
-from ma2mba.training.fit.fitting import GIB, check_fits
-from ma2mba.training.fit.pricing import Machine, Setup, Workload, config_of_size, planner, price_ends
+from ma2mba.training.fit.fitting import GIB, check
+from ma2mba.training.fit.pricing import Machine, SampleLength, Setup, config_of_size, make_planner, price_ends
 from ma2mba.training.recipe.schema import COMPONENTS
 from ma2mba.training.streaming import streaming_loss
 from tests.parity.recurrent_layers import GRULayer
@@ -49,7 +49,7 @@ def mamba_layers(width: int, layers: int) -> nn.ModuleList:
 def test_checkpoint_takes_the_predicted_bytes(plan, width, layers, tokens):
     modules = mamba_layers(width, layers)
     cost = measure(modules[0], torch.empty(1, 1, width), layers, lengths=(64, 128, 256))
-    predicted = predict(cost, estimate(cost), Sequence(tokens), plan).device_bytes
+    predicted = predict(cost, estimate(cost), Workload(tokens), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, tokens, width, plan), rel=WITHIN)
 
 
@@ -59,18 +59,18 @@ def test_states_kept_seldom_take_the_predicted_bytes(plan):
     config = Mamba2Config(d_model=48, n_layer=5, d_state=128, headdim=16, ssd_block=32, vocab_size=64)
     modules = nn.ModuleList(Mamba2Layer(config) for _ in range(5))
     cost = measure(modules[0], torch.empty(1, 1, 48), 5, lengths=(32, 64))
-    predicted = predict(cost, estimate(cost), Sequence(672), plan).device_bytes
+    predicted = predict(cost, estimate(cost), Workload(672), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, 672, 48, plan), rel=WITHIN)
-    every = predict(cost, estimate(cost), Sequence(672), replace(plan, stash_every=1))
+    every = predict(cost, estimate(cost), Workload(672), replace(plan, stash_every=1))
     assert predicted < every.device_bytes
-    assert predict(cost, estimate(cost), Sequence(672), plan).seconds > every.seconds
+    assert predict(cost, estimate(cost), Workload(672), plan).seconds > every.seconds
 
 
 def test_a_layer_of_somebody_else_takes_the_predicted_bytes():
     modules = nn.ModuleList(GRULayer(32) for _ in range(4))
     cost = measure(modules[0], torch.empty(1, 1, 32), 4, lengths=(16, 32))
     plan = Plan("sequence", 32, 2)
-    predicted = predict(cost, estimate(cost), Sequence(128), plan).device_bytes
+    predicted = predict(cost, estimate(cost), Workload(128), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, 128, 32, plan), rel=WITHIN)
 
 
@@ -104,21 +104,20 @@ def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
     model = VideoMa2mba(setup.config)
     for part in COMPONENTS:
         model.get_submodule(part).requires_grad_(part in trained)
-    workload = Workload(frames, 128 if frames else 640)
-    sequence = workload.sequence(setup.config)
-    batch = conversation(workload, vision)
-    machine = planner(setup, sequence, Machine(GIB))
-    machine = replace(machine, budget=Budget(GIB))
+    sample = SampleLength(frames, 128 if frames else 640)
+    workload = sample.workload(setup.config)
+    batch = conversation(sample, vision)
+    planner = replace(make_planner(setup, workload, Machine(GIB)), budget=Budget(GIB))
     with measuring(torch.device("cpu")) as meter:
         streaming_loss(model, batch, plan, 1.0).backward()
-    assert 0.95 < machine.predict(sequence, plan).device_bytes / meter.peak < 1.1
+    assert 0.95 < planner.predict(workload, plan).device_bytes / meter.peak < 1.1
 
 
-def conversation(workload: Workload, vision: ClipConfig):
-    text = torch.ones(workload.text_tokens, dtype=torch.int64).numpy()
+def conversation(sample: SampleLength, vision: ClipConfig):
+    text = torch.ones(sample.text_tokens, dtype=torch.int64).numpy()
     side = vision.image_size
-    frames = torch.zeros(workload.frames, 3, side, side, dtype=torch.uint8).numpy()
-    places = torch.zeros(workload.frames, dtype=torch.int64).numpy()
+    frames = torch.zeros(sample.frames, 3, side, side, dtype=torch.uint8).numpy()
+    places = torch.zeros(sample.frames, dtype=torch.int64).numpy()
     return collate([Sample("a", text, text > 0, places, frames)], vision.tokens_per_frame)
 
 
@@ -127,7 +126,7 @@ def test_the_head_of_several_rows_has_its_step_where_the_kernel_has_it(rows):
     """Before and behind the most positions whose logits exist at one time. Measured worst case: 0.6%."""
     language = Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=16, vocab_size=20_000)
     setup = Setup(ModelConfig(language_model=language, vision=ClipConfig(num_hidden_layers=2)), rows=rows)
-    head = planner(setup, Sequence(8192), Machine(80 * GIB, priced="kernels")).cost.head
+    head = make_planner(setup, Workload(8192), Machine(80 * GIB, priced="kernels")).cost.head
     with torch.device("meta"), kernels_on_meta():
         model = VideoMa2mba(setup.config).to(setup.dtype)
         for tokens in (
@@ -140,7 +139,7 @@ def test_the_head_of_several_rows_has_its_step_where_the_kernel_has_it(rows):
             assert head.backward.at(tokens) == pytest.approx(exact.backward.at(tokens), rel=WITHIN)
 
 
-SEQUENCE = Sequence(100_000)
+WORKLOAD = Workload(100_000)
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +147,20 @@ def small() -> Planner:
     language = Mamba2Config(d_model=64, n_layer=12, d_state=64, headdim=16, vocab_size=500)
     vision = ClipConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
     setup = Setup(ModelConfig(language_model=language, vision=vision), dtype=torch.float32)
-    return replace(planner(setup, SEQUENCE, Machine(GIB)), budget=Budget(1 << 62))
+    return replace(make_planner(setup, WORKLOAD, Machine(GIB)), budget=Budget(1 << 62))
 
 
 def test_more_memory_is_never_slower_and_never_overrun(small):
-    least = small.smallest(SEQUENCE).device_bytes
+    least = small.smallest(WORKLOAD).device_bytes
     seconds = []
     for factor in (1, 1.3, 2, 5, 30, 1000):
-        machine = replace(small, budget=Budget(int(least * factor)))
-        choice = machine.choose(SEQUENCE)
-        assert choice.best.device_bytes <= machine.budget.device
-        assert choice.best == machine.predict(SEQUENCE, choice.best.plan)
-        plans = candidates(small.cost, SEQUENCE, False, False)
-        fitting = [machine.predict(SEQUENCE, replace(p, stash_every=2**k)) for p in plans for k in range(7)]
-        fastest = min(p.seconds for p in fitting if machine.budget.holds(p))
+        planner = replace(small, budget=Budget(int(least * factor)))
+        choice = planner.choose(WORKLOAD)
+        assert choice.best.device_bytes <= planner.budget.device
+        assert choice.best == planner.predict(WORKLOAD, choice.best.plan)
+        plans = candidates(small.cost, WORKLOAD, False, False)
+        fitting = [planner.predict(WORKLOAD, replace(p, stash_every=2**k)) for p in plans for k in range(7)]
+        fastest = min(p.seconds for p in fitting if planner.budget.holds(p))
         assert choice.best.seconds <= 1.01 * fastest
         seconds.append(choice.best.seconds)
     assert all(later <= 1.01 * earlier for earlier, later in pairwise(seconds))
@@ -170,7 +169,7 @@ def test_more_memory_is_never_slower_and_never_overrun(small):
 
 def test_states_are_kept_seldom_where_memory_for_them_is_short(small):
     """And no seldomer than it takes."""
-    far = Sequence(1_000_000)
+    far = Workload(1_000_000)
     whole = small.choose(far).best
     assert whole.plan.stash_every == 1
     short = replace(small, budget=Budget(int(1.5 * small.smallest(far).device_bytes)))
@@ -183,35 +182,35 @@ def test_states_are_kept_seldom_where_memory_for_them_is_short(small):
 
 def test_short_chunks_are_recorded_where_that_is_possible(small):
     """Launches cost more than the memory that is held for the recording; without room for it, chunks run plainly."""
-    machine = replace(small, graphs=True)
-    roomy = machine.choose(SEQUENCE).best
-    tight = replace(machine, budget=Budget(machine.predict(SEQUENCE, Plan("sequence", 1024, 12)).device_bytes))
-    captured = machine.predict(SEQUENCE, Plan("sequence", 1024, 12, graphs=True))
-    plain = machine.predict(SEQUENCE, Plan("sequence", 1024, 12))
+    planner = replace(small, graphs=True)
+    roomy = planner.choose(WORKLOAD).best
+    tight = replace(planner, budget=Budget(planner.predict(WORKLOAD, Plan("sequence", 1024, 12)).device_bytes))
+    captured = planner.predict(WORKLOAD, Plan("sequence", 1024, 12, graphs=True))
+    plain = planner.predict(WORKLOAD, Plan("sequence", 1024, 12))
     assert captured.seconds < 0.5 * plain.seconds
     assert captured.device_bytes > plain.device_bytes
     assert not tight.budget.holds(captured)
-    assert roomy.seconds <= tight.choose(SEQUENCE).best.seconds
-    assert small.choose(SEQUENCE).best.plan.graphs is False
+    assert roomy.seconds <= tight.choose(WORKLOAD).best.seconds
+    assert small.choose(WORKLOAD).best.plan.graphs is False
 
 
 def test_a_last_chunk_that_is_not_recorded_takes_its_own_memory(small):
-    machine, plan = replace(small, graphs=True), Plan("sequence", 4096, 12, graphs=True)
-    whole, ragged = Sequence(65536), Sequence(65536 + 4000)
-    more = machine.predict(ragged, plan).device_bytes - machine.predict(whole, plan).device_bytes
+    planner, plan = replace(small, graphs=True), Plan("sequence", 4096, 12, graphs=True)
+    whole, ragged = Workload(65536), Workload(65536 + 4000)
+    more = planner.predict(ragged, plan).device_bytes - planner.predict(whole, plan).device_bytes
     assert more > 0.8 * 12 * small.cost.layer.saved.at(4000)
-    any_length = machine.predict(replace(whole, ragged=True), plan)
-    assert any_length.device_bytes > machine.predict(ragged, plan).device_bytes
+    any_length = planner.predict(replace(whole, ragged=True), plan)
+    assert any_length.device_bytes > planner.predict(ragged, plan).device_bytes
 
 
 def test_when_nothing_fits_the_smallest_plan_tells_what_would(small):
-    least = small.smallest(SEQUENCE)
-    assert replace(small, budget=Budget(least.device_bytes - 1)).choose(SEQUENCE) is None
-    assert replace(small, budget=Budget(least.device_bytes)).choose(SEQUENCE).best.device_bytes <= least.device_bytes
+    least = small.smallest(WORKLOAD)
+    assert replace(small, budget=Budget(least.device_bytes - 1)).choose(WORKLOAD) is None
+    assert replace(small, budget=Budget(least.device_bytes)).choose(WORKLOAD).best.device_bytes <= least.device_bytes
 
 
 def test_states_go_to_the_host_when_they_do_not_fit_and_may(small):
-    far = Sequence(1_000_000)
+    far = Workload(1_000_000)
     on_device = replace(small, budget=Budget(small.smallest(far).device_bytes - 1))
     with_host = replace(small, budget=Budget(on_device.budget.device, 1 << 40))
     assert on_device.choose(far) is None
@@ -223,7 +222,7 @@ def test_states_go_to_the_host_when_they_do_not_fit_and_may(small):
 
 
 def test_no_host_memory_is_none(small):
-    far = Sequence(1_000_000)
+    far = Workload(1_000_000)
     nothing = replace(small, budget=Budget(1 << 40, 0))
     assert not nothing.budget.holds(small.predict(far, Plan("sequence", 1024, 12, "host")))
     assert nothing.choose(far).best.plan.stash == "device"
@@ -233,63 +232,67 @@ def test_no_host_memory_is_none(small):
 def test_on_a_cpu_what_is_kept_on_the_host_takes_the_devices_memory():
     """As much as on the device, and an optimizer there as well."""
     setup = Setup(config_of_size("370m"), dtype=torch.float32, optimizer_on_host=True)
-    sequence, plan = Sequence(400_000), Plan("sequence", 256, 1, "host")
-    cpu = planner(setup, sequence, Machine(24 * GIB, one_memory=True))
-    kept = cpu.predict(sequence, plan)
-    apart = planner(setup, sequence, Machine(24 * GIB)).predict(sequence, plan)
+    workload, plan = Workload(400_000), Plan("sequence", 256, 1, "host")
+    cpu = make_planner(setup, workload, Machine(24 * GIB, one_memory=True))
+    kept = cpu.predict(workload, plan)
+    apart = make_planner(setup, workload, Machine(24 * GIB)).predict(workload, plan)
     assert apart.host_bytes > 60 * GIB
     assert kept.device["optimizer"] == apart.host["optimizer"]
     assert kept.device_bytes == pytest.approx(apart.device_bytes + apart.host_bytes, rel=0.02)
     assert kept.host_bytes == 0
     assert not cpu.budget.holds(kept)
-    assert kept.device == cpu.predict(sequence, replace(plan, stash="device")).device
+    assert kept.device == cpu.predict(workload, replace(plan, stash="device")).device
 
 
 def test_the_longest_sequence_fits_and_a_longer_one_needs_states_made_again(small):
-    machine = replace(small, budget=Budget(100 << 20))
-    tokens, plan = machine.longest(SEQUENCE)
-    assert machine.budget.holds(machine.predict(Sequence(tokens), plan))
-    assert machine.choose(Sequence(tokens)) is not None
-    beyond = machine.choose(Sequence(int(tokens * 1.05) + 512))
+    planner = replace(small, budget=Budget(100 << 20))
+    tokens, plan = planner.longest(WORKLOAD)
+    assert planner.budget.holds(planner.predict(Workload(tokens), plan))
+    assert planner.choose(Workload(tokens)) is not None
+    beyond = planner.choose(Workload(int(tokens * 1.05) + 512))
     assert beyond is None or beyond.best.plan.stash_every > 1
 
 
 def test_a_part_of_a_sequence():
-    whole = Sequence(1001, 10, front_tokens=900, loss_tokens=700)
-    assert whole.part(1) == whole
-    assert whole.part(2) == Sequence(501, 10, front_tokens=450, loss_tokens=501, ranks=2)
-    assert Sequence(1001).part(3) == Sequence(334, ranks=3)
+    whole = Workload(1001, 10, front_tokens=900, loss_tokens=700)
+    assert whole.rank_share(1) == whole
+    assert whole.rank_share(2) == Workload(501, 10, front_tokens=450, loss_tokens=501, ranks=2)
+    assert Workload(1001).rank_share(3) == Workload(334, ranks=3)
 
 
 def test_chunks_of_a_plan_are_those_of_all_ranks_that_share_a_sequence(small):
-    part, machine = SEQUENCE.part(4), replace(small, budget=Budget(150 << 20, 1 << 40))
-    alone = replace(part, ranks=1)
-    shared, own = machine.predict(part, Plan("sequence", 8192)), machine.predict(alone, Plan("sequence", 2048))
+    share, planner = WORKLOAD.rank_share(4), replace(small, budget=Budget(150 << 20, 1 << 40))
+    alone = replace(share, ranks=1)
+    shared, own = planner.predict(share, Plan("sequence", 8192)), planner.predict(alone, Plan("sequence", 2048))
     assert shared == replace(own, plan=shared.plan)
-    assert [part.whole(Plan(chunk_tokens=tokens)) for tokens in (3, 4, 11, 12)] == [1, 1, 2, 3]
-    for found, one in zip(machine.candidates(part), machine.candidates(alone), strict=True):
+    assert [share.whole(Plan(chunk_tokens=tokens)) for tokens in (3, 4, 11, 12)] == [1, 1, 2, 3]
+    for found, one in zip(planner.candidates(share), planner.candidates(alone), strict=True):
         assert found == replace(one, plan=replace(one.plan, chunk_tokens=4 * one.plan.chunk_tokens))
-    tokens, plan = machine.longest(alone)
-    assert machine.longest(part) == (4 * tokens, replace(plan, chunk_tokens=4 * plan.chunk_tokens))
+    tokens, plan = planner.longest(alone)
+    assert planner.longest(share) == (4 * tokens, replace(plan, chunk_tokens=4 * plan.chunk_tokens))
 
 
 def test_what_cannot_fit_is_refused_with_what_would():
-    setup = Setup(config_of_size("370m"))
-    workload = Workload(0, 65536)
-    fits = check_fits(setup, workload, Plan("sequence", 1024, 1), Machine(40 * GIB))
+    setup, workload = Setup(config_of_size("370m")), Workload(65536)
+
+    def checked(plan: Plan, gib: int) -> Prediction:
+        machine = Machine(gib * GIB)
+        return check(make_planner(setup, workload, machine), workload, plan, machine)
+
+    fits = checked(Plan("sequence", 1024, 1), 40)
     assert fits.device_bytes < 40 * GIB
     assert fits.device["gradients"] == 2 * fits.device["weights"]
     with pytest.raises(UserError, match=r"needs .* GiB \(weights .*this would fit: magc: \{nesting: "):
-        check_fits(setup, workload, Plan("layer", 65536, 48), Machine(40 * GIB))
+        checked(Plan("layer", 65536, 48), 40)
     with pytest.raises(UserError, match="no plan fits: the smallest that would takes"):
-        check_fits(setup, workload, Plan(), Machine(5 * GIB))
+        checked(Plan(), 5)
 
 
 @pytest.mark.parametrize(("zero", "gpus", "share"), [(0, 4, 1.0), (1, 1, 1.0), (1, 4, 0.25), (2, 4, 0.25)])
 def test_zero_shares_the_optimizer_out(zero, gpus, share):
     """12 bytes a trained parameter: an fp32 master copy and two moments."""
     setup = Setup(config_of_size("370m"), gpus=gpus, zero=zero)
-    base = planner(setup, Sequence(1024), Machine(80 * GIB)).budget.device_base
+    base = make_planner(setup, Workload(1024), Machine(80 * GIB)).budget.device_base
     parameters = base["weights"] / 2
     assert base["optimizer"] == pytest.approx(12 * parameters * share)
     if zero < 2:
