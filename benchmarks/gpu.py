@@ -19,9 +19,9 @@ from ma2mba.magc import Plan, Streamer
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.sizes import SIZES
 from ma2mba.ops import backend, cross_entropy_sum
+from ma2mba.planner.memory import GIB
 
 DEVICE = torch.device("cuda")
-GIB = 2**30
 EAGER_TOKENS = 8192
 """Chunks of at least this many tokens keep a GPU busy without CUDA graphs."""
 VOCABULARY = 50277

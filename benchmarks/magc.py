@@ -31,8 +31,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import exactness, gpu
-from benchmarks.gpu import DEVICE, GIB, VOCABULARY
+from benchmarks.gpu import DEVICE, VOCABULARY
 from ma2mba.model.sizes import SIZES
+from ma2mba.planner.memory import GIB
 
 FP32_BOUND = 1e-5
 BF16_BOUND = 1.005

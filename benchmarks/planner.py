@@ -23,7 +23,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu
-from benchmarks.gpu import GIB
 from ma2mba.magc import Plan
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.clip_config import ClipConfig
@@ -31,6 +30,7 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.sizes import CLIP
 from ma2mba.planner.choose import Budget, Planner
+from ma2mba.planner.memory import GIB
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.schedule import Workload
 from ma2mba.training.fit.pricing import Machine, Priced, Setup, config_of_size, make_planner

@@ -32,13 +32,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu
-from benchmarks.gpu import GIB
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model import sizes
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend
 from ma2mba.ops.selftest import relative
+from ma2mba.planner.memory import GIB
 
 SIZES = {
     "tiny": Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=16, ssd_block=16, vocab_size=256),

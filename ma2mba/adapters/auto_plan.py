@@ -12,16 +12,14 @@ from ma2mba.magc.plan import Plan
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import LENGTHS, Cost, measure
 from ma2mba.planner.host_memory import Host
+from ma2mba.planner.memory import GIB, USABLE
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed, clock, estimate
 
-USABLE = 0.94
-"""Share of the free memory that a plan may use. The allocator loses the rest in gaps between its blocks."""
 LOGIT_BYTES = 16
 """Bytes for each logit: bf16, its fp32 copy, the tensors of the loss, and the gradients of both."""
 MOMENTS = 2
 """Moments of AdamW, in the dtype of the parameters. The optimizer creates them in its first step."""
-GIB = 2**30
 logger = logging.getLogger("ma2mba.magc")
 
 

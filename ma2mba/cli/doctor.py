@@ -9,13 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ma2mba.cli.output import Json, err, out, print_json
+from ma2mba.planner.memory import GIB
 
 if TYPE_CHECKING:
     import torch
 
     from ma2mba.ops.selftest import Row
 
-GIB = 2**30
 PACKAGES = ("torch", "triton", "mamba-ssm", "causal-conv1d", "deepspeed", "transformers")
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ma2mba.errors import UserError
+from ma2mba.planner.memory import GIB
 
 if TYPE_CHECKING:
     from ma2mba.planner.choose import Planner
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from ma2mba.training.fit.pricing import Machine, Setup
 
 out = Console(highlight=False)
-GIB = 2**30
 
 
 class Ops(StrEnum):

@@ -8,6 +8,7 @@ from typing import get_args
 
 from ma2mba.magc.plan import Nesting, Plan, StashPlace
 from ma2mba.planner.cost import Cost
+from ma2mba.planner.memory import GIB
 from ma2mba.planner.predict import Prediction, predict
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed
@@ -261,4 +262,4 @@ def _only(one: Plan, other: Plan, name: str) -> bool:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / GIB:.1f} GiB"

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from ma2mba.planner.choose import Planner
+from ma2mba.planner.memory import GIB, USABLE
 from ma2mba.planner.predict import Prediction
 from ma2mba.planner.schedule import Workload
 from ma2mba.training.faults.activity import Activity
 from ma2mba.training.faults.failures import report
 from ma2mba.training.faults.watchdog import Watchdog
-from ma2mba.training.fit.fitting import GIB, describe, machine_of, remedy
-from ma2mba.training.fit.pricing import USABLE, make_planner, setup_of_recipe
+from ma2mba.training.fit.fitting import describe, machine_of, remedy
+from ma2mba.training.fit.pricing import make_planner, setup_of_recipe
 from ma2mba.training.job import Job
 from ma2mba.training.metrics import peak_memory
 

@@ -13,10 +13,10 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.ops import backend
 from ma2mba.planner.choose import Planner
 from ma2mba.planner.host_memory import Host
+from ma2mba.planner.memory import GIB, USABLE
 from ma2mba.planner.predict import Prediction
 from ma2mba.planner.schedule import Workload
 from ma2mba.training.fit.pricing import (
-    USABLE,
     Machine,
     Priced,
     can_capture,
@@ -28,7 +28,6 @@ from ma2mba.training.recipe.rules import in_recipe
 from ma2mba.training.recipe.schema import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
-GIB = 2**30
 HOST_SHARE = 0.8
 """Of a host's memory, for all of its ranks; the rest is the system's and the loader's."""
 logger = logging.getLogger("ma2mba.plan")

@@ -21,13 +21,12 @@ from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price, measure, price
+from ma2mba.planner.memory import USABLE
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import clock, estimate
 from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import ZeroPolicy, load_policy
 
-USABLE = 0.94
-"""Of a device's memory; the rest is CUDA's context and what the allocator cannot use of its blocks."""
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed's ZeRO 2 and 3 reduce gradients (its default)."""
 CONVERSATION_TOKENS = 1024

@@ -13,12 +13,13 @@ from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.planner.choose import Planner
 from ma2mba.planner.cost import measure
+from ma2mba.planner.memory import GIB
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.predict import predict
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import estimate
 from ma2mba.training.fit import fitting
-from ma2mba.training.fit.fitting import GIB, describe, given_plan, remedy
+from ma2mba.training.fit.fitting import describe, given_plan, remedy
 from ma2mba.training.fit.pricing import Machine, Setup, config_of_size, make_planner
 from ma2mba.training.recipe.schema import Magc
 

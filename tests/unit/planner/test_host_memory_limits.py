@@ -3,8 +3,8 @@
 import pytest
 
 from ma2mba.planner.host_memory import Host
+from ma2mba.planner.memory import GIB
 
-GIB = 2**30
 V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
 
 

@@ -19,11 +19,12 @@ from ma2mba.ops import kernels_on_meta
 from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner, candidates
 from ma2mba.planner.cost import measure
+from ma2mba.planner.memory import GIB
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.predict import Prediction, predict
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import estimate
-from ma2mba.training.fit.fitting import GIB, check
+from ma2mba.training.fit.fitting import check
 from ma2mba.training.fit.pricing import Machine, SampleLength, Setup, config_of_size, make_planner, price_ends
 from ma2mba.training.recipe.schema import COMPONENTS
 from ma2mba.training.streaming import streaming_loss

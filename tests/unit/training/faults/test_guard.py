@@ -11,9 +11,9 @@ import torch
 from ma2mba.data.batch import collate
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
+from ma2mba.planner.memory import GIB
 from ma2mba.training.faults import finite, guard
 from ma2mba.training.faults.activity import Activity
-from ma2mba.training.fit.fitting import GIB
 from ma2mba.training.fit.pricing import Machine, config_of_size
 from ma2mba.training.job import Job, build
 from ma2mba.training.metrics import StepResult

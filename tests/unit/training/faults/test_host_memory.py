@@ -6,11 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from ma2mba.magc import Plan
+from ma2mba.planner.memory import GIB
 from ma2mba.training.faults import guard
 from ma2mba.training.faults.activity import Activity
 from ma2mba.training.fit.pricing import Machine
-
-GIB = 2**30
 
 
 @pytest.fixture

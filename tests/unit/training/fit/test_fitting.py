@@ -10,6 +10,7 @@ import yaml
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
+from ma2mba.planner.memory import USABLE
 from ma2mba.training.fit import fitting
 from ma2mba.training.job import build
 from ma2mba.training.recipe.loading import parse_recipe
@@ -50,7 +51,7 @@ def test_a_plan_is_chosen_and_said(shards, caplog):
 def test_less_memory_another_plan_and_less_yet_none(shards, monkeypatch):
     roomy = build(recipe(shards, micro_batch=4), world()).fitted_plan
     needed = roomy.prediction.device_bytes - roomy.prediction.device["program"]
-    room = int(needed / fitting.HOST_SHARE / fitting.USABLE)
+    room = int(needed / fitting.HOST_SHARE / USABLE)
     monkeypatch.setattr(fitting, "host_memory", lambda: int(room * 0.97))
     tight = build(recipe(shards, micro_batch=4), world()).fitted_plan
     assert tight.plan != roomy.plan
@@ -65,7 +66,7 @@ def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, 
     fits = build(recipe(shards, magc=given, micro_batch=4), world())
     assert fits.plan == Plan(**given)
     needed = fits.fitted_plan.prediction.device_bytes - fits.fitted_plan.prediction.device["program"]
-    monkeypatch.setattr(fitting, "host_memory", lambda: int(0.97 * needed / fitting.HOST_SHARE / fitting.USABLE))
+    monkeypatch.setattr(fitting, "host_memory", lambda: int(0.97 * needed / fitting.HOST_SHARE / USABLE))
     with pytest.raises(
         UserError, match=r"chunks of 256 tokens, .* needs 0.0 GiB \(weights .*; this would fit: magc: {"
     ):
@@ -81,7 +82,7 @@ def test_ranks_that_share_sequences_must_hold_a_part_each(shards, monkeypatch, c
     assert part.prediction.device["cell"] < 0.6 * whole.device["cell"]
     assert re.search(r"predicted for [\d,]+ tokens on each of 2 ranks at most", caplog.text)
     needed = part.prediction.device_bytes - part.prediction.device["program"]
-    monkeypatch.setattr(fitting, "host_memory", lambda: int(2 * 0.9 * needed / fitting.HOST_SHARE / fitting.USABLE))
+    monkeypatch.setattr(fitting, "host_memory", lambda: int(2 * 0.9 * needed / fitting.HOST_SHARE / USABLE))
     with pytest.raises(UserError, match=r"chunks of 256 tokens, .*; this would fit: magc: {") as refused:
         build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2))
     named = yaml.safe_load(str(refused.value).split("this would fit: magc: ")[1])
