@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ma2mba.magc.plan import Plan
 from ma2mba.planner.choose import Budget, Planner
-from ma2mba.planner.cost import LENGTHS, Cost, measure
+from ma2mba.planner.cost import Cost
 from ma2mba.planner.host_memory import Host
+from ma2mba.planner.measure import LENGTHS, first_alike, measure
 from ma2mba.planner.memory import GIB, USABLE
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed, clock, estimate
@@ -39,7 +40,7 @@ class AutoPlan:
     def plan(self, layers: Sequence[nn.Module], x: Tensor, parameters: Sequence[nn.Parameter], vocabulary: int) -> Plan:
         """Return the fastest plan that fits; if none fits, the plan that needs the least memory, with a warning.
 
-        layers      The model's layers, all alike.
+        layers      The model's layers.
         x           (batch, tokens, width): the input of the layers.
         parameters  The model's parameters; gradients and moments of the trainable ones need memory too.
         vocabulary  Logits per token; the logits of the whole batch need memory too.
@@ -95,11 +96,12 @@ def _measure(layers: Sequence[nn.Module], like_x: Tensor, tokens: int) -> tuple[
     On a CPU the times are an H200's: they only rank plans.
     """
     lengths = [length for length in LENGTHS if length <= 2 * max(tokens, LENGTHS[0])]
-    layer = layers[0]
     if like_x.is_cuda:
-        cost = measure(layer, like_x, len(layers), lengths=lengths)
-        return cost, clock(layer, like_x, cost, lengths, graphs=False)
-    cost = measure(copy.deepcopy(layer).to("meta"), like_x.to("meta"), len(layers), lengths=lengths)
+        cost = measure(layers, like_x, lengths=lengths)
+        return cost, clock(layers, like_x, cost, lengths, graphs=False)
+    kinds = first_alike(layers)
+    on_meta = {layer: copy.deepcopy(layer).to("meta") for layer in dict.fromkeys(kinds)}
+    cost = measure([on_meta[layer] for layer in kinds], like_x.to("meta"), lengths=lengths)
     return cost, estimate(cost)
 
 

@@ -1,4 +1,4 @@
-"""Choose the fastest plan that fits, say why, and what would fit when none does. Pure arithmetic on a measured cost."""
+"""Choose the fastest plan that fits, and give the reasons. Pure arithmetic on a measured cost."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -14,19 +14,24 @@ from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed
 
 SHORTEST_CHUNK, LONGEST_CHUNK = 256, 65536
-"""A longer chunk is no faster (launches are long hidden) and nears the kernels' 32-bit offsets."""
-SHORTEST_STRETCH = 8
-"""Chunks; `stash_every` is no matter for a shorter sequence."""
+"""In tokens. A longer chunk is not faster, because launches are hidden, and nears the kernels' 32-bit offsets."""
+FEWEST_CHUNKS = 8
+"""`stash_every` saves little in a sequence of fewer chunks."""
 LONGEST_SEGMENT = 64
 AS_FAST = 1.01
-"""Of plans whose times differ by less, those that leave the host alone, then those without memos, then the smaller:
-times are estimates. Memos take what is left, so of plans with them the faster."""
+"""Among plans within 1% of the fastest, prefer plans that use no host memory, then plans without memos, then the one
+that needs the least memory: times are estimates. Memos fill the memory that is left: of plans with memos, prefer the
+fastest."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes that a step may take on the device and in host memory (None: keep nothing there), and what of them is taken
-    all the time, by part: weights, gradients, optimizer. With `one_memory` the host's is the device's, as on a CPU."""
+    """The memory of a step, in bytes.
+
+    device, host  the limits. A `host` of None keeps nothing in host memory.
+    device_base   what is taken all the time, by kind of use (weights, gradients, optimizer); host_base in host memory.
+    one_memory    host memory and device memory are the same, as on a CPU.
+    """
 
     device: int
     host: int | None = None
@@ -44,7 +49,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen plan and the next best, and the reasons, one sentence each."""
+    """The chosen plan, the next best, and one reason for each kind of alternative."""
 
     best: Prediction
     runner_up: Prediction | None
@@ -53,37 +58,42 @@ class Choice:
 
 @dataclass(frozen=True)
 class Planner:
-    """A model on a machine; `graphs` where chunks can be captured as CUDA graphs. Layers work off more than `reach`
-    tokens of a chunk in several calls, without memos, or cannot where ranks share a sequence."""
+    """A model on a machine.
+
+    graphs        chunks can be captured as CUDA graphs.
+    longest_call  the most tokens of one call of every layer (None: no limit). Layers split a longer chunk into several
+                  calls and keep no memo of it. Where ranks share a sequence, layers cannot split a chunk.
+    """
 
     cost: Cost
     speed: Speed
     budget: Budget
     graphs: bool = False
-    reach: int | None = None
+    longest_call: int | None = None
 
-    def beyond_reach(self, workload: Workload, plan: Plan) -> bool:
-        """Whether a chunk is longer than one call of a layer takes; a rank's part may be longer by a frame."""
+    def splits_calls(self, workload: Workload, plan: Plan) -> bool:
+        """Return True when a chunk is longer than one call of a layer. A rank's share may be longer by a frame."""
         more = workload.unit if workload.ranks > 1 else 0
-        return self.reach is not None and workload.chunk(plan) + more > self.reach
+        return self.longest_call is not None and workload.chunk(plan) + more > self.longest_call
 
     def predict(self, workload: Workload, plan: Plan) -> Prediction:
+        """Return the memory and the time of a step under `plan`."""
         device, host, as_run = self.budget.device_base, self.budget.host_base, plan
-        if self.beyond_reach(workload, plan):
+        if self.splits_calls(workload, plan):
             as_run = replace(plan, memo_chunks=0)
         if self.budget.one_memory:
-            device, host = device | {part: size + device.get(part, 0) for part, size in host.items()}, {}
+            device, host = device | {use: size + device.get(use, 0) for use, size in host.items()}, {}
             as_run = replace(as_run, stash="device")
         return replace(predict(self.cost, self.speed, workload, as_run, device, host), plan=plan)
 
     def choose(self, workload: Workload, also: Callable[[Plan], bool] = lambda _: True) -> Choice | None:
-        """The fastest plan that fits (and `also` allows) and the next; None when nothing fits."""
+        """Return the fastest plan that fits and that `also` allows, and the next best; None when no plan fits."""
 
         def fits(prediction: Prediction) -> bool:
             return self.budget.holds(prediction) and also(prediction.plan)
 
         every = self.candidates(workload)
-        every += [m for p in every if fits(p) for m in self._with_memos(workload, p.plan, fits)]
+        every += [more for p in every if fits(p) for more in self._with_memos(workload, p.plan, fits)]
         fitting = [p for p in every if fits(p)]
         if not fitting:
             return None
@@ -92,7 +102,7 @@ class Planner:
         return Choice(best, _best(others) if others else None, tuple(self._reasons(best, every)))
 
     def candidates(self, workload: Workload) -> list[Prediction]:
-        """Every plan; where states at every chunk's end are too many, also with the fewest that it takes."""
+        """Predict every plan. Where the states of every chunk do not fit, also predict the plan with as many as fit."""
         predictions = []
         for plan in self._plans(workload):
             predictions.append(self.predict(workload, plan))
@@ -101,25 +111,25 @@ class Planner:
         return predictions
 
     def _plans(self, workload: Workload) -> list[Plan]:
-        """All candidates but those whose chunks are too long for one call of a layer, unless all are."""
+        """Return the candidates whose chunks one call of a layer takes; all candidates if there is none."""
         plans = candidates(self.cost, workload, self.budget.host is not None, self.graphs)
-        return [plan for plan in plans if not self.beyond_reach(workload, plan)] or plans
+        return [plan for plan in plans if not self.splits_calls(workload, plan)] or plans
 
     def _with_memos(self, workload: Workload, plan: Plan, fits: Callable[[Prediction], bool]) -> Iterable[Prediction]:
-        """The plan with as many memos as fit, or with one where none do; nothing where memos spare nothing."""
+        """Yield the plan with as many memos as fit, or with one if none fits; nothing where memos save nothing."""
         chunk = workload.chunk(plan)
-        others = range(1, ceil(workload.tokens / chunk))  # the last chunk is not recomputed
-        possible = plan.allows(self.cost.layers, memo_chunks=1)
-        if possible and others and self.cost.memo > 0 and self.speed.memo.at(chunk) > 0:
+        counts = range(1, ceil(workload.tokens / chunk))  # the last chunk is not recomputed
+        possible = plan.allows(len(self.cost.layers), memo_chunks=1)
+        if possible and counts and self.cost.stack.memo > 0 and self.speed.saved_by_memos(chunk, 1) > 0:
 
             def remembering(memos: int) -> Prediction:
                 return self.predict(workload, replace(plan, memo_chunks=memos))
 
-            most = bisect_left(others, True, key=lambda memos: not fits(remembering(memos)))
+            most = bisect_left(counts, True, key=lambda memos: not fits(remembering(memos)))
             yield remembering(max(most, 1))
 
     def _coarser(self, workload: Workload, plan: Plan) -> list[Prediction]:
-        """The plan with states kept as rarely as it takes to fit; if that is never enough, as rarely as helps."""
+        """Return the plan that keeps states just rarely enough to fit; if none fits, the plan that keeps the fewest."""
         found: list[Prediction] = []
         for every in reversed(self._segments(workload, plan)):
             prediction = self.predict(workload, replace(plan, stash_every=every))
@@ -132,13 +142,13 @@ class Planner:
         return found
 
     def _segments(self, workload: Workload, plan: Plan) -> list[int]:
-        """What `stash_every` may be over 1: with as many chunks as there are segments the fewest states are kept."""
+        """Return the values of `stash_every` above 1 to try. The square root of the chunks keeps the fewest states."""
         chunks = ceil(workload.tokens / workload.chunk(plan))
         most = min(isqrt(chunks), LONGEST_SEGMENT)
-        return [2**power for power in range(1, most.bit_length())] if chunks >= SHORTEST_STRETCH else []
+        return [2**power for power in range(1, most.bit_length())] if chunks >= FEWEST_CHUNKS else []
 
     def smallest(self, workload: Workload) -> Prediction:
-        """The plan that needs the least device memory, within the host's."""
+        """Return the plan that needs the least device memory, among plans that fit in host memory if there is one."""
         every = []
         for plan in self._plans(workload):
             segments = (1, *self._segments(workload, plan))
@@ -147,14 +157,18 @@ class Planner:
         return min(within or every, key=lambda p: p.device_bytes)
 
     def longest(self, workload: Workload) -> tuple[int, Plan] | None:
-        """The most tokens that fit with any plan that keeps the states of every chunk: beyond a few chunks, memory is a
-        straight line in the tokens."""
+        """Return the most tokens that fit with any plan that keeps the states of every chunk, and the plan.
+
+        The tokens are those of all ranks. Beyond a few chunks, memory is a straight line in the tokens.
+        """
         far = replace(workload, tokens=8 * LONGEST_CHUNK)
-        tokens, plan = max(((self._reach(far, plan), plan) for plan in self._plans(far)), key=lambda pair: pair[0])
+        tokens, plan = max(
+            ((self._most_tokens(far, plan), plan) for plan in self._plans(far)), key=lambda pair: pair[0]
+        )
         return (tokens * workload.ranks, plan) if tokens > 0 else None
 
-    def _reach(self, far: Workload, plan: Plan) -> int:
-        """The most tokens that fit with one plan; 0 unless at least 3 chunks do."""
+    def _most_tokens(self, far: Workload, plan: Plan) -> int:
+        """Return the most tokens that fit with one plan; 0 unless at least 3 chunks fit."""
         near, farther = self.predict(far, plan), self.predict(replace(far, tokens=2 * far.tokens), plan)
         chunk = far.chunk(plan)
         limits = [(near.device_bytes, farther.device_bytes, self.budget.device)]
@@ -167,7 +181,7 @@ class Planner:
             elif start > limit:
                 return 0
         low, high = 2, int(min(most, 2**40)) // chunk
-        while low < high:  # the line may be a little off: chunks are whole
+        while low < high:  # the line is not exact: chunks are whole
             middle = high if high == low + 1 else (low + high + 1) // 2
             fits = self.budget.holds(self.predict(replace(far, tokens=middle * chunk), plan))
             low, high = (middle, high) if fits else (low, middle - 1)
@@ -198,7 +212,7 @@ class Planner:
         if not fitting:
             least = min(others, key=lambda p: p.device_bytes)
             if least.device_bytes > self.budget.device:
-                return f"would need {_gib(least.device_bytes)} of device memory at least"
+                return f"would need at least {_gib(least.device_bytes)} of device memory"
             return f"would need {_gib(least.host_bytes)} of host memory"
         other = _best(fitting)
         slower = other.seconds / best.seconds - 1
@@ -208,28 +222,33 @@ class Planner:
 
 
 def candidates(cost: Cost, workload: Workload, host: bool, graphs: bool) -> list[Plan]:
-    """Every nesting, chunk length, distinct number of groups, place for the states, with and without graphs.
+    """Return plans of every nesting, chunk length, number of layer groups and place of states, with and without graphs.
 
-    Chunks are powers of two; where one group holds all layers also lengths between, as memory goes with them there.
+    Chunks are powers of two. With one group of all layers, lengths between them are tried too, because memory follows
+    the chunk's length there.
     """
-    groups = sorted({ceil(cost.layers / count) for count in range(1, cost.layers + 1)})
+    layers = len(cost.layers)
+    groups = sorted({ceil(layers / count) for count in range(1, layers + 1)})
     places: tuple[StashPlace, ...] = ("device", "host") if host else ("device",)
     plans = [
         Plan(nesting, chunk, group, place)
         for nesting in get_args(Nesting)
         for group in groups
-        if nesting == "sequence" or group < cost.layers  # of one group both are the same
-        for chunk in chunk_lengths(workload, fine=nesting == "sequence" and group == cost.layers)
+        if nesting == "sequence" or group < layers  # with one group both are the same
+        for chunk in chunk_lengths(workload, fine=nesting == "sequence" and group == layers)
         for place in places
     ]
     if not graphs:
         return plans
-    return plans + [replace(p, graphs=True) for p in plans if p.allows(cost.layers, graphs=True)]
+    return plans + [replace(p, graphs=True) for p in plans if p.allows(layers, graphs=True)]
 
 
 def chunk_lengths(workload: Workload, fine: bool) -> list[int]:
-    """Multiples of 256 up to the first that holds the whole sequence, cut down to whole units: powers of two, and with
-    `fine` 1.25, 1.5 and 1.75 of them. Where ranks share the sequence, each has so many."""
+    """Return the chunk lengths to try, up to the first that holds the whole sequence: powers of two in whole units.
+
+    `fine` adds 1.25, 1.5 and 1.75 times the powers of two. The lengths count the tokens of all ranks that share the
+    sequence.
+    """
     lengths, power = [], SHORTEST_CHUNK
     while power <= LONGEST_CHUNK:
         steps = (4, 5, 6, 7) if fine and 4 * SHORTEST_CHUNK <= power < LONGEST_CHUNK else (4,)
@@ -251,12 +270,12 @@ def _best(predictions: Sequence[Prediction]) -> Prediction:
 
 
 def _alike(one: Plan, other: Plan) -> bool:
-    """Plans that differ in nothing but the size of their groups and their memos."""
+    """Return True when plans differ at most in `group_layers` and memos."""
     return _only(one, other, "group_layers")
 
 
 def _only(one: Plan, other: Plan, name: str) -> bool:
-    """Whether nothing else differs; memos may, which follow from the rest and the memory that is left."""
+    """Return True when plans differ at most in `name` and in memos, which follow from the memory that is left."""
     equal = {name: None, "memo_chunks": None}
     return vars(one) | equal == vars(other) | equal
 

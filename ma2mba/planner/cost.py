@@ -1,32 +1,22 @@
-"""What one layer costs, found by running it: bytes that its graph holds, working sets, arithmetic.
+"""What a model costs, layer by layer: bytes and arithmetic by the number of tokens. Pure arithmetic.
 
-A layer is run on a few lengths, alone, the way the engine will run it (`cell.Cell`): on the device that it lives on,
-through whatever kernels it uses there, or on the meta device, which computes nothing. Longer chunks are predicted from
-those lengths: every cost is a straight line in the tokens but for small changes of slope.
+`measure.py` finds these numbers. The layers need not be alike; equal ones that follow each other form a run, so that
+sums take a product for each run.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate, groupby, pairwise
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from ma2mba.magc.cell import Cell, Piece, State, Values
-from ma2mba.magc.gradients import GradientSums
-from ma2mba.planner.meter import measuring
-
-LENGTHS = (256, 512, 1024, 2048)
-
-Inputs = Callable[[int], tuple[Values, list[State]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Straight lines through measured (tokens, value) points, the first and the last line extended, never below 0."""
+    """Straight lines through measured (tokens, value) points; the first and the last line are extended, not below 0."""
 
     points: tuple[tuple[int, float], ...]
 
@@ -39,22 +29,22 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not self.points or any(one >= next_one for (one, _), (next_one, _) in pairwise(self.points)):
-            raise ValueError(f"the points {self.points} must be at least one, with growing numbers of tokens")
+            raise ValueError(f"the points are {self.points}; give at least one, with growing numbers of tokens")
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a part of a cell costs, by the number of its tokens. Bytes do not count its inputs, but for `inputs`.
+    """The cost of one piece of a cell, by the number of its tokens. Bytes exclude its inputs, except in `inputs`.
 
-    inputs    bytes of the values that go in.
-    saved     bytes that live between its forward with a graph and its backward: saved tensors and outputs.
-    forward   most bytes during a forward without a graph, the outputs included.
-    backward  most bytes from a forward with a graph to the end of its backward, gradients included.
-    flops     multiply-adds of a forward times two, in matrix products.
-    gradients bytes of its parameters' gradients that a cell holds until all of its backward is done; those that
-              operations add to the engine's sums themselves (`cell.GradientSums`) are none.
-    weights   bytes of its trained parameters.
-    sums      bytes of the engine's sums of their gradients (fp32, or wider).
+    inputs     bytes of the values that go in.
+    saved      bytes that live between a forward with a graph and its backward: saved tensors and outputs.
+    forward    peak bytes of a forward without a graph, outputs included.
+    backward   peak bytes from the start of a forward with a graph to the end of its backward, gradients included.
+    flops      floating-point operations of a forward's matrix products (two for a multiply-add).
+    gradients  bytes of parameters' gradients that a cell holds until its whole backward is done. Gradients that
+               operations add to the engine's sums themselves (`magc.gradients`) do not count.
+    weights    bytes of the trained parameters.
+    sums       bytes of the engine's sums of their gradients (fp32 or wider).
     """
 
     inputs: Curve
@@ -68,159 +58,131 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """A model as the planner sees it: `layers` equal layers and what stands before and behind them.
+class LayerPrice(Price):
+    """The cost of a layer.
 
-    x         bytes of what flows from layer to layer, by tokens.
-    state     bytes of one layer's recurrent state; `state_tensors` their sizes one by one.
-    front     what makes x of a chunk, and head what makes a loss of x (`ma2mba.magc.stream`);
-              both None for `ma2mba.magc.checkpoint`, where x and y are whole tensors.
-    memo      bytes of what a layer leaves to spare work in its recomputation (`Plan.memo_chunks`), a token;
-              `memo_flops` are the matrix products that it spares, a token.
-    standing  on a GPU all sums of gradients are there from the beginning of backward (`cell.GradientSums`).
+    state       bytes of its recurrent state.
+    memo        bytes a token of what it keeps to save work in its recomputation (`Plan.memo_chunks`).
+    memo_flops  floating-point operations a token that the memo saves.
     """
 
-    layer: Price
-    layers: int
-    x: Curve
-    state_tensors: tuple[int, ...]
-    front: Price | None = None
-    head: Price | None = None
+    state: int
     memo: float = 0.0
     memo_flops: float = 0.0
-    standing: bool = False
 
-    @property
-    def state(self) -> int:
-        return sum(self.state_tensors)
+
+class Stack:
+    """Layers that follow each other, as runs of equal ones: (layer, count) pairs in the order of forward."""
+
+    def __init__(self, runs: tuple[tuple[LayerPrice, int], ...]):
+        self.runs = runs
+        self.depth = sum(count for _, count in runs)
+        self.state = sum(count * layer.state for layer, count in runs)
+        self.gradients = sum(count * layer.gradients for layer, count in runs)
+        self.weights = sum(count * layer.weights for layer, count in runs)
+        self.sums = sum(count * layer.sums for layer, count in runs)
+        self.memo = sum(count * layer.memo for layer, count in runs)
+
+    def saved(self, tokens: float) -> float:
+        """Return the bytes that live between a forward with a graph and its backward."""
+        return sum(count * layer.saved.at(tokens) for layer, count in self.runs)
+
+    def forward(self, tokens: float, x: float) -> float:
+        """Return the peak bytes of a forward without a graph over an input of x bytes: the states so far stay."""
+        states = accumulate(count * layer.state for layer, count in self.runs)
+        return max(layer.forward.at(tokens) + x + state for (layer, _), state in zip(self.runs, states, strict=True))
+
+    def backward(self, tokens: float, x: float) -> Iterator[tuple[int, float]]:
+        """Yield (layer, bytes) for each layer at which backward may peak, the last layer first.
+
+        When backward runs layer j, the layers before j hold what they saved, and the layers behind j their gradients
+        and those of their states. Along a run both are linear in j, so that the peak is at an end of a run.
+        """
+        saved = [0.0, *accumulate(count * layer.saved.at(tokens) for layer, count in self.runs)]
+        first, behind = self.depth, 0
+        for (layer, count), before in zip(reversed(self.runs), reversed(saved[:-1]), strict=True):
+            first -= count
+            own, done = layer.backward.at(tokens) + x, layer.gradients + layer.state
+            yield first + count - 1, (count - 1) * layer.saved.at(tokens) + own + before + behind
+            if count > 1:
+                yield first, (count - 1) * done + own + before + behind
+            behind += count * done
+
+
+def runs_of(layers: Sequence[T]) -> tuple[tuple[T, int], ...]:
+    """Return (layer, count) for each run of equal layers."""
+    return tuple((layer, len(list(run))) for layer, run in groupby(layers))
+
+
+class LayerGroups:
+    """The layers in groups of `size`, as a plan cuts them. Equal groups share one `Stack`.
+
+    before, behind  for each group, the bytes of the states of the layers before and behind the group.
+    sums_behind     for each group, the bytes of the sums of gradients of the layers behind the group.
+    """
+
+    def __init__(self, layers: Sequence[LayerPrice], size: int):
+        stacks: dict[tuple[tuple[LayerPrice, int], ...], Stack] = {}
+        cut = [runs_of(layers[start : start + size]) for start in range(0, len(layers), size)]
+        self.groups = [stacks.setdefault(runs, Stack(runs)) for runs in cut]
+        states = [0, *accumulate(group.state for group in self.groups)]
+        sums = [0, *accumulate(group.sums for group in self.groups)]
+        self.before = states[:-1]
+        self.behind = [states[-1] - state for state in states[1:]]
+        self.sums_behind = [sums[-1] - total for total in sums[1:]]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, g: int) -> Stack:
+        return self.groups[g]
+
+    @cached_property
+    def edges(self) -> list[int]:
+        """The groups at which memory may peak, in the order of backward.
+
+        Along a run of equal groups memory is linear in the group's number: it peaks at an end of the run. The first
+        group and the last do not belong to a run, because the front and the head belong to them.
+        """
+        last = len(self.groups) - 1
+        kinds = [(0 < g < last, g == last, id(group)) for g, group in enumerate(self.groups)]
+        inner = [g for g in range(1, last) if kinds[g] != kinds[g - 1] or kinds[g] != kinds[g + 1]]
+        return sorted({0, last, *inner}, reverse=True)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A model as the planner sees it: its layers, what is before them (front) and what is behind them (head).
+
+    layers           one price for each layer, in the order of forward.
+    x                bytes of what flows from layer to layer, by tokens.
+    front            makes x of a chunk. head makes a loss of x (`ma2mba.magc.Streamer`). Both are None for
+                     `ma2mba.magc.checkpoint`, where x and y are whole tensors.
+    persistent_sums  all sums of gradients exist from the start of backward, as on a GPU (`magc.gradients`).
+    """
+
+    layers: tuple[LayerPrice, ...]
+    x: Curve
+    front: Price | None = None
+    head: Price | None = None
+    persistent_sums: bool = False
+    _groups: dict[int, LayerGroups] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def stack(self) -> Stack:
+        """All layers."""
+        return Stack(runs_of(self.layers))
+
+    def groups(self, size: int) -> LayerGroups:
+        """Return the layers in groups of `size`."""
+        if size not in self._groups:
+            self._groups[size] = LayerGroups(self.layers, size)
+        return self._groups[size]
 
     @property
     def sums(self) -> int:
-        return self.layers * self.layer.sums + sum(end.sums for end in (self.front, self.head) if end)
+        return self.stack.sums + sum(end.sums for end in (self.front, self.head) if end)
 
     @property
     def weights(self) -> int:
-        return self.layers * self.layer.weights + sum(end.weights for end in (self.front, self.head) if end)
-
-
-def measure(
-    layer: nn.Module,
-    like_x: Tensor,
-    layers: int,
-    front: Price | None = None,
-    head: Price | None = None,
-    lengths: Sequence[int] = LENGTHS,
-    standing: bool = False,
-) -> Cost:
-    """Price `layer`, one of `layers` equal ones, on like_x's device (meta: nothing is computed).
-
-    like_x (batch, any, width) has the batch, width and dtype of what flows through the layers. `standing` on the meta
-    device: as a GPU's engine keeps the sums of gradients.
-    """
-    state = tuple(layer.initial_state(like_x))  # type: ignore[operator]
-
-    def inputs(tokens: int) -> tuple[Values, list[State]]:
-        return (like_x.new_zeros(like_x.shape[0], tokens, like_x.shape[2]),), [state]
-
-    x_bytes = like_x.element_size() * like_x.shape[0] * like_x.shape[2]
-    price_of_layer = price(Piece.of_layer(layer), inputs, lengths)
-    x = Curve(((0, 0.0), (1, float(x_bytes))))
-    states = tuple(t.nbytes for t in state)
-    nbytes, flops = _memo(Piece.of_layer(layer), *inputs(max(lengths)))
-    memo, memo_flops = nbytes / max(lengths), flops / max(lengths)
-    return Cost(price_of_layer, layers, x, states, front, head, memo, memo_flops, standing or like_x.is_cuda)
-
-
-@torch.no_grad()
-def _memo(piece: Piece, values: Values, states: list[State]) -> tuple[int, int]:
-    """Bytes of what a layer remembers, and the flops that its forward is spared by them."""
-    with _counting_products() as whole:
-        memo = piece.remember(values, states)[2]
-    if not isinstance(memo, Tensor):
-        return 0, 0
-    with _counting_products() as rest:
-        piece.recall(values, states, memo)
-    return memo.nbytes, whole.get_total_flops() - rest.get_total_flops()
-
-
-def price(piece: Piece, inputs: Inputs, lengths: Sequence[int] = LENGTHS) -> Price:
-    """Run a piece on each length. `inputs(tokens)` makes its values and its layers' states, zeros will do."""
-    runs = {tokens: _run(piece, *inputs(tokens)) for tokens in sorted(lengths)}
-    columns = [tuple((tokens, float(run[i])) for tokens, run in runs.items()) for i in range(5)]
-    given, saved, forward, backward, flops = map(Curve, columns)
-    unique = dict.fromkeys(piece.parameters)
-    weights = sum(p.nbytes for p in unique)
-    sums = sum(p.numel() * max(4, p.element_size()) for p in unique)
-    gradients = max(run[5] for run in runs.values())
-    return Price(given, saved, forward, backward, flops, gradients, weights, sums)
-
-
-class _Handed(GradientSums):
-    """Counts the gradients that come; their sums are accounted for by themselves."""
-
-    nbytes = 0
-
-    def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
-        self.nbytes += 0 if gradient is None else gradient.nbytes
-
-
-def _run(piece: Piece, values: Values, states: list[State]) -> tuple[int, int, int, int, int, int]:
-    """Bytes of the inputs, saved, of forward and of backward, flops, and bytes of gradients, of one run."""
-    sink = _Handed(piece.parameters)
-    with sink:
-        return _measured(Cell([piece]), values, states, sink)
-
-
-def _measured(cell: Cell, values: Values, states: list[State], sink: _Handed) -> tuple[int, int, int, int, int, int]:
-    device = _device(values, states)
-    if device.type == "cuda":  # kernels are compiled and tuned at their first use, which takes memory of its own
-        cell.backward(cell.residual(values, states), *_seeds(cell, values, states), sink)
-        sink.nbytes = 0
-    with _counting_products() as counter, measuring(device) as meter, torch.no_grad():
-        kept = cell.run(values, states)
-        forward = meter.peak
-    del kept
-    saved = _saved(cell, values, states, device)
-    d_values, d_states = _seeds(cell, values, states)
-    residual = cell.residual(values, states)
-    with measuring(device) as meter:
-        cell.backward(residual, d_values, d_states, sink)
-    given = sum(t.nbytes for t in values)
-    return given, saved, forward, meter.peak, counter.get_total_flops(), sink.nbytes
-
-
-def _counting_products() -> FlopCounterMode:
-    """torch 2.11 counts no product whose sum has a dtype of its own: that argument is in the way of its formula's."""
-
-    def add_product(_: Any, a: Sequence[int], b: Sequence[int], *dtype: Any, **others: Any) -> int:
-        return 2 * a[0] * a[1] * b[1]
-
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm: add_product})
-
-
-def _saved(cell: Cell, values: Values, states: list[State], device: torch.device) -> int:
-    """Bytes that are alive after a forward with a graph, besides parameters and inputs."""
-    values = tuple(t.detach().requires_grad_(t.is_floating_point()) for t in values)
-    states = [tuple(t.detach().requires_grad_() for t in state) for state in states]
-    with measuring(device) as meter, torch.enable_grad():
-        kept = cell.run(values, states)
-        live = meter.live
-    del kept
-    return live
-
-
-def _seeds(
-    cell: Cell, values: Values, states: list[State]
-) -> tuple[tuple[Tensor | None, ...], list[tuple[Tensor | None, ...]]]:
-    """Gradients for what the cell gives, as backward will get them."""
-    with torch.no_grad(), measuring(_device(values, states)):
-        values_out, states_out = cell.run(values, states)
-
-    def seed(tensor: Tensor) -> Tensor | None:
-        return torch.ones_like(tensor) if tensor.is_floating_point() else None
-
-    return tuple(map(seed, values_out)), [tuple(map(seed, state)) for state in states_out]
-
-
-def _device(values: Values, states: Sequence[State]) -> torch.device:
-    return next(t.device for t in (*values, *(t for state in states for t in state)))
+        return self.stack.weights + sum(end.weights for end in (self.front, self.head) if end)

@@ -1,4 +1,4 @@
-"""The memory and the time of a plan, from the cost of its layers."""
+"""Predict the memory and the time of a plan from the cost of a model."""
 
 from dataclasses import dataclass, field
 
@@ -11,7 +11,12 @@ from ma2mba.planner.speed import Speed
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes by part at the moment of the peak, and the seconds of a step's forward and backward."""
+    """The memory and the time of a step.
+
+    device   bytes of device memory by kind of use, at the moment of the peak. host is the same of host memory.
+    seconds  of forward and backward.
+    moment   the moment of the peak, in words.
+    """
 
     plan: Plan
     device: dict[str, int]
@@ -36,10 +41,13 @@ def predict(
     device_base: dict[str, int] | None = None,
     host_base: dict[str, int] | None = None,
 ) -> Prediction:
-    """Peak memory and time. The bases are what lives all the time: weights, gradients, optimizer."""
+    """Return the peak memory and the time of a step.
+
+    The bases are the bytes that are alive all the time: weights, gradients, optimizer.
+    """
     layout = Layout(cost, workload, plan)
     name, parts = max(moments(layout), key=lambda moment: sum(moment[1].values()))
     device = {**(device_base or {}), **{part: round(size) for part, size in parts.items()}}
-    stash = cost.state * cost.layers * layout.boundaries if plan.stash == "host" else 0
+    stash = cost.stack.state * layout.boundaries if plan.stash == "host" else 0
     host = {**(host_base or {}), SEQUENCE_AXIS: stash}
     return Prediction(plan, device, host, layout.seconds(speed), name)

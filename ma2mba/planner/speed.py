@@ -1,8 +1,9 @@
-"""How long a layer takes on a chunk: measured on the device at hand, or estimated from one that was measured."""
+"""How long a layer takes on a chunk: timed on the device at hand, or estimated from a device that was measured."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +11,30 @@ from torch import Tensor, nn
 from ma2mba.magc.cell import Cell, Piece, State, Step
 from ma2mba.magc.gradients import GradientSums, PersistentSums
 from ma2mba.magc.graphs import CapturedCell
-from ma2mba.planner.cost import LENGTHS, Cost, Curve
+from ma2mba.planner.cost import Cost, Curve, LayerPrice, Price, runs_of
+from ma2mba.planner.measure import LENGTHS, first_alike
 
 CLOCK_RISES = 0.2
-"""Seconds of work, after which an idle GPU runs at full clock."""
+"""Seconds of work after which an idle GPU runs at full clock."""
 BURST = 4
-"""Runs between two waits: after a wait the first kernels come one by one."""
+"""Runs between two waits: directly after a wait the GPU is not yet fully supplied with kernels."""
+ESTIMATED = (1, *LENGTHS, 4096, 8192, 16384)
 
 
 @dataclass(frozen=True)
 class Device:
-    """What an accelerator does in a second. The defaults are one NVIDIA H200 running Mamba-2-2.7B in bf16:
+    """What an accelerator does in a second. The defaults are one NVIDIA H200 that runs Mamba-2-2.7B in bf16:
 
     matrix_flops    matrix products (750 to 806e12 measured).
     memory_bytes    copies (4.29e12 measured).
-    passes_over_x   a layer's forward besides its matrix products, in times that it reads or writes x: half of a layer's
+    passes_over_x   a layer's forward without its matrix products, in units of one read or write of x: half of a layer's
                     time at 25,458 trained tokens a second without checkpointing (3 forwards' worth, 64 layers).
-    launch_seconds  a layer's forward when its chunk is so short that only launching kernels counts (15 tokens a second
-                    through 64 layers); its recomputation and backward together launch three times as much.
-    replay_seconds  what a layer's forward adds in a captured chunk, however short: weights and sums of gradients are
+    launch_seconds  a layer's forward when its chunk is so short that only the launches of kernels count (15 tokens a
+                    second through 64 layers); its recomputation and backward together launch three times as much.
+    replay_seconds  what a layer's forward adds in a captured chunk of any length: weights and sums of gradients are
                     read and written, kernels end unevenly (14,494, 16,138 and 17,187 tokens a second in chunks of
                     2,048, 4,096 and 8,192 differ by 28.8 ms a chunk of 64 layers, in 4 forwards' worth).
-    link_bytes      between device and pinned host memory, each way.
+    link_bytes      between the device and pinned host memory, each way.
     """
 
     matrix_flops: float = 780e12
@@ -43,87 +46,139 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Speed:
-    """Seconds by tokens of a chunk: one layer's forward without a graph, and its forward with one and backward.
+class LayerSpeed:
+    """Seconds of one layer by the tokens of a chunk.
 
-    recorded_* are the same in a chunk that is replayed as CUDA graphs (`Plan.graphs`). front and head are the seconds
-    of one forward of what stands before and behind the layers, memo those that a layer's recomputation is spared
-    where it was remembered (`Plan.memo_chunks`).
+    forward    a forward without a graph. backward is a forward with a graph and its backward.
+    captured_  the same in a chunk that is replayed as CUDA graphs (`Plan.graphs`).
+    memo       what a memo saves in the layer's recomputation (`Plan.memo_chunks`).
     """
 
     forward: Curve
     backward: Curve
     captured_forward: Curve
     captured_backward: Curve
+    memo: Curve
+
+
+@dataclass(frozen=True)
+class Speed:
+    """The speed of a model: of each layer, and the seconds of one forward of its front and of its head by tokens."""
+
+    layers: tuple[LayerSpeed, ...]
     front: Curve
     head: Curve
-    memo: Curve
     link_bytes: float = Device.link_bytes
 
+    def forward(self, tokens: int, captured: bool, layers: int) -> float:
+        """Return the seconds of a forward without a graph of the first `layers` layers."""
+        seconds, left = 0.0, layers
+        for layer, count in self._runs:
+            curve = layer.captured_forward if captured else layer.forward
+            seconds += min(count, left) * curve.at(tokens)
+            left -= min(count, left)
+        return seconds
 
-def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = (1, *LENGTHS, 4096, 8192, 16384)) -> Speed:
-    """Seconds from a cost's arithmetic: matrix products and memory traffic one after the other, or else launches.
+    def backward(self, tokens: int, captured: bool) -> float:
+        """Return the seconds of a forward with a graph and backward of all layers."""
+        if captured:
+            return sum(count * layer.captured_backward.at(tokens) for layer, count in self._runs)
+        return sum(count * layer.backward.at(tokens) for layer, count in self._runs)
 
-    Memos spare matrix products, as long as launches do not take longer than what remains; the memory traffic that they
-    spare as well is left out (2.7% measured with 12 of 16 chunks of 16,384, and 3.1% the products alone).
+    def saved_by_memos(self, tokens: int, chunks: int) -> float:
+        """Return the seconds that all layers' memos of `chunks` chunks save."""
+        return sum(chunks * count * layer.memo.at(tokens) for layer, count in self._runs)
+
+    @cached_property
+    def _runs(self) -> tuple[tuple[LayerSpeed, int], ...]:
+        return runs_of(self.layers)
+
+
+def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = ESTIMATED) -> Speed:
+    """Return the seconds that a cost's arithmetic takes: matrix products and then memory traffic, or the launches."""
+
+    def end(price: Price | None) -> Curve:
+        flops = (0.0 if price is None else 2 * price.flops.at(tokens) / device.matrix_flops for tokens in lengths)
+        return Curve(tuple(zip(lengths, flops, strict=True)))
+
+    layers = {layer: estimate_layer(layer, cost.x, device, lengths) for layer in dict.fromkeys(cost.layers)}
+    return Speed(tuple(layers[layer] for layer in cost.layers), end(cost.front), end(cost.head), device.link_bytes)
+
+
+def estimate_layer(layer: LayerPrice, x: Curve, device: Device, lengths: Sequence[int] = ESTIMATED) -> LayerSpeed:
+    """Return the estimated speed of one layer; x as in `Cost`.
+
+    Memos save matrix products, as long as launches do not take longer than what remains. The memory traffic that they
+    save as well is left out (2.7% measured with 12 of 16 chunks of 16,384, and 3.1% the products alone).
     """
 
     def forward(tokens: int) -> float:
-        flops = max(cost.layer.flops.at(tokens), 0) / device.matrix_flops
-        return flops + device.passes_over_x * cost.x.at(tokens) / device.memory_bytes
-
-    def curve(seconds: Callable[[int], float], floor: float = 0.0) -> Curve:
-        return Curve(tuple((tokens, max(seconds(tokens), floor)) for tokens in lengths))
-
-    def end(price_flops: Curve | None) -> Curve:
-        return curve(lambda tokens: 2 * price_flops.at(tokens) / device.matrix_flops if price_flops else 0.0)
-
-    def spared(tokens: int) -> float:
-        beyond_launches = max(forward(tokens) - device.launch_seconds, 0.0)
-        return min(cost.memo_flops * tokens / device.matrix_flops, 3 * beyond_launches)
+        flops = max(layer.flops.at(tokens), 0) / device.matrix_flops
+        return flops + device.passes_over_x * x.at(tokens) / device.memory_bytes
 
     def captured(tokens: int) -> float:
         return forward(tokens) + device.replay_seconds
 
-    return Speed(
+    def saved(tokens: int) -> float:
+        beyond_launches = max(forward(tokens) - device.launch_seconds, 0.0)
+        return min(layer.memo_flops * tokens / device.matrix_flops, 3 * beyond_launches)
+
+    def curve(seconds: Callable[[int], float], floor: float = 0.0) -> Curve:
+        return Curve(tuple((tokens, max(seconds(tokens), floor)) for tokens in lengths))
+
+    return LayerSpeed(
         curve(forward, device.launch_seconds),
         curve(lambda tokens: 3 * forward(tokens), 3 * device.launch_seconds),
         curve(captured),
         curve(lambda tokens: 3 * captured(tokens)),
-        end(cost.front.flops if cost.front else None),
-        end(cost.head.flops if cost.head else None),
-        curve(spared),
-        device.link_bytes,
+        curve(saved),
     )
 
 
 def clock(
-    layer: nn.Module,
+    layers: Sequence[nn.Module],
     like_x: Tensor,
     cost: Cost,
     lengths: Sequence[int] = LENGTHS,
     repeats: int = 3,
     graphs: bool = True,
 ) -> Speed:
-    """Time `layer` where it lives, on each length: the best of `repeats` bursts after those that warm up (and record).
+    """Return the speed of `layers`, timed on their device. Layers that are alike are timed once.
 
-    On a GPU bursts go on until it had time to raise its clock from idle.
-    With `graphs` False, for a run that cannot have them, nothing is captured on a GPU.
-    The ends, and what memos spare, are estimated from the time of the layer's own arithmetic.
+    Each time is the best of `repeats` bursts after the runs that warm up (and capture). On a GPU, bursts go on until
+    the clock has had time to rise from idle. With `graphs` False nothing is captured, for a run that cannot use graphs.
+    The front, the head and the memos are estimated from the rate of the layers' own arithmetic.
     """
+    kinds = first_alike(layers)
+    prices = dict(zip(kinds, cost.layers, strict=True))
+    seconds = {
+        layer: _clocked_layer(layer, like_x, cost.x, price, lengths, repeats, graphs) for layer, price in prices.items()
+    }
+    longest = max(lengths)
+    flops = sum(price.flops.at(longest) for price in prices.values())
+    ends = estimate(cost, _as_fast_as(flops / sum(speed.forward.at(longest) for speed in seconds.values())))
+    return Speed(tuple(seconds[layer] for layer in kinds), ends.front, ends.head, ends.link_bytes)
+
+
+def _clocked_layer(
+    layer: nn.Module, like_x: Tensor, x: Curve, price: LayerPrice, lengths: Sequence[int], repeats: int, graphs: bool
+) -> LayerSpeed:
     cell = Cell([Piece.of_layer(layer)])
     plain = _clocked(cell, layer, like_x, lengths, repeats, captured=False)
     captured = _clocked(cell, layer, like_x, lengths, repeats, captured=True) if graphs and like_x.is_cuda else plain
     longest, seconds = plain[0].points[-1]
-    flops_a_second = cost.layer.flops.at(longest) / seconds
-    ends = estimate(cost, Device(matrix_flops=2 * flops_a_second))
-    return Speed(*plain, *captured, ends.front, ends.head, ends.memo, ends.link_bytes)
+    return LayerSpeed(*plain, *captured, estimate_layer(price, x, _as_fast_as(price.flops.at(longest) / seconds)).memo)
+
+
+def _as_fast_as(flops_a_second: float) -> Device:
+    """Return a device on which layers' arithmetic has this rate: matrix products take half of a layer's time."""
+    return Device(matrix_flops=2 * flops_a_second) if flops_a_second else Device()
 
 
 def _clocked(
     cell: Cell, layer: nn.Module, like_x: Tensor, lengths: Sequence[int], repeats: int, *, captured: bool
 ) -> tuple[Curve, Curve]:
-    """Seconds of forward without a graph, and of recomputation and backward."""
+    """Return the seconds of forward without a graph, and of recomputation and backward."""
     state: State = tuple(layer.initial_state(like_x))  # type: ignore[operator]
     forward, backward = [], []
     with PersistentSums(cell.parameters) if captured else GradientSums(cell.parameters) as sink:
@@ -145,7 +200,7 @@ def _clocked(
 
 
 def _best(run: Callable[[], None], device: torch.device, repeats: int, warm_up: int) -> float:
-    """Seconds of one run. A GPU works off a burst of them, launching ahead of its work as it does in a step."""
+    """Return the seconds of one run. A GPU runs a burst of them, with launches ahead of its work as in a real step."""
     burst, least = (BURST, CLOCK_RISES) if device.type == "cuda" else (1, 0.0)
 
     def timed() -> float:

@@ -13,7 +13,7 @@ from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.selftest import CASES, POSITIONS, relative, self_test
-from ma2mba.planner.cost import measure
+from ma2mba.planner.measure import measure
 
 ON_GPU = torch.cuda.is_available() and backend(torch.device("cuda")) == "triton"
 pytestmark = pytest.mark.skipif(not ON_GPU, reason="needs a GPU with mamba-ssm and causal-conv1d")
@@ -68,12 +68,13 @@ def test_the_prices_on_the_meta_device_are_those_of_the_kernels(tokens):
     """Bounds are estimates, not measured; the allocator's blocks are 512 bytes."""
     config = Mamba2Config(d_model=1024, n_layer=1)
     layer = Mamba2Layer(config).to("cuda", torch.bfloat16)
-    real = measure(layer, torch.empty(1, 1, 1024, device="cuda"), 1, lengths=(tokens,))
+    real = measure([layer], torch.empty(1, 1, 1024, device="cuda"), lengths=(tokens,))
     with kernels_on_meta():
         like_x = torch.empty(1, 1, 1024, device="meta")
-        on_meta = measure(layer.to("meta"), like_x, 1, lengths=(tokens,), standing=True)
-    assert (on_meta.memo, on_meta.memo_flops) == (real.memo, real.memo_flops)
-    assert on_meta.layer.gradients == real.layer.gradients == 0
+        on_meta = measure([layer.to("meta")], like_x, lengths=(tokens,), persistent_sums=True)
+    memos = [(price.layers[0].memo, price.layers[0].memo_flops) for price in (on_meta, real)]
+    assert memos[0] == memos[1]
+    assert on_meta.layers[0].gradients == real.layers[0].gradients == 0
     for name, within in (("saved", 0.02), ("forward", 0.05), ("backward", 0.05), ("flops", 0.001)):
-        found, right = (getattr(price.layer, name).at(tokens) for price in (on_meta, real))
+        found, right = (getattr(price.layers[0], name).at(tokens) for price in (on_meta, real))
         assert found == pytest.approx(right, rel=within), name

@@ -106,7 +106,7 @@ def _holds(planner: Planner, workload: Workload, plan: Plan) -> bool:
 
 def _too_long(planner: Planner, workload: Workload, plan: Plan) -> bool:
     """Whether chunks would have to be split, which those that ranks share cannot be."""
-    return workload.ranks > 1 and planner.beyond_reach(workload, plan)
+    return workload.ranks > 1 and planner.splits_calls(workload, plan)
 
 
 def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Workload]]:
@@ -147,7 +147,8 @@ def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) ->
     if _too_long(planner, workload, plan):
         raise UserError(
             f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {workload.ranks} ranks {workload.chunk(plan):,} "
-            f"tokens of a chunk, and with so many rows kernels reach {planner.reach:,}; {remedy(planner, workload)}"
+            f"tokens of a chunk, but one call of the kernels takes at most {planner.longest_call:,} of this many "
+            f"rows; {remedy(planner, workload)}"
         )
     prediction = planner.predict(workload, plan)
     budget = planner.budget if machine.host_bytes is not None else replace(planner.budget, host=1 << 62)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ma2mba.errors import UserError
 from ma2mba.magc.cell import Piece, State, Values
@@ -20,7 +20,8 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner
-from ma2mba.planner.cost import Cost, Price, measure, price
+from ma2mba.planner.cost import Cost, Price
+from ma2mba.planner.measure import measure, price
 from ma2mba.planner.memory import USABLE
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import clock, estimate
@@ -134,12 +135,12 @@ def make_planner(setup: Setup, workload: Workload, machine: Machine) -> Planner:
         cost = _price(model, setup, workload, machine)
         like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)
         lengths = CLOCKED[:2] + tuple(tokens for tokens in CLOCKED[2:] if tokens * setup.rows <= CLOCKED[-1])
-        speed = clock(model.layers[0], like_x, cost, lengths) if machine.priced == "here" else estimate(cost)
+        speed = clock(_layers(model, setup), like_x, cost, lengths) if machine.priced == "here" else estimate(cost)
     base, host = base_bytes(model, setup)
     host_bytes = None if machine.host_bytes is None else int(machine.host_bytes)
     budget = Budget(int(machine.device_bytes * USABLE), host_bytes, base, host, machine.one_memory)
-    reach = None if machine.priced == "torch" else model.layers[0].longest_call(setup.rows)
-    return Planner(cost, speed, budget, machine.graphs, reach)
+    longest_call = None if machine.priced == "torch" else model.layers[0].longest_call(setup.rows)
+    return Planner(cost, speed, budget, machine.graphs, longest_call)
 
 
 def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
@@ -169,8 +170,12 @@ def _price(model: VideoMa2mba, setup: Setup, workload: Workload, machine: Machin
     tokens_per_frame = workload.unit if workload.unit > 1 else 0
     front, head = price_ends(model, setup, tokens_per_frame, _head_lengths(setup.rows, machine.priced))
     like_x = torch.empty(setup.rows, 1, setup.config.language_model.d_model)
-    layers, lengths = setup.config.language_model.n_layer, _lengths(workload)
-    return measure(model.layers[0], like_x, layers, front, head, lengths, standing=machine.graphs)
+    return measure(_layers(model, setup), like_x, front, head, _lengths(workload), persistent_sums=machine.graphs)
+
+
+def _layers(model: VideoMa2mba, setup: Setup) -> list[nn.Module]:
+    """Return the layers of the setup's model, from a model of one layer: the backbone builds all of them alike."""
+    return [model.layers[0]] * setup.config.language_model.n_layer
 
 
 def _head_lengths(rows: int, priced: Priced) -> list[int]:

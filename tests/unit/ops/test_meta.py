@@ -8,7 +8,7 @@ from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend, kernels_on_meta, mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.types import LOSS_BLOCK
-from ma2mba.planner.cost import measure
+from ma2mba.planner.measure import measure
 from ma2mba.planner.meter import measuring
 
 CONFIG = Mamba2Config(d_model=256, n_layer=1)
@@ -46,18 +46,18 @@ def test_a_layer_saves_its_projection_its_scan_and_its_input(layer):
     """The same as `triton/layer.py` saves. Gradients of weights are added to the engine's sums."""
     x, lengths = torch.empty(1, 1, 256, device="meta"), (512, 1024)
     with kernels_on_meta():
-        cost = measure(layer, x, 1, lengths=lengths, standing=True)
+        cost = measure([layer], x, lengths=lengths, persistent_sums=True)
     inner, width, heads = CONFIG.d_inner, CONFIG.d_model, CONFIG.heads
     a_token = 2 * (inner + CONFIG.conv_width + heads) + 2 * inner + 4 * width
     small = 4 * (2 * heads + CONFIG.conv_width * (CONFIG.d_conv + 1))
     for tokens in lengths:
-        assert cost.layer.saved.at(tokens) == tokens * a_token + cost.state + small
-    assert cost.layer.gradients == 0
-    assert (cost.memo, cost.memo_flops) == (2 * width, 2 * inner * width)
-    plain = measure(layer, x, 1, lengths=lengths)
-    assert plain.layer.gradients == plain.layer.weights == cost.layer.weights
-    assert plain.layer.backward.at(1024) > 2 * cost.layer.backward.at(1024)
-    assert plain.layer.flops.at(1024) > cost.layer.flops.at(1024) > 0.5 * plain.layer.flops.at(1024)
+        assert cost.layers[0].saved.at(tokens) == tokens * a_token + cost.stack.state + small
+    assert cost.layers[0].gradients == 0
+    assert (cost.layers[0].memo, cost.layers[0].memo_flops) == (2 * width, 2 * inner * width)
+    plain = measure([layer], x, lengths=lengths)
+    assert plain.layers[0].gradients == plain.layers[0].weights == cost.layers[0].weights
+    assert plain.layers[0].backward.at(1024) > 2 * cost.layers[0].backward.at(1024)
+    assert plain.layers[0].flops.at(1024) > cost.layers[0].flops.at(1024) > 0.5 * plain.layers[0].flops.at(1024)
 
 
 @pytest.mark.parametrize("positions", [LOSS_BLOCK, LOSS_BLOCK + 256])

@@ -7,7 +7,8 @@ from torch import nn
 from ma2mba.magc.cell import Piece
 from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.mamba2_config import Mamba2Config
-from ma2mba.planner.cost import Curve, measure, price
+from ma2mba.planner.cost import Curve
+from ma2mba.planner.measure import measure, price
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.speed import clock
 from tests.parity.recurrent_layers import GRULayer
@@ -86,10 +87,10 @@ def test_a_length_that_was_not_run_is_on_the_line():
 
 def test_bytes_depend_on_the_dtype():
     x = torch.empty(1, 1, 64, device="meta")
-    half, full = (measure(mamba(64, "meta", dtype), x, 2) for dtype in (torch.bfloat16, torch.float32))
-    assert half.layer.gradients * 2 == full.layer.gradients
+    half, full = (measure([mamba(64, "meta", dtype)] * 2, x) for dtype in (torch.bfloat16, torch.float32))
+    assert half.layers[0].gradients * 2 == full.layers[0].gradients
     assert half.sums == full.sums == 2 * 4 * sum(p.numel() for p in mamba().parameters())
-    assert half.layer.saved.at(1024) < full.layer.saved.at(1024)
+    assert half.layers[0].saved.at(1024) < full.layers[0].saved.at(1024)
 
 
 def test_curve():
@@ -102,5 +103,5 @@ def test_curve():
 
 def test_clock_times_longer_chunks_as_longer():
     layer, x = mamba(), torch.zeros(1, 1, 64)
-    speed = clock(layer, x, measure(layer, x, 1, lengths=(64, 128)), lengths=(32, 2048))
+    speed = clock([layer], x, measure([layer], x, lengths=(64, 128)), lengths=(32, 2048)).layers[0]
     assert 0 < speed.forward.at(32) < speed.forward.at(2048) < speed.backward.at(2048)

@@ -18,7 +18,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import kernels_on_meta
 from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner, candidates
-from ma2mba.planner.cost import measure
+from ma2mba.planner.measure import measure
 from ma2mba.planner.memory import GIB
 from ma2mba.planner.meter import measuring
 from ma2mba.planner.predict import Prediction, predict
@@ -49,7 +49,7 @@ def mamba_layers(width: int, layers: int) -> nn.ModuleList:
 @pytest.mark.parametrize(("width", "layers", "tokens"), [(48, 5, 256), (48, 5, 512), (96, 6, 512)])
 def test_checkpoint_takes_the_predicted_bytes(plan, width, layers, tokens):
     modules = mamba_layers(width, layers)
-    cost = measure(modules[0], torch.empty(1, 1, width), layers, lengths=(64, 128, 256))
+    cost = measure(modules, torch.empty(1, 1, width), lengths=(64, 128, 256))
     predicted = predict(cost, estimate(cost), Workload(tokens), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, tokens, width, plan), rel=WITHIN)
 
@@ -59,7 +59,7 @@ def test_states_kept_seldom_take_the_predicted_bytes(plan):
     """Eleven chunks, the last a short one; states count for more than elsewhere here. Measured worst case: 4%."""
     config = Mamba2Config(d_model=48, n_layer=5, d_state=128, headdim=16, ssd_block=32, vocab_size=64)
     modules = nn.ModuleList(Mamba2Layer(config) for _ in range(5))
-    cost = measure(modules[0], torch.empty(1, 1, 48), 5, lengths=(32, 64))
+    cost = measure(modules, torch.empty(1, 1, 48), lengths=(32, 64))
     predicted = predict(cost, estimate(cost), Workload(672), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, 672, 48, plan), rel=WITHIN)
     every = predict(cost, estimate(cost), Workload(672), replace(plan, stash_every=1))
@@ -69,7 +69,7 @@ def test_states_kept_seldom_take_the_predicted_bytes(plan):
 
 def test_a_layer_of_somebody_else_takes_the_predicted_bytes():
     modules = nn.ModuleList(GRULayer(32) for _ in range(4))
-    cost = measure(modules[0], torch.empty(1, 1, 32), 4, lengths=(16, 32))
+    cost = measure(modules, torch.empty(1, 1, 32), lengths=(16, 32))
     plan = Plan("sequence", 32, 2)
     predicted = predict(cost, estimate(cost), Workload(128), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, 128, 32, plan), rel=WITHIN)
@@ -199,7 +199,7 @@ def test_a_last_chunk_that_is_not_recorded_takes_its_own_memory(small):
     planner, plan = replace(small, graphs=True), Plan("sequence", 4096, 12, graphs=True)
     whole, ragged = Workload(65536), Workload(65536 + 4000)
     more = planner.predict(ragged, plan).device_bytes - planner.predict(whole, plan).device_bytes
-    assert more > 0.8 * 12 * small.cost.layer.saved.at(4000)
+    assert more > 0.8 * 12 * small.cost.layers[0].saved.at(4000)
     any_length = planner.predict(replace(whole, ragged=True), plan)
     assert any_length.device_bytes > planner.predict(ragged, plan).device_bytes
 
