@@ -1,5 +1,6 @@
-"""The model under multi-axis gradient checkpointing: a chunk's frames, layers and loss in one step.
+"""Stream a batch through the model chunk by chunk, with multi-axis gradient checkpointing.
 
+A chunk's frames are encoded, its tokens pass the layers, and its loss is added, before the next chunk begins.
 B batch, S tokens of the sample, T tokens of a chunk, N frames, C colours, H and W pixels, K tokens of a frame,
 M supervised tokens of a chunk.
 """
@@ -18,7 +19,7 @@ from ma2mba.magc import Plan, Streamer
 from ma2mba.model.video_ma2mba import VideoMa2mba, supervised
 
 FEATURE_BITS = torch.int16
-"""Features travel through the engine as the bits of bf16: it would ask for the gradient of a floating tensor."""
+"""Features reach the engine as the bits of bf16, because it computes gradients of floating-point inputs."""
 
 
 def streaming_loss(
@@ -31,13 +32,15 @@ def streaming_loss(
     before_chunk: Callable[[], None] | None = None,
     when_done: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Sum of the cross-entropies of the batch's supervised tokens times `loss_scale`; a scalar in fp32 or wider.
+    """Return the sum of the cross-entropies of the batch's supervised tokens times `loss_scale`, fp32 or wider, ().
 
-    Every trainable parameter gets a gradient, zero if the batch does not use it (text alone, no supervised token).
-    `streamer` is that of the model and the plan, kept from step to step where the plan asks for graphs. With a group,
-    its ranks see the same batch and share out the tokens of every chunk: loss and gradients are this rank's share.
-    `before_chunk` is called before every chunk, in forward and backward, `when_done` at the end of backward; both may
-    raise.
+    Every trainable parameter gets a gradient: zero if the batch does not use the parameter.
+
+    streamer      from `build_streamer`; a plan with graphs needs the same one in every step
+    group         ranks that see the same batch and share the tokens of every chunk; loss and gradients are then this
+                  rank's share
+    before_chunk  called before every chunk, in forward and in backward; may raise
+    when_done     called at the end of backward, before any gradient is handed over; may raise
     """
     streamer = streamer or build_streamer(model, plan, group)
     device = next(model.parameters()).device
@@ -49,9 +52,9 @@ def streaming_loss(
 
 
 def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | None = None) -> Streamer:
-    """The model as a streamed sum of losses. What is frozen must be so already.
+    """Return the model as a streamed sum of losses. Freeze parameters before, not after.
 
-    Chunks that are captured as CUDA graphs hold whole frames where that is possible.
+    Chunks that are captured as CUDA graphs hold whole frames if a frame fits into a chunk.
     """
     K = model.config.tokens_per_frame
     if plan.graphs and plan.chunk_tokens > K:
@@ -74,12 +77,11 @@ def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | No
 
 
 class Chunks(Sequence[tuple[Tensor, ...]]):
-    """The chunks of a batch, on the device when asked for: ids_BT, visual_BT, frames, and the chunk's supervised
-    tokens as places_M and targets_M.
+    """The chunks of a batch: ids_BT, visual_BT, frames, and the chunk's supervised tokens as places_M and targets_M.
 
-    Of every chunk only the part of rank `place` among the `ranks` that share the batch; it may be of no tokens.
-    Frames are read when their chunk is asked for, once in forward and once in backward; those of the chunk that comes
-    next in either direction are read meanwhile. Features come as FEATURE_BITS.
+    A chunk is moved to the device when it is asked for, once in forward and once in backward. Its frames are read
+    then, and the frames of the next chunk in the same direction are read in the background. Features come as
+    FEATURE_BITS. When `ranks` ranks share the batch, each chunk holds only the tokens of rank `place`, perhaps none.
     """
 
     def __init__(
@@ -123,7 +125,11 @@ class Chunks(Sequence[tuple[Tensor, ...]]):
         return tuple(t.to(self.device, non_blocking=True) for t in chunk)
 
     def _after(self, i: int) -> int | None:
-        """Forward goes from the first to the last; backward has that one still, and goes from the one before it."""
+        """Return the number of the chunk that is asked for after chunk i, None when chunk 0 ends backward.
+
+        Forward goes from the first chunk to the last one. Backward still has the last chunk, and goes back from the
+        chunk before it.
+        """
         back, self._last = i <= self._last, i
         if back or i == len(self) - 1:
             return i - 1 if i else None

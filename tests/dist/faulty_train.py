@@ -1,7 +1,7 @@
 """launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow|save:RANK:STEP, in that rank and that step.
 
-It comes up in forward. A slow rank takes CHUNK_SECONDS for every chunk from there on, and leaves a file "slow". With
-"save" the first save after that step takes SAVE_SECONDS more, in its middle.
+The fault occurs in forward. From there on, a slow rank takes CHUNK_SECONDS for every chunk, and writes a file "slow".
+With "save", the save after that step takes SAVE_SECONDS more, in its middle.
 """
 
 import os

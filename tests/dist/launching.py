@@ -37,7 +37,7 @@ TRAINER = ROOT / "launch" / "train.py"
 
 
 def command(ranks: int, *overrides: str, script: Path = TRAINER) -> list[str]:
-    """`deepspeed` beside this interpreter for several ranks, the interpreter itself for one (ranks=0)."""
+    """Return the command: this environment's `deepspeed` for `ranks` ranks, or for ranks=0 a single plain process."""
     arguments = [str(script), "recipe.yaml", *overrides]
     if not ranks:
         return [sys.executable, *arguments]
@@ -51,7 +51,7 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def running(arguments: list[str], folder: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """A process in `folder`, both streams in one pipe; at the end nothing is left of it and what it started."""
+    """Start a process in `folder`, with stderr in stdout. At the end kill it and everything that it started."""
     process = subprocess.Popen(
         arguments,
         cwd=folder,
@@ -68,7 +68,7 @@ def running(arguments: list[str], folder: Path, **variables: str) -> Iterator[su
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """The session that it leads, and what it has started in other sessions."""
+    """Kill the session that a process leads, and what it has started in other sessions."""
     below = []
     with suppress(psutil.NoSuchProcess):
         below = psutil.Process(process.pid).children(recursive=True)
@@ -83,31 +83,31 @@ def kill_all(process: subprocess.Popen) -> None:
 def finished(
     arguments: list[str], folder: Path, timeout: float = TIMEOUT_SECONDS, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end in `folder`; stdout holds both streams."""
+    """Run a command to the end in `folder`; stdout has both streams."""
     with running(arguments, folder, **variables) as process:
         said, _ = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(arguments, process.returncode, said)
 
 
 def launch(folder: Path, ranks: int, *overrides: str, script: Path = TRAINER) -> subprocess.CompletedProcess[str]:
-    """Train to the end in `folder`; stdout holds both streams."""
+    """Train to the end in `folder`; stdout has both streams."""
     return finished(command(ranks, *overrides, script=script), folder)
 
 
 def train(folder: Path, ranks: int, *overrides: str) -> str:
-    """Run to a good end; returns what was said."""
+    """Train, expect exit code 0, and return the output."""
     done = launch(folder, ranks, *overrides)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def curve(run: Path, key: str = "loss") -> list[float]:
-    """One number for each step, of which none is missing or doubled."""
+    """Return one number for each step; no step may be missing or repeated."""
     steps = lines(run, "step")
     assert steps == list(range(1, len(steps) + 1))
     return lines(run, key)
 
 
 def lines(run: Path, key: str) -> list[float]:
-    """The numbers of metrics.jsonl, which begins later in a run that goes on from another's checkpoint."""
+    """Return the numbers of metrics.jsonl. A run that resumes from another run's checkpoint begins later."""
     return [json.loads(line)[key] for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,6 @@
-"""Train several recipes one after the other in the same processes: [deepspeed] many_runs.py RECIPE OVERRIDES.json
+"""Train one recipe several times in the same processes: [deepspeed] many_runs.py RECIPE OVERRIDES.json
 
-OVERRIDES holds one list of key=value for each run. What a user starts is launch/train.py; this spares its imports.
+OVERRIDES has one list of key=value for each run. Users start launch/train.py; this script imports only once.
 """
 
 import json

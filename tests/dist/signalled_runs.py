@@ -1,7 +1,7 @@
-"""many_runs.py with a signal in every run: MA2MBA_TEST_SIGNAL=RANK:STEP:PHASE,... one for each run, or - for none.
+"""many_runs.py with a signal in each run: MA2MBA_TEST_SIGNAL=RANK:STEP:PHASE,... with one entry a run, "-" for none.
 
-That rank gets SIGUSR1 where it first asks for a chunk in the middle of that phase, in that step or later, and writes
-the step to a file "signalled-RUN".
+The rank receives SIGUSR1 when it asks for a chunk in the middle of that phase, in that step or later. It writes the
+step to a file "signalled-RUN".
 """
 
 import os
@@ -17,7 +17,7 @@ from tests.dist import many_runs
 
 PLACES = iter(os.environ["MA2MBA_TEST_SIGNAL"].split(","))
 MIDDLE = {"forward": 2, "backward": 1}
-"""The chunk of a phase at which a rank is signalled: backward does not ask for the last one again."""
+"""The chunk of a phase at which a rank is signalled. Backward does not ask for the last chunk again."""
 build = many_runs.build
 get = streaming.Chunks.__getitem__
 begin_micro_batch = Activity.begin_micro_batch

@@ -1,6 +1,6 @@
-"""What a user sees when a rank fails or hangs, or the loss is no number, in the middle of a step: 2 ranks.
+"""What a user sees when a rank fails or hangs, or the loss is not a number, inside a step of 2 ranks.
 
-Collectives of a watched run wait for days: that a job ends at all shows that nothing waited for them.
+Collectives of a watched run wait for days, so a job that ends did not wait for them.
 """
 
 import json
@@ -16,7 +16,7 @@ FAULTY = Path(__file__).with_name("faulty_train.py")
 
 @pytest.fixture
 def fail(folder, monkeypatch):
-    """Launch with a fault; the exit code, what was said, and the run folder."""
+    """Launch with a fault; return the exit code, the output and the run folder."""
 
     def run(fault: str, *overrides: str):
         monkeypatch.setenv("MA2MBA_TEST_FAULT", fault)

@@ -1,4 +1,4 @@
-"""What a user has to put right: exit code 2 through the launcher, said once, nothing half-written."""
+"""A user's errors: exit code 2 through the launcher, one message, no half-written files."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Training under the real launcher: ranks do not change the result, and neither does being killed."""
+"""Training under the real launcher: neither the number of ranks nor kills change the result."""
 
 import random
 import re
@@ -67,7 +67,7 @@ def test_one_rank_has_the_same_curve_as_two(alone, undisturbed):
 
 @pytest.mark.slow
 def test_killed_twice_and_started_again_the_run_is_as_if_undisturbed(folder, undisturbed, monkeypatch):
-    """`make chaos` in short: one kill in a save, which takes long enough to be met, and one in a step."""
+    """A short `make chaos`: one kill in a save, which is slow enough to be hit, and one in a step."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MA2MBA_TEST_FAULT", "save:0:3")
     start = chaos.Starter(Path("recipe.yaml"), [], 2, Path(), FAULTY)
@@ -80,7 +80,7 @@ def test_killed_twice_and_started_again_the_run_is_as_if_undisturbed(folder, und
 
 @pytest.mark.slow
 def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monkeypatch):
-    """Each while rank 1 is slow, and rank 0 waits for it: that step is given up."""
+    """Signals while rank 1 is slow and rank 0 waits for it: the ranks give that step up."""
     overrides = ("run=asked", "checkpoint.every=1000")
     monkeypatch.setenv("MA2MBA_TEST_FAULT", "slow:1:3")
     wrapped = command(2, *overrides, script=FAULTY)
@@ -103,7 +103,7 @@ def signal_one_rank(launcher):
 
 
 def ask_when_slow(folder, arguments, send):
-    """Start training, signal when rank 1 is slow, and wait; returns what was said and the step of the latest."""
+    """Start training, signal when rank 1 is slow, and wait. Return the output and the step of the latest checkpoint."""
     (folder / "slow").unlink(missing_ok=True)
     with running(arguments, folder) as process:
         chaos.wait_for((folder / "slow").is_file, process)

@@ -1,6 +1,6 @@
-"""ZeRO 1, 2, 3 and offload train as one process does, and go on from each other's checkpoints.
+"""ZeRO 1, 2, 3 and offload train as one process does, and resume from each other's checkpoints.
 
-Every rank sees other modalities and lengths: text alone, pictures, videos of up to 12 frames (chunks of 24 tokens).
+The ranks see different modalities and lengths: text alone, pictures, videos of up to 12 frames (chunks of 24 tokens).
 """
 
 import json
@@ -31,7 +31,7 @@ ZERO = {
     "host": "ds_configs/zero1_offload.json",
 }
 NO_GRADIENT = "k_proj.bias"
-"""Softmax does not depend on a key's bias: its gradient is rounding alone, which AdamW blows up to whole steps."""
+"""Softmax does not depend on the bias of a key: its gradient is rounding error, which AdamW scales to full steps."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -71,13 +71,13 @@ SIGNALS = {
     "zero3-late": ("1:4:backward", []),
     "shared": ("1:4:forward", ["parallel.sequence=2"]),
 }
-"""Where a rank is signalled, and what else is said of the run."""
+"""The place where a rank is signalled, and more overrides."""
 POLICIES = ZERO | {"zero3-late": "zero3.json", "shared": "ds_configs/zero1.json"}
 
 
 @pytest.fixture(scope="module")
 def signalled(runs):
-    """Runs that a signal stops within a micro-batch; then each goes on to its last step."""
+    """Runs that a signal stops inside a micro-batch; then each resumes to its last step."""
     first = [
         [f"run=asked-{name}", f"zero_config={POLICIES[name]}", "checkpoint.every=100", *options]
         for name, (_, options) in SIGNALS.items()
@@ -100,7 +100,7 @@ def weights(run):
 
 
 def apart(run, reference):
-    """The largest relative difference of losses and of gradient norms, and of the weights after 20 steps."""
+    """Return the largest relative differences of losses, of gradient norms, and of the weights after 20 steps."""
     worst = []
     for key in ("loss", "gradient_norm"):
         ours, theirs = (dict(zip(lines(r, "step"), lines(r, key), strict=True)) for r in (run, reference))
@@ -158,7 +158,7 @@ def test_bf16_sums_gradients_in_fp32_and_keeps_fp32_weights(runs):
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_within_a_micro_batch_is_obeyed_there(signalled, name):
-    """Also where ranks wait for each other in every micro-batch, or in every layer."""
+    """Also when ranks wait for each other in every micro-batch, or in every layer."""
     folder, said = signalled
     run = folder / f"asked-{name}"
     done = int((folder / f"signalled-asked-{name}").read_text()) - 1

@@ -1,4 +1,4 @@
-"""What the engine is handed, and what its ranks must have in common."""
+"""The engine captures the weights that are trained, and its ranks need one plan."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -19,11 +19,11 @@ from tests.tiny import TINY_MODEL
 
 
 class Reached(Exception):
-    """As far as this test goes."""
+    """Ends the test where the streamer would be built."""
 
 
 def test_chunks_are_recorded_of_the_weights_that_are_trained(monkeypatch):
-    """DeepSpeed converts and moves a model when it is handed over: too late for the streamer."""
+    """DeepSpeed converts and moves a model in `initialize`: too late for the streamer."""
 
     def build_streamer(model, plan, group):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
@@ -38,7 +38,7 @@ def test_chunks_are_recorded_of_the_weights_that_are_trained(monkeypatch):
 
 @pytest.mark.parametrize("second", [64, 128])
 def test_ranks_that_share_sequences_need_one_plan(second, monkeypatch):
-    """With different numbers of chunks they would wait for each other for ever."""
+    """With different numbers of chunks the ranks would deadlock."""
 
     def gather(values):
         said.append(values.tolist())

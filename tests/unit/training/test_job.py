@@ -1,4 +1,4 @@
-"""From a recipe to a run's data: weights, buckets, and features only for an encoder that stays as it is."""
+"""A job's data: weights of folders, micro-batches by tokens, and features only for a frozen encoder."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""launch/run.py hands signals to ranks, of which some may just have ended."""
+"""launch/run.py passes signals on to ranks; some may have ended already."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""Where rank 0 listens."""
+"""The port on which rank 0 listens."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""What `launch/train.py` says of an error that a user can put right, on which rank."""
+"""Which rank of `launch/train.py` reports a user's error, and when."""
 
 import socket
 import sys
@@ -10,7 +10,7 @@ from launch import train
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """The words and the seconds waited of a rank that meets a bad recipe."""
+    """Run a rank with a recipe that does not exist; return its stderr and the seconds it waited."""
 
     def run(rank: int, local_rank: int):
         waited = []

@@ -1,4 +1,4 @@
-"""Ranks, ZeRO policies and precision: refused before any process group exists."""
+"""Wrong numbers of ranks, ZeRO policies and precisions are reported before any process group exists."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A signal to any rank stops all of them, and none waits for one that has left.
+"""A signal to any rank stops all ranks, and no rank waits for a rank that has left.
 
-Ranks are threads here, and what they need of each other is what DeepSpeed and the layers do: collectives, noted in
-order. Each rank must have begun the same ones, whether it waits in them (a CPU's) or runs ahead (a GPU's).
+Ranks are threads here. In place of DeepSpeed's collectives and the layers' exchanges, each rank notes them in order.
+All ranks must begin the same ones, whether a rank waits inside (on a CPU) or runs ahead (on a GPU).
 """
 
 import os
@@ -21,14 +21,16 @@ from ma2mba.training.faults.stop_vote import LostRank, StopVote
 STEPS, MICRO_BATCHES = 2, 3
 LAST = MICRO_BATCHES - 1
 FORWARD, BACKWARD, END = (0, 1), (2, 3), 4
-"""Chunks of a micro-batch, and its end."""
+"""The chunks of a micro-batch, and the end of its backward."""
 ANOTHER = "signal to another rank"
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
 
 
 class Job:
-    """`count` ranks, each `shared` of them with the same sequences; `at[rank]` is called with the rank and its place:
-    (step, micro-batch, chunk)."""
+    """One rank for each function `at`; each `shared` ranks see the same sequences.
+
+    `at[rank]` is called with the rank and the place that it reaches: (step, micro-batch, chunk).
+    """
 
     def __init__(self, stage, *at, shared=1, waits=True):
         self.stage, self.shared, self.waits, store = stage, shared, waits, HashStore()
@@ -38,7 +40,7 @@ class Job:
         self.groups = [threading.Barrier(shared, timeout=20) for _ in range(len(at) // shared)]
 
     def run(self):
-        """Where each rank came to, and what stopped it."""
+        """Return the last place of each rank, and the message of Stopped."""
         with ThreadPoolExecutor(len(self.ranks)) as pool:
             results = list(pool.map(Rank.train, self.ranks))
         for rank in self.ranks:
@@ -96,7 +98,7 @@ class Rank:
 
 
 def signals(place, when):
-    """Signalled there, not before `when`."""
+    """The rank receives a signal at this place, after `when` is set."""
 
     def at(rank, reached):
         if reached == place:
@@ -107,7 +109,7 @@ def signals(place, when):
 
 
 def waits(place, there, asked):
-    """Says that it is there, and does not get past before another rank has been signalled and has looked."""
+    """The rank sets `there` at this place, and waits until another rank has asked to stop."""
 
     def at(rank, reached):
         if reached == place:
@@ -118,7 +120,7 @@ def waits(place, there, asked):
 
 
 def watched(asked):
-    """A vote that tells when a rank has asked in it."""
+    """Return a StopVote that sets an event when a rank asks to stop."""
 
     class Watched(StopVote):
         def given_up(self, asks):
@@ -258,8 +260,8 @@ def test_ranks_that_share_a_sequence_leave_before_the_same_chunk(signalled):
 @pytest.mark.parametrize(("ranks", "shared"), [(2, 1), (2, 2), (4, 2)])
 @pytest.mark.parametrize("at_once", [True, False])
 def test_wherever_the_signals_come_all_leave_together(stage, ranks, shared, at_once):
-    """Signals at 8 times chosen by lot, to one rank or to all, while ranks hurry or linger: they end, with the same
-    collectives begun and in the same step."""
+    """8 signals at random moments, to one rank or to all, with fast and slow ranks: all end in the same step, after the
+    same collectives."""
     lot = random.Random(f"{stage} {ranks} {shared} {at_once}")
 
     def at(rank, reached):
@@ -294,7 +296,7 @@ def test_votes_made_later_begin_anew():
 
 
 def test_a_signal_is_heard_in_backward_while_the_main_thread_waits():
-    """As on a GPU: no handler runs before the main thread goes on."""
+    """As on a GPU: Python runs no handler while the main thread waits."""
     said, over = [], threading.Event()
 
     def backward():

@@ -1,4 +1,4 @@
-"""Recipes: what is refused, how it is said, and that the shipped ones are right."""
+"""Recipes: which are rejected, with which message, and that the shipped recipes are valid."""
 
 from dataclasses import fields
 from pathlib import Path
