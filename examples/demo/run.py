@@ -1,7 +1,7 @@
-"""`make demo`: a toy video world through every part, by the commands that a user would type, to a report.
+"""`make demo`: run the whole project on toy videos, with the commands that a user would type, and write a report.
 
-Steps that are finished are skipped, a training stage that was cut short resumes, and a changed command or recipe redoes
-its step and those after it.
+A second call skips finished steps and resumes an interrupted training stage. A changed command or recipe repeats its
+step and all later steps.
 """
 
 import argparse
@@ -36,7 +36,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything; counts of 0 and above go to `data_prep toy`, `overrides` to every stage."""
+    """The size of the demo: counts for `data_prep toy`, `overrides` for the recipe of every stage."""
 
     videos: int
     short: int
@@ -54,7 +54,7 @@ TINY = Size(2, 2, 4, 2, 2, "6:8", ("8", "1fps"), ("epochs=null", "steps=2", "glo
 
 @dataclass(frozen=True)
 class Step:
-    """A command, what it writes, the recipe that it reads, and whether it goes on from where it was cut short."""
+    """A command, its output, the recipe that it reads, and whether the command resumes after an interruption."""
 
     name: str
     command: tuple[str, ...]
@@ -69,7 +69,7 @@ class Step:
 
 
 def main() -> int:
-    """Run what is not finished and write the report; the exit code of the first command that fails."""
+    """Run the unfinished steps and write the report. Return the exit code of the first command that fails."""
     arguments = parse_arguments()
     out: Path = arguments.out
     if arguments.fresh:
@@ -88,14 +88,14 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="where everything goes (runs/demo)")
-    parser.add_argument("--fresh", action="store_true", help="remove that folder first")
-    parser.add_argument("--tiny", action="store_true", help="two videos and two steps a stage: does everything run?")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: runs/demo)")
+    parser.add_argument("--fresh", action="store_true", help="remove the output folder first")
+    parser.add_argument("--tiny", action="store_true", help="two videos and two steps a stage, as a check")
     return parser.parse_args()
 
 
 def training_steps(out: Path, size: Size) -> list[Step]:
-    """The corpus, its shards and the three stages."""
+    """Return the steps that make videos and shards, and train the three stages."""
     toy = out / "toy"
     amounts = [f"--{name.replace('_', '-')}={getattr(size, name)}" for name in ("videos", "short", "stills", "clips")]
     command = ("python", "-m", "data_prep", "toy", f"--out={toy}", *amounts, f"--held-out={size.held_out}")
@@ -122,7 +122,7 @@ def training_steps(out: Path, size: Size) -> list[Step]:
 
 
 def trial_steps(out: Path, size: Size) -> list[Step]:
-    """Export, one question, and the evaluation at every number of frames."""
+    """Return the steps that export the model, ask one question, and evaluate at every number of frames."""
     model, task = out / "model", out / "toy" / "eval.jsonl"
     export = ("ma2mba", "export", str(out / STAGES[-1]), "--out", str(model))
     ask = ("ma2mba", "ask", str(out / "toy/media/heldout/00000.mp4"), "Which symbol appeared?", "--model", str(model))
@@ -136,18 +136,18 @@ def trial_steps(out: Path, size: Size) -> list[Step]:
 
 
 class Journal:
-    """Which steps are finished, by which command, and how long they took; kept in a file."""
+    """A file with the finished steps, their commands and their durations."""
 
     def __init__(self, path: Path):
         self.path = path
         self.entries: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
 
     def run(self, step: Step) -> int:
-        """Run a step unless it is finished; returns the exit code."""
+        """Run a step unless it is finished. Return the exit code."""
         entry = self.entries.get(step.name, {})
         same = entry.get("fingerprint") == step.fingerprint
         if same and entry["finished"] and (step.output is None or step.output.exists()):
-            console.print(f"[green]✓[/] {step.name} [dim]finished before, in {entry['seconds']:.0f} s[/]")
+            console.print(f"[green]✓[/] {step.name} [dim]finished earlier, in {entry['seconds']:.0f} s[/]")
             return 0
         if step.output and not (same and step.resumes):
             remove(step.output)
@@ -174,7 +174,7 @@ class Journal:
 
 
 def execute(step: Step) -> int:
-    """Show a step's command and run it from the repository's root, with this interpreter's tools."""
+    """Print a step's command and run it from the repository's root, with this interpreter's tools."""
     command = [str(free_port()).join(word.split(PORT)) for word in step.command]
     console.rule(f"[bold]{step.name}", align="left")
     console.print(f"$ {shlex.join(command)}", style="cyan", markup=False, soft_wrap=True)
@@ -193,7 +193,7 @@ def remove(path: Path) -> None:
 
 
 def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
-    """Write the report and show it."""
+    """Write the report and print it."""
     results = {frames: json.loads((out / f"eval-{frames}.json").read_text()) for frames in size.frames}
     report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds)
     numbers, picture = write_report(report, out)

@@ -1,9 +1,9 @@
-"""`make chaos`: one training run is killed again and again at random moments and must end as if it had been left alone.
+"""`make chaos`: kill a training run at random moments, resume it, and compare its end with an undisturbed run.
 
-The same recipe is trained twice on the same number of ranks: undisturbed, and killed by SIGKILL (one rank, all ranks,
-or the launcher and all ranks; half of the times in a save) and started again by the same command each time. After every
-kill the checkpoint that `latest` names must be whole to the last byte; at the end the weights, the optimizer's state
-and every logged loss must be the same, bit for bit. Exit code 1 when they are not.
+Both runs train the same recipe on the same number of ranks. One run is undisturbed. The other is killed by SIGKILL (one
+rank, all ranks, or the launcher and all ranks; every second kill falls into a save) and resumed by the same command.
+After every kill the checkpoint that `latest` names must be whole to the last byte. At the end the weights, the
+optimizer's state and every logged loss must be equal, bit for bit. Exits with code 1 if they differ.
 """
 
 import argparse
@@ -37,7 +37,7 @@ DEMO = ("steps=40", "global_batch=4", "micro_batch=1", "checkpoint={every: 2, ke
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: when (seconds after the start of that attempt), whom, after which logged step, and what it met."""
+    """One kill: its time (seconds after the attempt's start), victim, last logged step, and the phase it hit."""
 
     number: int
     seconds: float
@@ -50,7 +50,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Pace:
-    """Of a run: its steps, and seconds of one and of a save."""
+    """The pace of a run: its number of steps, seconds a step, and seconds a save."""
 
     steps: int
     step_seconds: float
@@ -82,18 +82,18 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", type=Path, help="what to train (the demo's first stage, made small)")
+    parser.add_argument("recipe", nargs="?", type=Path, help="recipe (default: the demo's first stage, made small)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as for launch/train.py")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
-    parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="where both runs go (runs/chaos)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments and the victims")
+    parser.add_argument("--out", type=Path, default=Path("runs/chaos"), help="output folder (default: runs/chaos)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser.parse_intermixed_args()
 
 
 def demo_recipe(out: Path) -> Path:
-    """The demo's first recipe, with its data made where they belong."""
+    """Return the demo's first recipe, after making its data."""
     journal = Journal(out / "steps.json")
     for step in training_steps(out, TINY):
         if step.name in ("toy videos", "shards stage1") and journal.run(step):
@@ -106,7 +106,7 @@ def demo_recipe(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Starter:
-    """Starts the same training as often as asked, in the run folder `out / name`."""
+    """Starts the same training again and again, in the run folder `out / name`."""
 
     recipe: Path
     overrides: list[str]
@@ -116,7 +116,7 @@ class Starter:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """The launcher, in a session that ends with the context."""
+        """Start the launcher, in a session that ends with the context."""
         launcher = Path(sys.executable).with_name("deepspeed")
         command = [sys.executable, str(launcher), "--quiet", f"--num_gpus={self.ranks}", f"--master_port={free_port()}"]
         command += [str(self.script), str(self.recipe), *self.overrides, f"run={self.out / name}"]
@@ -132,20 +132,20 @@ class Starter:
 
 
 def undisturbed(start: Starter) -> Path:
-    """Train to the end and leave it alone; returns the run folder."""
+    """Train to the end without a kill. Return the run folder."""
     to_the_end(start, "undisturbed")
     return start.out / "undisturbed"
 
 
 def to_the_end(start: Starter, name: str) -> None:
-    """Raises SystemExit when the training fails."""
+    """Train to the end. Raise SystemExit if training fails."""
     with start(name) as process:
         if process.wait(LIMIT_SECONDS):
             raise SystemExit(f"{name}: exit code {process.returncode}; see {start.out / f'{name}.log'}")
 
 
 def pace_of(run: Path) -> Pace:
-    """Steps and seconds of a finished run, as the times of the files of its last two checkpoints tell."""
+    """Return the pace of a finished run, from the file times of its last two checkpoints."""
     before, last = sorted((run / CHECKPOINTS).glob("step-*"), key=lambda folder: int(folder.name[5:]))[-2:]
     begun = [min(p.stat().st_mtime for p in (folder / OPTIMIZER).iterdir()) for folder in (before, last)]
     ended = [(folder / STATE_HASH).stat().st_mtime for folder in (before, last)]
@@ -154,7 +154,7 @@ def pace_of(run: Path) -> Pace:
 
 
 def disturb(start: Starter, pace: Pace, count: int, chance: random.Random, console: Console) -> list[Kill]:
-    """Train the same with kills spread over the whole run; returns them when the run has come to its end."""
+    """Train the same recipe with kills spread over the whole run. Return the kills at the end of the run."""
     kills = []
     slices = [1 + (pace.steps - 1) * k // count for k in range(count + 1)]
     for number in range(1, count + 1):
@@ -167,7 +167,7 @@ def disturb(start: Starter, pace: Pace, count: int, chance: random.Random, conso
 
 
 def kill_once(start: Starter, pace: Pace, number: int, target: int, chance: random.Random) -> Kill:
-    """Start, wait for a moment at or after the step `target`, kill, and wait until nothing is left."""
+    """Start, kill at a random moment at or after the step `target`, and wait until no process is left."""
     run, began = start.out / "killed", time.monotonic()
     before = saves(run)
     with start("killed") as process:
@@ -197,19 +197,19 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) ->
     limit = time.monotonic() + LIMIT_SECONDS
     while not condition():
         if process.poll() is not None or time.monotonic() > limit:
-            raise SystemExit(f"killed: the run ended by itself (exit code {process.poll()}) before it was killed")
+            raise SystemExit(f"killed: the run ended (exit code {process.poll()}) before it was killed")
         time.sleep(0.001)
 
 
 def gone(ranks: list[psutil.Process]) -> None:
-    """The next attempt begins when no process of this one is left."""
+    """Wait until no rank of this attempt is left."""
     _, alive = psutil.wait_procs(ranks, timeout=LIMIT_SECONDS)
     if alive:
-        raise SystemExit(f"{len(alive)} ranks were still there {LIMIT_SECONDS} s after the launcher had gone")
+        raise SystemExit(f"{len(alive)} ranks still ran {LIMIT_SECONDS} s after the launcher ended")
 
 
 def saves(run: Path) -> set[tuple[str, int]]:
-    """Checkpoints that are being written, or were when the run was killed; each save is another inode."""
+    """Return the unfinished saves in a run folder. Each save has its own inode."""
     found = set()
     for path in (run / CHECKPOINTS).glob(".step-*[0-9].tmp"):
         with suppress(FileNotFoundError):
@@ -218,7 +218,7 @@ def saves(run: Path) -> set[tuple[str, int]]:
 
 
 def phase(run: Path, before: set[tuple[str, int]]) -> str:
-    """What a kill has met, as the folder tells; `before` are the saves that earlier kills have left."""
+    """Return the phase that a kill hit, read from the run folder. `before` are unfinished saves of earlier kills."""
     newest, folders = latest(run), sorted((run / CHECKPOINTS).glob("step-*"))
     if saves(run) - before:
         return "in a save"
@@ -228,7 +228,7 @@ def phase(run: Path, before: set[tuple[str, int]]) -> str:
 
 
 def last_step(run: Path) -> int:
-    """The last step in metrics.jsonl, 0 before the first."""
+    """Return the last step in metrics.jsonl, 0 before the first step."""
     lines = metrics(run)
     return lines[-1]["step"] if lines else 0
 
@@ -240,7 +240,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def compare(undisturbed: Path, killed: Path) -> list[str]:
-    """What differs between the two runs."""
+    """Return the differences between the two runs."""
     ours, theirs = ([(m["step"], m["loss"], m["gradient_norm"]) for m in metrics(run)] for run in (killed, undisturbed))
     differences = [] if ours == theirs else ["metrics.jsonl: other losses or gradient norms"]
     end, expected = latest(killed), latest(undisturbed)
@@ -263,11 +263,11 @@ def show(console: Console, kills: list[Kill], differences: list[str]) -> None:
         table.add_row(*map(str, cells), "yes" if kill.whole else "NO")
     console.print(table)
     in_saves = sum(kill.phase != "in a step" for kill in kills)
-    console.print(f"{in_saves} of {len(kills)} kills fell in a save")
+    console.print(f"{in_saves} of {len(kills)} kills fell into a save")
     for text in differences:
         console.print(f"[bold red]different:[/] {text}")
     if not differences:
-        console.print("[green]the run ended bit for bit as the undisturbed one[/]")
+        console.print("[green]the run ended bit for bit like the undisturbed run[/]")
 
 
 if __name__ == "__main__":
