@@ -1,15 +1,14 @@
-"""`ma2mba plan`: which plan trains fastest in the memory that there is, why, and what would fit."""
+"""`ma2mba plan`: find the plan that trains fastest in the given memory, and give the reasons."""
 
-import json
 import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from ma2mba.cli.output import Json, out, print_json
 from ma2mba.errors import UserError
 from ma2mba.planner.memory import GIB
 
@@ -19,54 +18,72 @@ if TYPE_CHECKING:
     from ma2mba.planner.schedule import Workload
     from ma2mba.training.fit.pricing import Machine, Setup
 
-out = Console(highlight=False)
-
 
 class Ops(StrEnum):
-    """What runs a layer."""
+    """The operations that layers run."""
 
     KERNELS = "kernels"
     TORCH = "torch"
 
 
-Memory = Annotated[float | None, typer.Option("--device-memory", min=0.01, help="Of one GPU, in GiB (2^30 bytes).")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override keys of the recipe, as in training.")
+]
+Model = Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (a YAML file).")]
+Tokens = Annotated[
+    int | None, typer.Option("--tokens", min=1, help="Plan for a text of this length, all of it learned.")
+]
+Hours = Annotated[
+    float | None,
+    typer.Option("--video-hours", min=0.0003, help="Plan for a video of this length at 1 frame a second."),
+]
+Memory = Annotated[
+    float | None, typer.Option("--device-memory", min=0.01, help="Memory of one GPU, in GiB (2^30 bytes).")
+]
 HostMemory = Annotated[
     float | None,
-    typer.Option("--host-memory", min=0.01, help="For one GPU's process, in GiB; without it states stay on the GPU."),
+    typer.Option(
+        "--host-memory",
+        min=0.01,
+        help="Host memory for the process of one GPU, in GiB (default: none; states stay on the GPU).",
+    ),
 ]
-
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Change a recipe's keys, as in training.")
+Gpus = Annotated[int, typer.Option("--gpus", min=1, help="Number of GPUs that ZeRO shards over.")]
+Zero = Annotated[
+    int | None, typer.Option("--zero", min=0, max=3, help="ZeRO stage (default: the recipe's; 1 without a recipe).")
 ]
-SHAPE = "init_from=null 'model={language_model: {d_model: 2560, n_layer: 64}, vision: {}}'"
+PricedOps = Annotated[
+    Ops, typer.Option("--ops", help="Price GPU kernels (measured if this machine has a GPU) or plain torch.")
+]
+Plot = Annotated[Path | None, typer.Option("--plot", help="Plot memory against sequence length to this PNG file.")]
+Paper = Annotated[bool, typer.Option("--paper", help="Show only the paper's memory model (Tables 3 and 7).")]
+NEW_MODEL = "init_from=null 'model={language_model: {d_model: 2560, n_layer: 64}, vision: {}}'"
 
 
 def plan(
     overrides: Overrides = None,
-    model: Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (YAML).")] = "2.7b",
-    tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Length of a text, all of it learned.")] = None,
-    video_hours: Annotated[
-        float | None, typer.Option("--video-hours", min=0.0003, help="Length of a video at 1 frame a second.")
-    ] = None,
+    model: Model = "2.7b",
+    tokens: Tokens = None,
+    video_hours: Hours = None,
     device_memory: Memory = None,
     host_memory: HostMemory = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="GPUs that ZeRO shares out to.")] = 1,
-    zero: Annotated[int | None, typer.Option("--zero", min=0, max=3, help="ZeRO stage (a recipe's, or 1).")] = None,
-    ops: Annotated[
-        Ops, typer.Option("--ops", help="Price a GPU's kernels (measured if there is a GPU here) or plain torch.")
-    ] = Ops.KERNELS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
-    plot: Annotated[Path | None, typer.Option("--plot", help="Draw memory against length to this PNG.")] = None,
-    paper: Annotated[bool, typer.Option("--paper", help="Only the paper's own memory model, Tables 3 and 7.")] = False,
+    gpus: Gpus = 1,
+    zero: Zero = None,
+    ops: PricedOps = Ops.KERNELS,
+    as_json: Json = False,
+    plot: Plot = None,
+    paper: Paper = False,
 ) -> None:
-    """Choose how to checkpoint: the fastest plan that fits, the next best, memory by part, the longest sequence."""
+    """Find the fastest checkpointing plan that fits in memory.
+
+    Shows the plan, the next best plan, what their memory is used for, and the longest sequence that fits.
+    """
     if paper:
         _paper(as_json)
         return
     given = {"--device-memory": device_memory, "--host-memory": host_memory, "--video-hours": video_hours}
     _check(tokens, given)
-    from ma2mba.training.fit.fitting import length, remedy
+    from ma2mba.training.fit.fitting import length, smallest
     from ma2mba.training.fit.pricing import SampleLength, can_capture, make_planner
 
     setup, ranks = _setup(model, overrides or [], gpus, zero)
@@ -77,9 +94,9 @@ def plan(
     planner = make_planner(setup, share, machine)
     facts = _facts(planner, whole, share, machine.priced)
     if facts is None:
-        raise UserError(f"{length(share)} do not fit into {device_memory:g} GiB; {remedy(planner, share)}")
+        raise UserError(f"no plan fits {length(share)} into {device_memory:g} GiB; {smallest(planner, share)}")
     if as_json:
-        print(json.dumps(facts, allow_nan=False))
+        print_json(facts)
     else:
         _show(facts)
     if plot:
@@ -88,16 +105,16 @@ def plan(
 
 def _check(tokens: int | None, given: dict[str, float | None]) -> None:
     if (tokens is None) == (given["--video-hours"] is None):
-        raise UserError("give one of --tokens and --video-hours: how long is the longest sequence?")
+        raise UserError("the length of the sequence is missing or given twice; give either --tokens or --video-hours")
     if given["--device-memory"] is None:
-        raise UserError("--device-memory is missing; give a GPU's memory in GiB, as in --device-memory 80")
+        raise UserError("--device-memory is missing; give the memory of one GPU in GiB, for example --device-memory 80")
     for option, number in given.items():
         if number is not None and not math.isfinite(number):
-            raise UserError(f"{option} {number}: give a finite number")
+            raise UserError(f"{option} {number}: not a finite number; give a finite number")
 
 
 def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tuple["Setup", int]:
-    """What is trained how, and by how many ranks for each sequence."""
+    """Return how the model is trained, and how many ranks share each sequence."""
     from dataclasses import replace
 
     import torch
@@ -109,20 +126,21 @@ def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tup
     if Path(model).suffix not in (".yaml", ".yml"):
         if overrides:
             raise UserError(
-                f"{overrides[0]}: changes a recipe, and --model {model} is none; remove it, or give a recipe"
+                f"{overrides[0]}: --model {model} is not a recipe, so it has no keys to override; "
+                "remove the override, or give a recipe"
             )
         return Setup(config_of_size(model), gpus=gpus, zero=1 if zero is None else zero), 1
     recipe = load_recipe(model, overrides)
     if recipe.model is None and isinstance(recipe.init_from, str) and not Path(recipe.init_from).is_dir():
         raise UserError(
-            f"{model}: init_from: {recipe.init_from} does not exist; name a run or model folder, as in "
-            f"init_from=runs/stage1, or a shape: {SHAPE}"
+            f"{model}: init_from: {recipe.init_from} does not exist; give a run or model folder, for example "
+            f"init_from=runs/stage1, or describe a new model: {NEW_MODEL}"
         )
     ranks = recipe.parallel.sequence
     if gpus % ranks:
         raise UserError(
             f"--gpus {gpus} is not a multiple of {model}'s parallel.sequence: {ranks}; "
-            f"give --gpus {-(-gpus // ranks) * ranks}, or another parallel.sequence"
+            f"use --gpus {-(-gpus // ranks) * ranks}, or another parallel.sequence"
         )
     dtype = torch.float32 if recipe.precision == "fp32" else torch.bfloat16
     setup = setup_of_recipe(recipe, gpus, dtype, find_source(recipe).read_config())
@@ -138,13 +156,14 @@ def _machine(device_gib: float, host_gib: float | None, ops: Ops, graphs: bool) 
 
 
 PRICED = {
-    "here": "measured on the GPU here, through its kernels",
-    "kernels": "those of a GPU's kernels, from their shapes; times are an H200's",
-    "torch": "those of plain torch; times are an H200's",
+    "here": "Memory and times were measured on this machine's GPU.",
+    "kernels": "Memory is estimated for GPU kernels from their shapes. Times are estimated for an H200.",
+    "torch": "Memory is estimated for plain torch. Times are estimated for an H200.",
 }
 
 
 def _facts(planner: "Planner", whole: "Workload", share: "Workload", priced: str) -> dict[str, Any] | None:
+    """Return the JSON object of the command, or None if no plan fits."""
     choice = planner.choose(share)
     if choice is None:
         return None
@@ -189,25 +208,26 @@ def _show(facts: dict[str, Any]) -> None:
     for key in facts["choice"]["plan"]:
         table.add_row(key, *(_value(p["plan"][key]) for _, p in shown))
     table.add_section()
-    for part in dict.fromkeys(part for _, p in shown for part in p["device_parts"]):
-        table.add_row(f"{part}, GiB", *(_gib(p["device_parts"].get(part, 0)) for _, p in shown))
+    for use in dict.fromkeys(use for _, p in shown for use in p["device_parts"]):
+        table.add_row(f"{use}, GiB", *(_gib(p["device_parts"].get(use, 0)) for _, p in shown))
     table.add_row("[bold]device memory, GiB", *(f"[bold]{_gib(p['device_bytes'])}" for _, p in shown))
     table.add_row("host memory, GiB", *(_gib(p["host_bytes"]) for _, p in shown))
     table.add_section()
     table.add_row("seconds, forward and backward", *(f"{p['seconds']:,.1f}" for _, p in shown))
-    table.add_row("tokens a second", *(f"{p['tokens_per_second']:,}" for _, p in shown))
+    table.add_row("tokens per second", *(f"{p['tokens_per_second']:,}" for _, p in shown))
     out.print(table)
-    out.print(f"Peak: {facts['choice']['peak_at']}. Usable: {_gib(facts['usable_device_bytes'])} GiB.")
-    out.print(f"Prices are {PRICED[facts['priced']]}.")
+    out.print(f"Peak of the choice: {facts['choice']['peak_at']}.")
+    out.print(f"Usable device memory: {_gib(facts['usable_device_bytes'])} GiB.")
+    out.print(PRICED[facts["priced"]])
     if ranks > 1:
-        out.print(f"chunk_tokens counts the tokens of all {ranks} ranks. The time is without their exchanges.")
-    out.print("Instead of the choice")
+        out.print(f"chunk_tokens counts the tokens of all {ranks} ranks. Times exclude the exchanges between ranks.")
+    out.print("Alternatives to the choice:")
     for reason in facts["reasons"]:
         out.print(f"  {reason}")
     if facts["longest"]:
         plan = describe(Plan(**facts["longest"]["plan"]))
         out.print(
-            f"Longest that fits with the states of every chunk kept: {facts['longest']['tokens']:,} tokens, {plan}"
+            f"Longest sequence that fits without recomputing states: {facts['longest']['tokens']:,} tokens, {plan}"
         )
 
 
@@ -218,7 +238,7 @@ def _value(value: Any) -> str:
 
 
 def _plot(planner: "Planner", whole: "Workload", ranks: int, title: str, path: Path) -> None:
-    """Memory of the fastest plan and of the smallest, from an eighth of the length to eight times it."""
+    """Plot the memory of the fastest and of the smallest plan, from an eighth of the length to eight times the length."""
     from dataclasses import replace
 
     from ma2mba.plots import draw_plan
@@ -236,16 +256,18 @@ def _plot(planner: "Planner", whole: "Workload", ranks: int, title: str, path: P
 
 
 def _paper(as_json: bool) -> None:
-    from ma2mba.planner.paper import PEAKS_GB, SHAPES, constants, memory
+    """Print the paper's Tables 7 and 3, the latter with what the paper's formula gives."""
+    from ma2mba.model.sizes import SIZES
+    from ma2mba.planner.paper import PEAKS_GB, constants, memory
 
-    table7 = {name: vars(constants(shape)) for name, shape in SHAPES.items()}
+    table7 = {name: vars(constants(config)) for name, config in SIZES.items()}
     table3: list[dict[str, Any]] = []
     for name, peaks in PEAKS_GB.items():
         for tokens, peak in zip((2**k for k in range(10, 20)), peaks, strict=False):
-            formula = round(memory(SHAPES["2.7b"], tokens, name) / GIB, 3)
+            formula = round(memory(SIZES["2.7b"], tokens, name) / GIB, 3)
             table3.append({"schedule": name, "tokens": tokens, "paper_gb": peak, "formula_gib": formula})
     if as_json:
-        print(json.dumps({"table7": table7, "table3": table3}, allow_nan=False))
+        print_json({"table7": table7, "table3": table3})
         return
     exact = Table("", *table7["2.7b"], title="Table 7, bf16 elements", title_justify="left")
     for name, row in table7.items():

@@ -1,4 +1,4 @@
-"""Memory of this host, or of the container or job that this process runs in: its control groups, versions 1 and 2."""
+"""Read the memory of this host, or of the container or job that this process runs in (control groups v1 and v2)."""
 
 import os
 from collections.abc import Iterator
@@ -8,28 +8,28 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Host:
-    """Where the system tells of itself."""
+    """The folders in which Linux reports memory."""
 
     proc: Path = Path("/proc")
     groups: Path = Path("/sys/fs/cgroup")
 
     def memory(self) -> int:
-        """Bytes that this process may have together with all others in its groups."""
+        """Return the bytes that this process and all others in its control groups may use."""
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return min([total, *(limit for limit, _ in self._limits())])
 
     def free(self) -> int:
-        """Bytes of it that nobody uses; what the system keeps of files is free."""
+        """Return the bytes that no process uses. The page cache counts as free."""
         return max(0, min([self._available(), *(limit - used for limit, used in self._limits())]))
 
     def _available(self) -> int:
         try:
             return _facts(self.proc / "meminfo")["MemAvailable:"] * 1024
-        except (OSError, KeyError):  # not Linux: half of all there is
+        except (OSError, KeyError):  # not Linux: half of all memory
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
     def _limits(self) -> Iterator[tuple[int, int]]:
-        """Limit and use of each group that has a limit, from this process's up to the root."""
+        """Yield the limit and the use of each group that has a limit, from this process's group up to the root."""
         for folder in self._folders():
             for limit, used, cached in (
                 ("memory.max", "memory.current", "inactive_file"),
@@ -43,7 +43,7 @@ class Host:
                     continue
 
     def _folders(self) -> Iterator[Path]:
-        """A container may see its own group as the root, under a name that only the host knows."""
+        """Yield the folders of the groups. A container may see its own group as the root, under a name of the host."""
         try:
             lines = (self.proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -57,6 +57,6 @@ class Host:
 
 
 def _facts(path: Path) -> dict[str, int]:
-    """The first two words of every line."""
+    """Return the first word of every line with the number behind it."""
     lines = (line.split() for line in path.read_text(encoding="ascii").splitlines())
     return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}

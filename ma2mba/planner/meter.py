@@ -1,6 +1,6 @@
-"""How many bytes a computation holds: on a CUDA device as its allocator says, elsewhere by counting storages.
+"""Measure the bytes that a computation holds: ask the allocator of a CUDA device, and count storages elsewhere.
 
-Counting works on the meta device too, where nothing is computed: a layer of any width and length is measured in
+Counting works on the meta device too, which computes nothing: it measures a layer of any width and length in
 milliseconds.
 """
 
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Meter(Protocol):
-    """Bytes allocated since the meter's block began: now, and at most."""
+    """Bytes allocated since the meter's block began: now (live), and at most (peak)."""
 
     @property
     def live(self) -> int: ...
@@ -27,7 +27,7 @@ class Meter(Protocol):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts every storage that is made while the mode is on, until nobody holds it any more."""
+    """Counts the bytes of every storage that is created while the mode is on, until the storage is freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _meet(self, tensor: Tensor, size: int) -> None:
-        """Remember a storage at its first sight; one that comes as an argument was there before."""
+        """Count a storage when it first appears. Arguments have a size of 0: they existed before the mode."""
         reference = weakref.ref(tensor.untyped_storage(), self._forget)
         if reference not in self._known:
             self._known[reference] = size
@@ -57,7 +57,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 class _CudaBytes:
-    """What the caching allocator has handed out."""
+    """The bytes that the caching allocator has allocated."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -75,7 +75,7 @@ class _CudaBytes:
 
 
 class _OnMeta(TorchFunctionMode):
-    """What the meta device cannot do as a real one does: a mask chooses every element, attention is fused."""
+    """Replaces what the meta device cannot do as a real device: a mask selects every element, and attention is fused."""
 
     def __torch_function__(
         self,
@@ -94,7 +94,7 @@ class _OnMeta(TorchFunctionMode):
 
 @contextmanager
 def measuring(device: torch.device) -> Iterator[Meter]:
-    """Meter the block's work on `device`. What exists before the block is not counted."""
+    """Measure the bytes that the block allocates on `device`. Memory from before the block does not count."""
     if device.type == "cuda":
         yield _CudaBytes(device)
         torch.cuda.synchronize(device)
@@ -113,5 +113,5 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):
-        for part in tree:
-            yield from _tensors(part)
+        for branch in tree:
+            yield from _tensors(branch)

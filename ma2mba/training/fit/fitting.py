@@ -1,4 +1,4 @@
-"""Whether a run fits its machine, and the plan that suits it, by the longest samples of its data."""
+"""Choose or check the plan of a run: does its machine hold the longest samples of its data?"""
 
 import logging
 import resource
@@ -29,13 +29,13 @@ from ma2mba.training.recipe.schema import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
 HOST_SHARE = 0.8
-"""Of a host's memory, for all of its ranks; the rest is the system's and the loader's."""
+"""The share of a host's memory for all of its ranks. The system and the data loaders take the rest."""
 logger = logging.getLogger("ma2mba.plan")
 
 
 @dataclass(frozen=True)
 class FittedPlan:
-    """The plan of a run and what its heaviest micro-batch takes."""
+    """The plan of a run, the prediction for its heaviest micro-batch, and the reasons against the alternatives."""
 
     plan: Plan
     prediction: Prediction
@@ -43,10 +43,10 @@ class FittedPlan:
 
 
 def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfig, dataset: Dataset) -> FittedPlan:
-    """The recipe's plan, or with `magc: auto` the fastest that fits; said in the log. The same on every rank.
+    """Return the recipe's plan, or with `magc: auto` the fastest plan that fits, and log it. The same on every rank.
 
-    Where ranks share sequences, what must fit is one rank's part of them.
-    Raises UserError when the longest samples do not fit, with the parts and a plan with which they would.
+    Where ranks share sequences, one rank's share must fit. Raises UserError when the longest samples do not fit: it
+    names the predicted memory and a plan that would fit.
     """
     machine = machine_of(world, policy)
     setup = setup_of_recipe(recipe, world.size, world.dtype(recipe.precision), config, policy)
@@ -65,14 +65,14 @@ def fit_run(recipe: Recipe, world: World, policy: ZeroPolicy, config: ModelConfi
         fitted = replace(fitted, prediction=_with_program(fitted.prediction))
     longest = max((workload for _, workload in planners), key=lambda workload: workload.tokens)
     logger.info("magc: %s", describe(fitted.plan))
-    logger.info("  predicted for %s at most: %s", length(longest), parts(fitted.prediction))
+    logger.info("  predicted for at most %s: %s", length(longest), memory(fitted.prediction))
     for reason in fitted.reasons:
-        logger.info("  instead, %s", reason)
+        logger.info("  alternative: %s", reason)
     return fitted
 
 
 def given_plan(magc: Magc, layers: int, zero_stage: int) -> Plan:
-    """Return the plan of a recipe's section `magc`. Raise UserError if a model of `layers` layers cannot train so."""
+    """Return the plan of a recipe's section `magc`. Raise UserError if it cannot train a model of `layers` layers."""
     plan = Plan(**magc.model_dump())
     if problems := plan.conflicts(layers, moves_weights=moves_weights(zero_stage)):
         raise UserError("\n".join(problem.describe(in_recipe) for problem in problems))
@@ -80,20 +80,21 @@ def given_plan(magc: Magc, layers: int, zero_stage: int) -> Plan:
 
 
 def _with_program(prediction: Prediction) -> Prediction:
-    """What is resident now besides the weights, which on a CPU counts as well."""
+    """Return the prediction with the memory of the program itself, which counts on a CPU."""
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     device = {"program": max(resident - prediction.device["weights"], 0), **prediction.device}
     return replace(prediction, device=device)
 
 
 def _choose(planners: list[tuple[Planner, Workload]], machine: Machine) -> FittedPlan:
-    """The fastest plan for the first sequence with which the others fit as well."""
+    """Return the fastest plan for the first workload with which the other workloads fit as well."""
     (first, workload), *others = planners
     choice = first.choose(workload, lambda plan: all(_holds(*other, plan) for other in others))
     if choice is None:
+        heaviest_pair = max(planners, key=lambda pair: pair[0].smallest(pair[1]).device_bytes)
         raise UserError(
-            f"magc: nothing fits {length(workload)} into {machine.device_bytes / GIB:.1f} GiB; "
-            f"{remedy(first, workload)}; or take a smaller micro_batch, or more ranks with ZeRO 2 or 3"
+            f"magc: no plan fits {length(workload)} into {machine.device_bytes / GIB:.1f} GiB; "
+            f"{smallest(*heaviest_pair)}; use a smaller micro_batch, or ZeRO 2 or 3 on more ranks"
         )
     plan = choice.best.plan
     predictions = [choice.best, *(planner.predict(workload, plan) for planner, workload in others)]
@@ -105,13 +106,16 @@ def _holds(planner: Planner, workload: Workload, plan: Plan) -> bool:
 
 
 def _too_long(planner: Planner, workload: Workload, plan: Plan) -> bool:
-    """Whether chunks would have to be split, which those that ranks share cannot be."""
+    """Return True when layers would have to split a chunk that ranks share, which they cannot."""
     return workload.ranks > 1 and planner.splits_calls(workload, plan)
 
 
 def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset) -> list[tuple[int, Workload]]:
-    """Rows and sequence of the micro-batches that take most: of the longest samples; where rows follow from
-    `micro_batch_tokens`, one of them alone, and as many short ones as may come together."""
+    """Return (rows, workload) of the micro-batches that may need the most memory.
+
+    With `micro_batch`: that number of the longest samples. With `micro_batch_tokens`: one longest sample alone, and as
+    many short samples as fit into one micro-batch.
+    """
     K, longest = config.tokens_per_frame, int(dataset.length_N.max())
     frames, learned = int(dataset.frames_N.max()), int(dataset.targets_N.max())
     workload = Workload(longest, loss_tokens=learned, ragged=True)
@@ -125,24 +129,24 @@ def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset
 
 
 def machine_of(world: World, policy: ZeroPolicy) -> Machine:
-    """A rank's share of what there is. On a CPU the host's memory is the device's."""
+    """Return one rank's share of its host and device. On a CPU, host memory and device memory are the same."""
     share = HOST_SHARE * host_memory() / world.local_size
     if world.device.type == "cpu":
         return Machine(share, one_memory=True)
     priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
-    records = can_capture(policy.stage, world.sequence)
-    return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, records)
+    graphs = can_capture(policy.stage, world.sequence)
+    return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, graphs)
 
 
 def host_memory() -> int:
-    """Bytes of memory of this host, or of the container or job that runs here."""
+    """Return the bytes of memory of this host, or of the container or job that this process runs in."""
     return Host().memory()
 
 
 def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) -> Prediction:
-    """Predict a step under `plan`. Without a limit of host memory any amount will do.
+    """Return the prediction for `plan`. A machine whose `host_bytes` is None does not limit host memory here.
 
-    Raises UserError with the predicted parts, and a plan that would fit if there is one.
+    Raises UserError when the plan does not fit, with the predicted memory and a plan that fits if there is one.
     """
     if _too_long(planner, workload, plan):
         raise UserError(
@@ -155,45 +159,44 @@ def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) ->
     if budget.holds(prediction):
         return prediction
     raise UserError(
-        f"magc: {describe(plan)} needs {parts(prediction)} for {length(workload)}, but "
-        f"{planner.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB can be used"
+        f"magc: {describe(plan)} needs {memory(prediction)} for {length(workload)}, but only "
+        f"{planner.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB"
         + ("" if machine.host_bytes is None else f" and {machine.host_bytes / GIB:.1f} GiB of host memory")
-        + f"; {remedy(planner, workload)}"
+        + f" can be used; {remedy(planner, workload)}"
     )
 
 
 def remedy(planner: Planner, workload: Workload) -> str:
-    """What to do when something does not fit."""
+    """Return a plan that fits as a recipe writes it, or the memory that the smallest plan needs."""
     choice = planner.choose(workload)
-    if choice:
-        keys = ", ".join(f"{key}: {value}" for key, value in _keys(choice.best.plan).items())
-        return f"this would fit: magc: {{{keys}}}"
+    if choice is None:
+        return f"no plan fits: {smallest(planner, workload)}"
+    return f"this would fit: magc: {{{', '.join(f'{key}: {value}' for key, value in _keys(choice.best.plan).items())}}}"
+
+
+def smallest(planner: Planner, workload: Workload) -> str:
+    """Return, in words, the plan that needs the least memory, and the size of a device on which it fits."""
     least = planner.smallest(workload)
-    total = f"{needed_gib(least)} GiB of device memory"
+    total = f"{least.device_bytes / USABLE / GIB + 0.05:.1f} GiB of device memory"
     if planner.budget.host is not None and least.host_bytes > planner.budget.host:
         total += f" and {least.host_bytes / GIB:.1f} GiB of host memory"
-    return f"no plan fits: the smallest that would takes {total} ({describe(least.plan)})"
+    return f"the smallest plan needs {total} ({describe(least.plan)})"
 
 
 def _keys(plan: Plan) -> dict[str, str]:
-    """A plan as a recipe's section; what is seldom other than its default only where it is."""
-    seldom = {"stash_every": 1, "memo_chunks": 0, "graphs": False}
-    return {key: str(value).lower() for key, value in vars(plan).items() if seldom.get(key) != value}
-
-
-def needed_gib(prediction: Prediction) -> str:
-    """The memory of a device, in GiB, on which a prediction fits."""
-    return f"{prediction.device_bytes / USABLE / GIB + 0.05:.1f}"
+    """Return a plan as a recipe's section. Rarely used keys are left out where they have their defaults."""
+    rare = {"stash_every": 1, "memo_chunks": 0, "graphs": False}
+    return {key: str(value).lower() for key, value in vars(plan).items() if rare.get(key) != value}
 
 
 def length(workload: Workload) -> str:
-    """The tokens of a workload, in words."""
+    """Return the tokens of a workload in words."""
     return f"{workload.tokens:,} tokens" + (f" on each of {workload.ranks} ranks" if workload.ranks > 1 else "")
 
 
 def describe(plan: Plan) -> str:
-    """A plan in words."""
-    every = "" if plan.stash_every == 1 else f" at every {plan.stash_every} chunks' end"
+    """Return a plan in words."""
+    every = "" if plan.stash_every == 1 else f" every {plan.stash_every} chunks"
     memos = f", memos of {plan.memo_chunks} chunk{'s' * (plan.memo_chunks > 1)}" if plan.memo_chunks else ""
     return (
         f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
@@ -201,8 +204,8 @@ def describe(plan: Plan) -> str:
     )
 
 
-def parts(prediction: Prediction) -> str:
-    """Bytes by part, in GiB."""
-    named = ", ".join(f"{name} {size / GIB:.2f}" for name, size in prediction.device.items() if size)
+def memory(prediction: Prediction) -> str:
+    """Return the predicted memory in words: the total, and GiB by kind of use."""
+    named = ", ".join(f"{use} {size / GIB:.2f}" for use, size in prediction.device.items() if size)
     host = f" and {prediction.host_bytes / GIB:.1f} GiB of host memory" if prediction.host_bytes else ""
     return f"{prediction.device_bytes / GIB:.1f} GiB ({named}){host}"

@@ -1,4 +1,4 @@
-"""What a model costs in training: the price of its layers and ends, and what ZeRO keeps all the time.
+"""Price a model for training: its layers, its front and head, and what ZeRO keeps in memory all the time.
 
 B rows of a micro-batch, T tokens of a chunk, D model width, N frames, K tokens of a frame.
 """
@@ -31,17 +31,24 @@ from ma2mba.training.world import ZeroPolicy, load_policy
 BUCKET = 500_000_000
 """Elements of the buffer in which DeepSpeed's ZeRO 2 and 3 reduce gradients (its default)."""
 CONVERSATION_TOKENS = 1024
-"""Text that is planned for beside the frames of a video."""
+"""Tokens of text that a plan allows for with the frames of a video."""
 MEASURED = (256, 512, 2048)
+"""Tokens of the chunks on which a layer is measured."""
 CLOCKED = (256, 1024, 4096, 8192, 16384, 32768)
+"""Tokens of the chunks on which a layer is timed."""
 SECONDS_PER_HOUR = 3600
 Priced = Literal["here", "kernels", "torch"]
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained how. `trained` names parts of the model; rows are those of a micro-batch on one GPU; with
-    `features` frames come as a frozen encoder's output."""
+    """How a model is trained.
+
+    trained   the components of the model that train.
+    rows      rows of a micro-batch on one GPU.
+    gpus      GPUs that ZeRO shards over; `zero` is its stage.
+    features  frames come as the output of a frozen encoder.
+    """
 
     config: ModelConfig
     trained: tuple[str, ...] = COMPONENTS
@@ -55,12 +62,14 @@ class Setup:
 
 @dataclass(frozen=True)
 class Machine:
-    """Memory of one GPU and of the host for its process (None: keep nothing there), and how layers are priced:
+    """The memory of a machine, and how layers are priced for it.
 
-    priced  "here": by running them on this machine's GPU. "kernels": as a GPU's kernels, and "torch": in plain torch,
-            both without running anything.
-    graphs  chunks may be captured as CUDA graphs.
-    one_memory  the host's memory is the device's, as on a CPU: what is kept there counts as the device's.
+    device_bytes  memory of one GPU.
+    host_bytes    host memory for the process of one GPU; None keeps nothing in host memory.
+    priced        "here": layers run on this machine's GPU. "kernels" and "torch": layers are priced as a GPU's kernels
+                  or as plain torch, and nothing is computed.
+    graphs        chunks may be captured as CUDA graphs.
+    one_memory    host memory and device memory are the same, as on a CPU.
     """
 
     device_bytes: float
@@ -81,32 +90,33 @@ def moves_weights(zero_stage: int) -> bool:
 
 
 def priced_here(kernels: bool) -> bool:
-    """Whether this machine has a GPU that runs a model's layers with (or without) kernels."""
+    """Return True if this machine has a GPU that runs layers with kernels, or without them if `kernels` is False."""
     return torch.cuda.is_available() and (backend(torch.device("cuda")) == "triton") == kernels
 
 
 @dataclass(frozen=True)
 class SampleLength:
-    """The longest sample: frames, and text of which every token may be learned."""
+    """The length of the longest sample: its frames, and its tokens of text, all of which may be learned."""
 
     frames: int
     text_tokens: int
 
     @staticmethod
     def of_video(hours: float) -> "SampleLength":
-        """A video at one frame a second, and a conversation about it."""
+        """Return the length of a video at one frame a second with a conversation about it."""
         return SampleLength(round(hours * SECONDS_PER_HOUR), CONVERSATION_TOKENS)
 
     def workload(self, config: ModelConfig) -> Workload:
+        """Return the sample as the planner sees it for a model of `config`."""
         K = config.tokens_per_frame
         tokens = self.frames * K + self.text_tokens
         return Workload(tokens, K, self.frames * K, self.text_tokens) if self.frames else Workload(tokens)
 
 
 def config_of_size(name: str) -> ModelConfig:
-    """The paper's models: 370m, 1.3b, 2.7b, with CLIP ViT-L/14-336."""
+    """Return the configuration of one of the paper's models: 370m, 1.3b or 2.7b, with CLIP ViT-L/14-336."""
     if name not in SIZES:
-        raise UserError(f"--model {name}: neither one of {', '.join(SIZES)} nor a recipe (a YAML file)")
+        raise UserError(f"--model {name}: unknown model. Use one of {', '.join(SIZES)}, or a recipe (a YAML file)")
     return ModelConfig(language_model=SIZES[name], vision=CLIP)
 
 
@@ -117,21 +127,21 @@ def setup_of_recipe(
     config: ModelConfig,
     policy: ZeroPolicy | None = None,
 ) -> Setup:
-    """As the recipe trains a model of `config`. Reads the ZeRO policy where it is not given."""
+    """Return how a recipe trains a model of `config`. Read the recipe's ZeRO policy unless `policy` is given."""
     policy = policy or load_policy(recipe.zero_config)
     offload = policy.values["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-    trained = tuple(part for part in COMPONENTS if getattr(recipe.trainable, part))
+    trained = tuple(name for name in COMPONENTS if getattr(recipe.trainable, name))
     return Setup(config, trained, dtype, recipe.micro_batch, gpus, policy.stage, offload == "cpu")
 
 
 def make_planner(setup: Setup, workload: Workload, machine: Machine) -> Planner:
-    """Price the setup's model for a machine. Priced "here", its speed is measured too; else it is an H200's."""
+    """Return a planner for the setup's model on a machine. Speeds are an H200's, unless layers are priced "here"."""
     device = "cuda" if machine.priced == "here" else "meta"
     with torch.device(device), kernels_on_meta() if machine.priced == "kernels" else nullcontext():
         short = setup.config.language_model.model_copy(update={"n_layer": 1})
         model = VideoMa2mba(setup.config.model_copy(update={"language_model": short})).to(setup.dtype)
-        for part in COMPONENTS:
-            model.get_submodule(part).requires_grad_(part in setup.trained)
+        for name in COMPONENTS:
+            model.get_submodule(name).requires_grad_(name in setup.trained)
         cost = _price(model, setup, workload, machine)
         like_x = torch.zeros(setup.rows, 1, setup.config.language_model.d_model)
         lengths = CLOCKED[:2] + tuple(tokens for tokens in CLOCKED[2:] if tokens * setup.rows <= CLOCKED[-1])
@@ -144,11 +154,11 @@ def make_planner(setup: Setup, workload: Workload, machine: Machine) -> Planner:
 
 
 def base_bytes(model: VideoMa2mba, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes on the device and on the host all the time, of a model that has only one of the setup's layers.
+    """Return the bytes that are taken on the device and on the host all the time. `model` has one of the layers.
 
-    Weights in the setup's dtype; an fp32 master copy and AdamW's two fp32 moments, shared out from ZeRO 1 on;
-    DeepSpeed's fp32 gradients, shared out from ZeRO 2 on; ZeRO 3 keeps a share of the weights and gathers all of them
-    for a step.
+    These are the weights in the setup's dtype; an fp32 master copy and AdamW's two fp32 moments, sharded from ZeRO 1
+    on; and DeepSpeed's fp32 gradients, sharded from ZeRO 2 on. ZeRO 3 keeps a shard of the weights and gathers all
+    weights for a step.
     """
     layer = sum(p.numel() for p in model.layers[0].parameters()) * (setup.config.language_model.n_layer - 1)
     every = layer + sum(p.numel() for p in model.parameters())
@@ -174,13 +184,16 @@ def _price(model: VideoMa2mba, setup: Setup, workload: Workload, machine: Machin
 
 
 def _layers(model: VideoMa2mba, setup: Setup) -> list[nn.Module]:
-    """Return the layers of the setup's model, from a model of one layer: the backbone builds all of them alike."""
+    """Return the layers of the setup's model. `model` has one of them: a backbone builds all its layers alike."""
     return [model.layers[0]] * setup.config.language_model.n_layer
 
 
 def _head_lengths(rows: int, priced: Priced) -> list[int]:
-    """The lengths that the head is run on. On a GPU's kernels logits exist for `LOSS_BLOCK` positions of a chunk, of
-    all rows together, at a time: the price has a step there, and another slope up to twice as many."""
+    """Return the lengths on which the head runs.
+
+    With a GPU's kernels, logits exist for `LOSS_BLOCK` positions of all rows at a time. The price has a step at this
+    length, and a different slope up to twice this length.
+    """
     if priced == "torch":
         return [64, 256, 1024]
     lengths = (256 // rows, LOSS_BLOCK // rows, LOSS_BLOCK // rows + 1, 2 * LOSS_BLOCK // rows, 4 * LOSS_BLOCK // rows)
@@ -188,7 +201,7 @@ def _head_lengths(rows: int, priced: Priced) -> list[int]:
 
 
 def _lengths(workload: Workload) -> list[int]:
-    """The lengths that a layer is run on, for lines through them; none is longer than the sequence."""
+    """Return the lengths on which a layer runs, at least two; none is longer than the sequence."""
     tokens, unit = workload.tokens, workload.unit
     lengths = {length // unit * unit or length for length in MEASURED if length < tokens}
     return sorted(lengths | {tokens} if tokens < max(MEASURED) else lengths) if lengths else [-(-tokens // 2), tokens]
@@ -197,8 +210,10 @@ def _lengths(workload: Workload) -> list[int]:
 def price_ends(
     model: VideoMa2mba, setup: Setup, tokens_per_frame: int, head_lengths: Sequence[int]
 ) -> tuple[Price, Price]:
-    """What stands before the layers (chunks full of frames, or of text if `tokens_per_frame` is 0) and behind them
-    (every token learned), as `streaming.streaming_loss` runs it on the model's device."""
+    """Return the prices of the front and of the head, as `streaming.streaming_loss` runs them on the model's device.
+
+    The front's chunks are full of frames, or of text if `tokens_per_frame` is 0. The head learns every token.
+    """
     language, rows, unit = model.language_model, setup.rows, max(tokens_per_frame, 1)
     device = language.lm_head.weight.device
 
@@ -227,7 +242,7 @@ def price_ends(
 
 
 def _frames(model: VideoMa2mba, setup: Setup, frames: int) -> Tensor:
-    """Pictures, or the bits of features, as `streaming.Chunks` gives them."""
+    """Return frames as `streaming.Chunks` yields them: images, or the bits of features."""
     config, device = model.config, model.language_model.lm_head.weight.device
     if setup.features:
         return torch.zeros(frames, config.tokens_per_frame, config.vision.width, dtype=torch.int16, device=device)

@@ -81,7 +81,7 @@ def test_text_for_people(plan):
     code, text, _ = plan("--model", "370m", "--video-hours", 0.5, "--device-memory", 40, "--zero", 1, "--gpus", 8)
     assert code == 0
     assert "260,224 tokens" in text
-    for heading in ("choice", "runner-up", "gradient sums", "device memory, GiB", "Longest that fits"):
+    for heading in ("choice", "runner-up", "gradient sums", "device memory, GiB", "Longest sequence that fits"):
         assert heading in text
 
 
@@ -100,13 +100,13 @@ def test_a_recipe_whose_start_is_not_there_yet(plan, tmp_path):
     common = ("--tokens", 262144, "--device-memory", 80, "--gpus", 8, "--json")
     code, text, error = plan("--model", stage2, *common)
     assert (code, text) == (2, "")
-    assert "runs/stage1_5 does not exist; name a run or model folder" in error
-    code, text, _ = plan("--model", stage2, *shlex.split(error.split("or a shape: ")[1]), *common)
+    assert "runs/stage1_5 does not exist; give a run or model folder" in error
+    code, text, _ = plan("--model", stage2, *shlex.split(error.split("or describe a new model: ")[1]), *common)
     assert code == 0
     assert json.loads(text)["choice"]["device_parts"]["weights"] > 5 * 2**30
     code, text, error = plan("--model", "370m", "seed=1", *common)
     assert (code, text) == (2, "")
-    assert "seed=1: changes a recipe, and --model 370m is none" in error
+    assert "seed=1: --model 370m is not a recipe" in error
 
 
 def test_a_recipe_whose_ranks_share_sequences(plan, tmp_path):
@@ -140,21 +140,27 @@ def test_gpus_that_are_no_groups_of_ranks(plan, tmp_path, gpus, near):
     path.write_text(RECIPE + "parallel: {sequence: 2}\n")
     code, text, error = plan("--model", path, "--tokens", 4096, "--device-memory", 1, "--gpus", gpus)
     assert (code, text) == (2, "")
-    assert f"--gpus {gpus} is not a multiple of {path}'s parallel.sequence: 2; give --gpus {near}" in error
+    assert f"--gpus {gpus} is not a multiple of {path}'s parallel.sequence: 2; use --gpus {near}" in error
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "2.7b", "--tokens", 1024, "--device-memory", 30], "the smallest that would takes"),
-        (["--model", "7b", "--tokens", 1024, "--device-memory", 30], "neither one of 370m, 1.3b, 2.7b nor a recipe"),
-        (["--model", "370m", "--device-memory", 30], "give one of --tokens and --video-hours"),
-        (["--model", "370m", "--tokens", 1, "--video-hours", 1, "--device-memory", 30], "give one of"),
+        (["--model", "2.7b", "--tokens", 1024, "--device-memory", 30], "the smallest plan needs"),
+        (
+            ["--model", "7b", "--tokens", 1024, "--device-memory", 30],
+            "unknown model. Use one of 370m, 1.3b, 2.7b, or a recipe",
+        ),
+        (["--model", "370m", "--device-memory", 30], "missing or given twice; give either --tokens or --video-hours"),
+        (
+            ["--model", "370m", "--tokens", 1, "--video-hours", 1, "--device-memory", 30],
+            "give either --tokens or --video-hours",
+        ),
         (["--model", "370m", "--tokens", 1024], "--device-memory is missing"),
         (["--model", "none.yaml", "--tokens", 1024, "--device-memory", 1], "none.yaml: cannot be read"),
-        (["--model", "370m", "--tokens", 1, "--device-memory", "inf"], "--device-memory inf: give a finite number"),
-        (["--model", "370m", "--tokens", 1, "--device-memory", 1, "--host-memory", "inf"], "--host-memory inf: give"),
-        (["--model", "370m", "--video-hours", "inf", "--device-memory", 30], "--video-hours inf: give a finite number"),
+        (["--model", "370m", "--tokens", 1, "--device-memory", "inf"], "--device-memory inf: not a finite number"),
+        (["--model", "370m", "--tokens", 1, "--device-memory", 1, "--host-memory", "inf"], "--host-memory inf: not"),
+        (["--model", "370m", "--video-hours", "inf", "--device-memory", 30], "--video-hours inf: not a finite number"),
     ],
 )
 def test_what_cannot_be_ends_with_2_and_says_what_would(plan, arguments, said):
@@ -166,7 +172,7 @@ def test_what_cannot_be_ends_with_2_and_says_what_would(plan, arguments, said):
 def test_the_smallest_memory_that_is_named_is_enough(plan):
     code, _, error = plan("--model", "370m", "--tokens", 8192, "--device-memory", 10)
     assert code == 2
-    named = float(error.split("smallest that would takes ")[1].split(" GiB")[0])
+    named = float(error.split("smallest plan needs ")[1].split(" GiB")[0])
     assert plan("--model", "370m", "--tokens", 8192, "--device-memory", named)[0] == 0
     assert plan("--model", "370m", "--tokens", 8192, "--device-memory", named - 0.2)[0] == 2
 

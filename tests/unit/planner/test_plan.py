@@ -285,7 +285,7 @@ def test_what_cannot_fit_is_refused_with_what_would():
     assert fits.device["gradients"] == 2 * fits.device["weights"]
     with pytest.raises(UserError, match=r"needs .* GiB \(weights .*this would fit: magc: \{nesting: "):
         checked(Plan("layer", 65536, 48), 40)
-    with pytest.raises(UserError, match="no plan fits: the smallest that would takes"):
+    with pytest.raises(UserError, match="no plan fits: the smallest plan needs"):
         checked(Plan(), 5)
 
 
