@@ -32,7 +32,7 @@ exit 0
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The environment of a job of 2 tasks; `calls` lists what was called."""
+    """Return the environment of a job of 2 tasks. The file CALLS lists the programs that were called."""
     for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
@@ -96,7 +96,7 @@ def test_slurm_has_the_ranks_save_and_queues_again(slurm, name):
 
 @pytest.mark.parametrize("stage", ["stage1", "stage1_5", "stage2"])
 def test_the_trainer_takes_what_slurm_gives_it(slurm, stand_in, stage):
-    """The command line of the sbatch file, parsed as the trainer does, against each recipe."""
+    """The trainer's parser accepts the command line of the sbatch file, for each recipe."""
     command = ["bash", "launch/slurm.sbatch", f"launch/recipes/{stage}.yaml", "run=runs/a b", "trainable.vision=null"]
     subprocess.run(command, cwd=ROOT, env=slurm | stand_in, check=True)
     for rank in ("0", "1"):
@@ -113,7 +113,7 @@ def test_the_trainer_takes_what_slurm_gives_it(slurm, stand_in, stage):
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """A trainer that writes down what it is given."""
+    """A stand-in for the trainer that writes its arguments to a file."""
     process = tmp_path / "python"
     what = '"$RANK" "$LOCAL_RANK" "$LOCAL_SIZE" "$WORLD_SIZE" "$@"'
     process.write_text(f'#!/bin/bash\nprintf "%s\\n" {what} > "$CALLS.$RANK"\n')
@@ -138,7 +138,7 @@ def test_a_rank_learns_how_many_share_its_node(slurm, stand_in, tasks, node, siz
 
 
 def test_a_signal_before_the_trainer_is_known_reaches_it_all_the_same(slurm, tmp_path):
-    """The shell is stopped where it has just set its trap, and told by then."""
+    """The shell is stopped right after it has set its trap, and receives the signal there."""
     script = (ROOT / "launch" / "slurm.sbatch").read_text()
     told = tmp_path / "slurm.sbatch"
     told.write_text(

@@ -1,6 +1,6 @@
-"""Two nodes: two network namespaces that see each other by one pair of interfaces, each with a launcher of its own.
+"""Train on two nodes: two network namespaces that share one pair of interfaces, each with its own launcher.
 
-Needs root and Debian's iproute2.
+Needs root and iproute2.
 """
 
 import os
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 @dataclass(frozen=True)
 class Node:
-    """A network namespace, and the interface in it."""
+    """A network namespace, its interface and the interface's address."""
 
     space: str
     interface: str
@@ -54,7 +54,7 @@ def nodes():
 
 
 def join(first: Node, second: Node) -> None:
-    """A wire between two new namespaces."""
+    """Create the namespaces of two nodes and connect their interfaces."""
     for node in (first, second):
         ip("netns", "add", node.space)
     ip("link", "add", first.interface, "type", "veth", "peer", "name", second.interface)
@@ -66,7 +66,7 @@ def join(first: Node, second: Node) -> None:
 
 
 def launch(nodes: list[Node], folder: Path, *overrides: str) -> list[tuple[int, str]]:
-    """Start the launcher on every node, as a user without ssh does; exit code and words of each."""
+    """Start the launcher on every node, as a user without ssh does. Return each exit code and output."""
     (folder / "hosts").write_text("".join(f"{node.address} slots=1\n" for node in nodes))
     with ExitStack() as stack:
         started = [
