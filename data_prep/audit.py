@@ -40,7 +40,7 @@ def audit(folder: Path, *, repair: bool = False, source: Path | None = None, wor
     except ShardDamaged as error:
         report = AuditReport(folder, damage=[Damage(MANIFEST_FILE, "", str(error).split(": ", 1)[1])])
         if repair:
-            report.unrepaired[MANIFEST_FILE] = "no other file says what the files should contain; build a new folder"
+            report.unrepaired[MANIFEST_FILE] = "no other file says what the files should contain. Build a new folder"
         return report
     report = AuditReport(folder, len(manifest.files), manifest.samples, sum(entry.bytes for entry in manifest.files))
     report.damage = find_damage(folder)
@@ -87,9 +87,9 @@ def _origin(folder: Path, manifest: Manifest, source: Path | None) -> dict[str, 
     if source:
         origin[key] = str(source)
     if key not in origin:
-        raise UserError(f"{ORIGIN_FILE} does not say where the {key} is; name the {key} with --source")
+        raise UserError(f"{ORIGIN_FILE} does not say where the {key} is. Name the {key} with --source")
     if not Path(origin[key]).exists():
-        raise UserError(f"{origin[key]}: does not exist any more; name the {key} with --source")
+        raise UserError(f"{origin[key]}: does not exist any more. Name the {key} with --source")
     return origin
 
 
@@ -121,7 +121,9 @@ def _rebuild_features(work: Path, manifest: Manifest, origin: dict[str, Any], fi
 
     device = str(manifest.recipe["device"])
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"the features were computed on {device}; this machine has no GPU: repair on one that has")
+        raise UserError(
+            f"the features were computed on {device}, but this machine has no GPU. Repair on one with a GPU"
+        )
     wanted = None if files & ABOUT_ALL_SHARDS else files
     reencode(Path(origin["shards"]), origin.get("encoder", ""), work, manifest, wanted, workers)
     _copy_tokenizer(Path(origin["shards"]) / TOKENIZER_FILE, work, manifest)

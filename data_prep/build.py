@@ -64,7 +64,7 @@ def build(
     if check_folder(out, resolved):
         return _finished(out)
     if merge and not (out / WORK_FOLDER).is_dir() and not check_folder(out, resolved):
-        raise UserError(f"{out}: no shard was built here; name the folder that the builds with --part wrote")
+        raise UserError(f"{out}: no shard was built here. Name the folder that the builds with --part wrote")
     reading = read_sources(recipe, base)
     _require_clips(reading, recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
@@ -88,7 +88,7 @@ def _unfinished(out: Path, resolved: dict[str, Any], shards: int, merge: bool) -
     if check_folder(out, resolved):
         return _finished(out)
     if merge:
-        raise UserError(f"{out}: {missing} of {shards} shards are not built yet; build them with --part, then merge")
+        raise UserError(f"{out}: {missing} of {shards} shards are not built yet. Build them with --part, then merge")
     return {"already_built": False, "parts": shards, "parts_missing": missing}, []
 
 
@@ -218,5 +218,5 @@ def _require_clips(reading: Reading, recipe_path: Path, rejects: list[Reject]) -
     shown = [f"  {reject.where} {reject.media}: {reject.reason}" for reject in rejects[:20]]
     more = [f"  and {len(rejects) - 20} more"] if len(rejects) > 20 else []
     raise UserError(
-        "\n".join([f"{recipe_path}: the annotations contain no valid sample; fix these records:", *shown, *more])
+        "\n".join([f"{recipe_path}: the annotations contain no valid sample. Fix these records:", *shown, *more])
     )

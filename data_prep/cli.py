@@ -155,9 +155,13 @@ def parse_seconds(text: str) -> tuple[int, int]:
     try:
         low, high = (int(word) for word in text.split(":"))
     except ValueError:
-        raise UserError(f"--seconds {text}: write shortest:longest in whole seconds, for example 60:120") from None
+        raise UserError(
+            f"--seconds {text}: not a range. Write shortest:longest in whole seconds, for example 60:120"
+        ) from None
     if not 2 <= low <= high:
-        raise UserError(f"--seconds {text}: use at least 2 s, and put the shortest length first, for example 60:120")
+        raise UserError(
+            f"--seconds {text}: a video lasts at least 2 s, and the shortest comes first. Write, for example, 60:120"
+        )
     return low, high
 
 

@@ -92,11 +92,11 @@ def reencode(
 def check_encoder(reader: ShardReader, encoder: VisionEncoder, source: str) -> FeatureInfo:
     """Return the shape and the origin of the features. Raise UserError if the encoder does not fit these shards."""
     if reader.manifest.kind != "jpeg":
-        raise UserError(f"{reader.folder}: holds features already; name the shard folder of the pictures")
+        raise UserError(f"{reader.folder}: holds features already. Name the shard folder of the pictures")
     if encoder.config.image_size != reader.manifest.image_size:
         raise UserError(
             f"{source}: needs frames of {encoder.config.image_size} pixels, but the frames of {reader.folder} have "
-            f"{reader.manifest.image_size}; build the shards with image_size: {encoder.config.image_size}"
+            f"{reader.manifest.image_size}. Build the shards with image_size: {encoder.config.image_size}"
         )
     return FeatureInfo(tokens=encoder.config.tokens_per_frame, width=encoder.config.width, encoder=fingerprint(encoder))
 

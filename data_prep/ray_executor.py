@@ -11,7 +11,7 @@ from ma2mba.video.pool import OnResult, Progress, Task, run_tasks
 try:
     import ray
 except ImportError as error:
-    raise UserError('--executor ray: Ray is not installed; run pip install "ma2mba[ray]"') from error
+    raise UserError('--executor ray: Ray is not installed. Run pip install "ma2mba[ray]"') from error
 
 
 def run_on_ray(job: Job, tasks: list[Task], progress: Progress, on_result: OnResult, stall: float) -> None:

@@ -33,9 +33,9 @@ class Share:
         try:
             number, of = (int(word) for word in text.split("/"))
         except ValueError:
-            raise UserError(f"--part {text}: write number/of, for example 0/8") from None
+            raise UserError(f"--part {text}: not a share. Write number/of, for example 0/8") from None
         if not 0 <= number < of:
-            raise UserError(f"--part {text}: use a number from 0/{max(of, 1)} to {max(of, 1) - 1}/{max(of, 1)}")
+            raise UserError(f"--part {text}: out of range. Use 0/{max(of, 1)} to {max(of, 1) - 1}/{max(of, 1)}")
         return Share(number, of)
 
 

@@ -37,10 +37,10 @@ def check_folder(out: Path, resolved: dict[str, Any]) -> bool:
     if found is None:
         if out.is_dir() and not any(path.name != WORK_FOLDER for path in out.iterdir()):
             return False
-        raise UserError(f"{out}: holds other files and no shards; choose a new folder")
+        raise UserError(f"{out}: holds other files and no shards. Choose a new folder")
     if changes := differences(found, resolved):
         listed = "\n".join(f"  {line}" for line in changes)
-        raise UserError(f"{out}: was built by another recipe; choose a new folder. Differences:\n{listed}")
+        raise UserError(f"{out}: was built by another recipe. Choose a new folder. Differences:\n{listed}")
     if not (out / MANIFEST_FILE).exists():
         return False
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
@@ -96,7 +96,7 @@ def _locked(work: Path, out: Path, shared: bool) -> TextIO:
             lock.close()
             raise
         lock.close()
-    raise Busy(f"{out}: other builds start and end here all the time; run the same command again")
+    raise Busy(f"{out}: other builds start and end here all the time. Run the same command again")
 
 
 def _lock(descriptor: int, out: Path, shared: bool) -> None:
@@ -107,7 +107,7 @@ def _lock(descriptor: int, out: Path, shared: bool) -> None:
             return fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             if not shared or time.monotonic() - begun > PATIENCE:
-                raise Busy(f"{out}: another build is writing here; wait for it or choose a new folder") from None
+                raise Busy(f"{out}: another build is writing here. Wait for it or choose a new folder") from None
             time.sleep(0.2)
 
 

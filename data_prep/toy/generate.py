@@ -110,7 +110,7 @@ def generate_eval(out: Path, videos: int, seconds: tuple[int, int], seed: int, w
 def _require_new(out: Path) -> None:
     """Raise UserError if `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: already exists and is not empty; choose a new folder or remove this one")
+        raise UserError(f"{out}: already exists and is not empty. Choose a new folder or remove this one")
 
 
 def _cycle(values: Iterable, count: int) -> list:
@@ -131,8 +131,8 @@ def write_media(jobs: list[tuple[Movie, Path]], workers: int) -> None:
                 reporter.advance()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that writes toy media was killed, perhaps because the machine ran out of memory; "
-            "remove the --out folder, then run the command again with fewer --workers"
+            "a process that writes toy media was killed, perhaps because the machine ran out of memory. "
+            "Remove the --out folder, then run the command again with fewer --workers"
         ) from error
 
 

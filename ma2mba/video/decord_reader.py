@@ -27,7 +27,7 @@ def load_decord() -> Any:
         import decord
     except ImportError as error:
         raise UserError(
-            f"decoder: decord cannot be imported ({error}); run `pip install 'ma2mba[decord]'` or set decoder: pyav"
+            f"decoder: decord cannot be imported ({error}). Run `pip install 'ma2mba[decord]'` or set decoder: pyav"
         ) from error
     decord.logging.set_level(decord.logging.QUIET)
     return decord

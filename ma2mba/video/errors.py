@@ -10,7 +10,7 @@ class MediaError(UserError):
     """A video or image cannot be used: `path` names the file, `reason` says why in a few words."""
 
     def __init__(self, path: object, reason: str):
-        super().__init__(f"{path}: {reason}; use a complete, readable file")
+        super().__init__(f"{path}: {reason}. Use a complete, readable file")
         self.path, self.reason = str(path), reason
 
     def __reduce__(self):

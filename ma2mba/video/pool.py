@@ -146,7 +146,7 @@ def _stalled(worker: _Worker, stall: float) -> bool:
         return silent > stall
     limit, what = (FINISHING, "finish its task") if worker.begun else (STARTING, "start")
     if silent > limit:
-        raise UserError(f"a worker did not {what} within {limit:.0f} s; run the same command again with fewer workers")
+        raise UserError(f"a worker did not {what} within {limit:.0f} s. Run the same command again with fewer workers")
     return False
 
 
@@ -181,8 +181,8 @@ def _retry_after_crash(worker: _Worker, progress: Progress) -> Task:
     code = worker.process.exitcode or 0
     if -code in (signal.SIGKILL, signal.SIGTERM):
         raise UserError(
-            f"a worker was killed ({signal.Signals(-code).name}), perhaps because the machine ran out of memory; "
-            "run the same command again with fewer workers or less memory for each"
+            f"a worker was killed ({signal.Signals(-code).name}), perhaps because the machine ran out of memory. "
+            "Run the same command again with fewer workers or less memory for each"
         )
     if -code not in CRASHES:
         raise RuntimeError(f"a worker ended with exit code {code}")

@@ -88,7 +88,7 @@ def test_without_a_manifest_nothing_can_be_compared(folder):
     flip(folder / "manifest.json", 60)
     report = audit(folder, repair=True)
     assert [damage.file for damage in report.damage] == ["manifest.json"]
-    assert "build a new folder" in report.unrepaired["manifest.json"]
+    assert "Build a new folder" in report.unrepaired["manifest.json"]
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="not found"):
         audit(folder)
@@ -98,7 +98,7 @@ def test_why_a_repair_is_impossible(folder, built, material, tmp_path):  # noqa:
     file = flip_in_frame(folder, "5.mp4", 3)
     damaged = contents(folder)
     (folder / "origin.json").write_text(json.dumps({"recipe": str(tmp_path / "gone.yaml")}))
-    assert "does not exist any more; name the recipe with --source" in audit(folder, repair=True).unrepaired[file]
+    assert "does not exist any more. Name the recipe with --source" in audit(folder, repair=True).unrepaired[file]
     other = recipe(material, "other.yaml", clips_per_part=2, jpeg_quality=50)
     assert "jpeg_quality: 95 -> 50" in audit(folder, repair=True, source=other).unrepaired[file]
     moved = Path(shutil.copytree(material, tmp_path / "moved"))
