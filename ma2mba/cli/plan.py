@@ -238,7 +238,7 @@ def _value(value: Any) -> str:
 
 
 def _plot(planner: "Planner", whole: "Workload", ranks: int, title: str, path: Path) -> None:
-    """Plot the memory of the fastest and of the smallest plan, from an eighth of the length to eight times the length."""
+    """Plot the memory of the fastest and the smallest plan, from an eighth of the length to eight times of it."""
     from dataclasses import replace
 
     from ma2mba.plots import draw_plan

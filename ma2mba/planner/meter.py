@@ -75,7 +75,7 @@ class _CudaBytes:
 
 
 class _OnMeta(TorchFunctionMode):
-    """Replaces what the meta device cannot do as a real device: a mask selects every element, and attention is fused."""
+    """Replaces what the meta device cannot do: a mask selects every element, and attention is fused."""
 
     def __torch_function__(
         self,
