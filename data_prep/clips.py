@@ -60,10 +60,10 @@ def join_scenes(clips: list[Clip], incomplete: set[str]) -> Iterator[Clip | Reje
         first, scenes = same[0], sorted((s for clip in same for s in clip.scenes), key=lambda s: s.start_frame)
         starts = [scene.start_frame for scene in scenes]
         if first.sample_id in incomplete:
-            yield Reject(first.sample_id, first.name, first.where, "malformed record: another scene of it is malformed")
+            yield Reject(first.sample_id, first.name, first.where, "malformed record: another scene is malformed")
         elif len(set(starts)) < len(starts):
             twice = next(a for a, b in pairwise(starts) if a == b)
-            reason = f"malformed record: two scenes of it start at frame {twice}"
+            reason = f"malformed record: two scenes of this video start at frame {twice}"
             yield Reject(first.sample_id, first.name, first.where, reason)
         else:
             yield replace(first, scenes=tuple(scenes))

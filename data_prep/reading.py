@@ -63,7 +63,7 @@ def _resolve_repeated_ids(reading: Reading, clips: list[Clip]) -> None:
             clip = replace(clip, sample_id=f"{clip.dataset}/{clip.sample_id}")
             same = first.get(clip.sample_id)
         if same:
-            reason = f"malformed record: its id stands already in {same.where}"
+            reason = f"malformed record: its id is already used in {same.where}"
             reading.rejects.append(Reject(clip.sample_id, clip.name, clip.where, reason))
         else:
             first[clip.sample_id] = clip
@@ -71,13 +71,13 @@ def _resolve_repeated_ids(reading: Reading, clips: list[Clip]) -> None:
 
 
 def encodable(item: Clip | BadRecord) -> Clip | Reject:
-    r"""Return a clip whose texts UTF-8 can encode, or a reject: of a bad record, or of half a character ("\ud83d")."""
+    r"""Return a clip whose texts UTF-8 can encode, or a reject: of a bad record or an unpaired surrogate ("\ud83d")."""
     if isinstance(item, BadRecord):
         return _reject(item.id, item.media, item.where, item.reason)
     texts = [item.sample_id, item.name, *(t.text for t in item.turns), *(s.caption for s in item.scenes)]
     if all(fits_utf8(text) for text in texts):
         return item
-    return _reject(item.sample_id, item.name, item.where, "a text of it holds half a character")
+    return _reject(item.sample_id, item.name, item.where, "a text contains an unpaired surrogate")
 
 
 def _reject(sample_id: str, media: str, where: str, reason: str) -> Reject:

@@ -80,7 +80,7 @@ def main() -> int:
     for step in [*training_steps(out, size), *trial_steps(out, size)]:
         code = journal.run(step)
         if code:
-            console.print(f"[bold red]error:[/] {step.name} failed (exit code {code}); `make demo` goes on from there")
+            console.print(f"[bold red]error:[/] {step.name} failed (exit code {code}); `make demo` resumes there")
             return code
     finish(out, size, journal.seconds())
     return 0

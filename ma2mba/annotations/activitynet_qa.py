@@ -45,7 +45,7 @@ def read(files: Files, media: Path) -> Iterator[ActivityNetRecord | BadRecord]:
     def parse(value: Any, folder: MediaFolder, where: str) -> ActivityNetRecord:
         key = need(value, "question_id", str)
         if key in asked:
-            raise RecordError(f"question {key} stands twice")
+            raise RecordError(f"question {key} appears twice")
         asked.add(key)
         name = folder.find(f"v_{need_text(value, 'video_name')}")
         if key not in answers:

@@ -31,7 +31,7 @@ Overrides = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (a YAML file).")]
 Tokens = Annotated[
-    int | None, typer.Option("--tokens", min=1, help="Plan for a text of this length, all of it learned.")
+    int | None, typer.Option("--tokens", min=1, help="Plan for a text of this many tokens, all supervised.")
 ]
 Hours = Annotated[
     float | None,
@@ -238,7 +238,7 @@ def _value(value: Any) -> str:
 
 
 def _plot(planner: "Planner", whole: "Workload", ranks: int, title: str, path: Path) -> None:
-    """Plot the memory of the fastest and the smallest plan, from an eighth of the length to eight times of it."""
+    """Plot the memory of the fastest and the smallest plan, from an eighth of the length to 8 times the length."""
     from dataclasses import replace
 
     from ma2mba.plots import draw_plan

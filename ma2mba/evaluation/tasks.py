@@ -15,7 +15,7 @@ def _said(text: str) -> str:
     if not text.strip():
         raise ValueError("is blank")
     if not fits_utf8(text):
-        raise ValueError("holds half a character")
+        raise ValueError("contains an unpaired surrogate")
     return text
 
 

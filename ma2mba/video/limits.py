@@ -4,7 +4,7 @@ import resource
 from pathlib import Path
 
 MEMORY = 2 << 30
-"""Bytes that decoding may use beyond what a worker holds at its start. 8K video needs most of it."""
+"""Bytes that decoding may use on top of what a worker holds at its start. 8K video needs most of these bytes."""
 
 
 def limit_memory(extra: int) -> None:

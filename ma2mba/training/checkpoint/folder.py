@@ -239,7 +239,7 @@ def prune(newest: Path, keep_last: int | None, keep_every: int | None) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint. Hide it first, so that nobody reads a half-removed checkpoint."""
+    """Remove a checkpoint. Hide it first, so that no process reads a half-removed checkpoint."""
     hidden = folder.with_name(f".{folder.name}.old.tmp")
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(folder, hidden)

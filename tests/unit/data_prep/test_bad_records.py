@@ -65,7 +65,7 @@ def test_each_bad_record_is_rejected_and_the_good_ones_are_built(tmp_path):
     _, rejects = picture_build(tmp_path, records)
     assert [row.sample_id for row in ShardReader(tmp_path / "shards").rows] == ["good.png"]
     reasons = {reject.sample_id: reject.reason for reject in rejects}
-    half = "malformed record: a text of it holds half a character"
+    half = "malformed record: a text contains an unpaired surrogate"
     assert {name: reasons[name] for name in ("text", "id\\ud83d", "path")} == dict.fromkeys(
         ("text", "id\\ud83d", "path"), half
     )

@@ -173,7 +173,7 @@ def test_malformed_activitynet_qa(tmp_path):
         ("t_a.json line 37, record 8", "is a list, not an object"),
         ("t_q.json line 1, record 2", "its answer (t_a.json line 27, record 6) type is a str, not a int"),
         ("t_q.json line 1, record 3", "question 3 has no answer in any _a.json"),
-        ("t_q.json line 1, record 4", "question 1 stands twice"),
+        ("t_q.json line 1, record 4", "question 1 appears twice"),
         ("t_q.json line 1, record 5", "question is a int, not a str"),
         ("t_q.json line 1, record 6", "the path v_a/../../x does not stay below the media folder"),
         ("t_q.json line 1, record 7", "its answer (t_a.json line 32, record 7) answer is a int, not a str"),
@@ -256,7 +256,7 @@ def test_webvid(tmp_path):
         ("w.csv line 4", "name is empty"),
         ("w.csv line 5", "videoid is empty"),
         ("w.csv line 6", "the path ../x/21179416.mp4 does not stay below the media folder"),
-        ("w.csv line 7", "its id stands already in w.csv line 2"),
+        ("w.csv line 7", "its id is already used in w.csv line 2"),
     ]
     first, second = reading.clips
     assert first.media == tmp_path / "media/006001_006050/21179416.mp4"
@@ -316,8 +316,8 @@ def test_scenewalk_segments(tmp_path):
         ("s.parquet row 8", "time_stamp is a NoneType, not a dict"),
         ("s.parquet row 9", "id is a NoneType, not a str"),
         ("s.parquet row 10", "has 2 captions, not one"),
-        ("s.parquet row 5", "another scene of it is malformed"),
-        ("s.parquet row 6", "two scenes of it start at frame 0"),
+        ("s.parquet row 5", "another scene is malformed"),
+        ("s.parquet row 6", "two scenes of this video start at frame 0"),
     ]
     a, b = reading.clips
     assert (a.name, a.scenes) == ("a.mkv", (Scene(0, 40, "one"), Scene(40, 72, "two")))
@@ -342,7 +342,7 @@ def test_the_same_id_in_two_data_sets_is_not_repeated(tmp_path):
         ("21179416", "llava"),
         ("films/21179416", "films"),
     ]
-    assert reasons(reading) == [("w.csv line 3", "its id stands already in w.csv line 2")]
+    assert reasons(reading) == [("w.csv line 3", "its id is already used in w.csv line 2")]
 
 
 def test_two_videos_with_the_same_stem_reject_the_record(tmp_path):

@@ -71,7 +71,7 @@ def test_malformed_llava_records(record, reason, tmp_path):
 def test_a_repeated_id_is_rejected(tmp_path):
     reading = read(tmp_path, "llava", [GOOD, GOOD])
     assert len(reading.clips) == 1
-    assert "its id stands already in a0.json line 1, record 1" in reading.rejects[0].reason
+    assert "its id is already used in a0.json line 1, record 1" in reading.rejects[0].reason
 
 
 def test_questions_about_one_video_are_grouped_across_files(tmp_path):
