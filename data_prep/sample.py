@@ -26,14 +26,14 @@ class Watched:
     """The sampled frames of an image or a video.
 
     `indices` holds the number of each frame in the file, which has `total` frames. `duration` is in seconds.
-    `problem` describes damage, "" for none.
+    `damage` describes what is damaged, "" if nothing is.
     """
 
     frames: SpooledFrames
     indices: list[int]
     total: int
     duration: float
-    problem: str
+    damage: str
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def build_sample(
         decoder="pillow" if clip.is_image else recipe.decoder if clip.media else "",
         decoder_version="" if clip.is_image or not clip.media else decoder_version(recipe.decoder),
         recipe_hash=recipe_hash,
-        status="partial" if watched.problem else "ok",
-        reason=watched.problem,
+        status="partial" if watched.damage else "ok",
+        reason=watched.damage,
     )
     return Built(row, watched.frames, silent)
 
