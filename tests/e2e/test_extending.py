@@ -10,38 +10,35 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-import yaml
 
 from data_prep.toy.words import save_tokenizer
 from tests.unit.video.numbered_video import write
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(?:python|yaml) (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(?:python|yaml|json) (\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = re.findall(r"^    python (.*)$", PAGE, re.MULTILINE)
 
 
 def test_the_page_shows_the_files():
     """After a change copy the file into its block."""
-    assert len(BLOCKS) == 5
-    for name, block in BLOCKS:
+    shown = [(name, block) for name, block in BLOCKS if name.startswith("examples/")]
+    assert len(shown) == 5
+    for name, block in shown:
         assert block == (ROOT / name).read_text(encoding="utf-8"), name
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """my-data/ with three captioned videos of 3 s, and the project's examples beside it."""
-    (tmp_path / "my-data/media").mkdir(parents=True)
+    """my-captions/ as the page shows it, with two videos of 3 s, and the project's examples beside it."""
+    (tmp_path / "my-captions/media").mkdir(parents=True)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    lines = []
-    for name in "abc":
-        write(tmp_path / f"my-data/media/{name}.mp4", range(30), Fraction(1, 10))
-        lines.append(json.dumps({"clip": f"{name}.mp4", "caption": "a red star appears."}) + "\n")
-    (tmp_path / "my-data/captions.jsonl").write_text("".join(lines))
-    save_tokenizer(tmp_path / "my-data/tokenizer.json")
-    source = {"format": "captions", "annotations": "captions.jsonl", "media": "media"}
-    recipe = {"stage": "gated_demo", "tokenizer": "tokenizer.json", "image_size": 64, "sources": [source]}
-    (tmp_path / "my-data/recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name in "ab":
+        write(tmp_path / f"my-captions/media/{name}.mp4", range(30), Fraction(1, 10))
+    save_tokenizer(tmp_path / "my-captions/tokenizer.json")
+    for name, block in BLOCKS:
+        if not name.startswith("examples/"):
+            (tmp_path / "my-captions" / name).write_text(block, encoding="utf-8")
     return tmp_path
 
 
