@@ -4,8 +4,8 @@ A build has many shards; each is built by one process. The notes (JSON) of a sha
 notes is not finished and will be rebuilt.
 
 Here a clip that cannot be used becomes a Reject: a damaged video or image raises MediaError while it is read
-(ma2mba/video/probe.py, decode.py, pictures.py), and `build_shard` notes its reason. `build.finish` writes all rejects to
-rejects.jsonl.
+(ma2mba/video/probe.py, decode.py, pictures.py), and `build_shard` notes its reason. `build.finish` writes all rejects
+to rejects.jsonl.
 """
 
 import json

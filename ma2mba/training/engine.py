@@ -113,7 +113,7 @@ class Engine:
         return self.world.size * micro_steps
 
     def set_rates(self, factor: float) -> dict[str, float]:
-        """Set every learning rate to its base rate times `factor`, for the next step. Return the rates by component."""
+        """Set every learning rate to its base rate times `factor` for the next step. Return the rates by component."""
         rates = [rate * factor for rate in self.base_rates]
         for group, rate in zip(self.inner.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
