@@ -21,7 +21,7 @@ def normalise(text: str) -> str:
 
 
 def is_correct(prediction: str, answer: str) -> bool:
-    """Compare after `normalise`. An answer of punctuation alone is compared unchanged."""
+    """Compare after `normalise`. An answer of punctuation alone is compared without regard to case."""
     if not normalise(answer):
         return prediction.strip().lower() == answer.strip().lower()
     return normalise(prediction) == normalise(answer)
