@@ -1,10 +1,10 @@
-"""The planner against a GPU: python benchmarks/planner.py [--out FILE.json]
+"""Compare the planner's predictions with a GPU: python benchmarks/planner.py [--out FILE.json]
 
-For every size and length the planner chooses a plan for a limit of memory that leaves a step less and less to itself;
-one step runs (forward, backward, mean cross-entropy over every token, random bf16 weights), and what it held at most
-stands beside the prediction: prices measured here, and prices from the kernels' shapes alone. Prints a JSON row for
-each case; ends with 1 if a prediction is off by over 10%. `--device cpu --size tiny` compares counted bytes without a
-GPU.
+For each size and length the planner chooses a plan within a memory limit, which leaves less memory for longer
+sequences. One step of the plan runs: forward and backward of the mean cross-entropy of every token, with random bf16
+weights. Prints one JSON row per case with the measured peak and two predictions: from layers measured on this GPU, and
+from the shapes of the kernels. Exits with code 1 if a prediction is off by more than 10%. `--device cpu --size tiny`
+needs no GPU: it compares counted bytes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from ma2mba.training.fit.pricing import Machine, Priced, Setup, config_of_size, 
 
 TOKENS = {"cuda": (2**14, 2**16, 2**17, 2**18), "cpu": (2**9, 2**10, 2**11)}
 ROOM_GIB = {"cuda": (24.0, 18.0, 12.0, 6.0), "cpu": (0.5, 0.3, 0.25)}
-"""What a step may take beside the weights and the sums of their gradients, length by length: so plans differ."""
+"""Memory of a step without the weights and the sums of gradients, one value for each length, so that plans differ."""
 WITHIN = 0.1
 TINY = ModelConfig(
     language_model=Mamba2Config(d_model=128, n_layer=4, d_state=16, headdim=16, ssd_block=64),
@@ -65,6 +65,7 @@ def main() -> int:
 
 
 def cases(size: str, device: str) -> Iterator[dict[str, Any]]:
+    """Yield the row of each length."""
     config = TINY if size == "tiny" else config_of_size(size).model_copy(update={"vision": CLIP})
     setup = Setup(config, ("language_model",), torch.bfloat16 if device == "cuda" else torch.float32)
     torch.manual_seed(0)
@@ -93,7 +94,7 @@ def cases(size: str, device: str) -> Iterator[dict[str, Any]]:
             "limit_gib": round(limit / GIB, 2),
             "plan": vars(choice.best.plan),
             "peak_at": choice.best.moment,
-            "parts_gib": {name: round(part / GIB, 3) for name, part in choice.best.device.items() if part},
+            "parts_gib": {use: round(nbytes / GIB, 3) for use, nbytes in choice.best.device.items() if nbytes},
             "predicted_gib": {name: round(figure / GIB, 3) for name, figure in figures.items()},
             "predicted_seconds": round(choice.best.seconds, 2),
             **{name: round(value, 3) for name, value in measured.items()},
@@ -103,19 +104,25 @@ def cases(size: str, device: str) -> Iterator[dict[str, Any]]:
 
 
 def machine(priced: Priced) -> Machine:
+    """Return a machine whose memory limits nothing."""
     return Machine(1 << 50, 1 << 40 if priced != "torch" else None, priced, graphs=priced != "torch")
 
 
 def alone(planner: Planner, weights: int, device: str) -> Planner:
-    """Without an optimizer: nothing but the weights is there all the time (bytes are counted from behind them on a
-    CPU)."""
+    """Return the planner without an optimizer: only the weights are taken all the time.
+
+    On a CPU they do not count: bytes are counted after the model exists.
+    """
     base = {"weights": weights if device == "cuda" else 0}
     return replace(planner, budget=Budget(planner.budget.device, planner.budget.host, base))
 
 
 def peak(model: LanguageModel, plan: Plan, tokens: int, device: str) -> dict[str, float]:
-    """GiB that a step held at most, weights included on a GPU: what was allocated, or reserved where chunks are
-    captured (memory of captured graphs is not seen as allocated). The seconds are of a step after the first."""
+    """Return the peak memory of a step in GiB, on a GPU including the weights, and there the seconds of a second step.
+
+    The peak is that of allocated memory. With captured chunks it is that of reserved memory, because the allocator does
+    not count the memory of captured graphs as allocated.
+    """
     run = gpu.streamer(model, plan)
     if device == "cpu":
         with measuring(torch.device("cpu")) as meter:

@@ -1,4 +1,4 @@
-"""The benchmark of the planner runs, on counted bytes, and finds the predictions right."""
+"""The benchmark of the planner: on counted bytes, its predictions are right."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""`ma2mba plan` as a user meets it."""
+"""The command `ma2mba plan`."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_a_choice_a_runner_up_and_the_longest(plan, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_picture_that_cannot_be_written_takes_nothing_of_the_answer(plan, tmp_path):
+def test_a_plot_that_cannot_be_written_does_not_suppress_the_answer(plan, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     picture = recipe / "plan.png"
@@ -77,7 +77,7 @@ def test_json_has_no_colours(plan, monkeypatch):
     assert json.loads(plan("--paper", "--json")[1])
 
 
-def test_text_for_people(plan):
+def test_text_output(plan):
     code, text, _ = plan("--model", "370m", "--video-hours", 0.5, "--device-memory", 40, "--zero", 1, "--gpus", 8)
     assert code == 0
     assert "260,224 tokens" in text
@@ -94,8 +94,8 @@ def test_a_recipe(plan, tmp_path):
     assert parts["gradients"] < parts["weights"], "only the language model is trained"
 
 
-def test_a_recipe_whose_start_is_not_there_yet(plan, tmp_path):
-    """The refusal's own remedy, as it is written there, plans the stage."""
+def test_a_recipe_whose_init_from_does_not_exist(plan, tmp_path):
+    """The new model that the error describes can be used as it is written."""
     stage2 = shutil.copy(ROOT / "launch" / "recipes" / "stage2.yaml", tmp_path)
     common = ("--tokens", 262144, "--device-memory", 80, "--gpus", 8, "--json")
     code, text, error = plan("--model", stage2, *common)
@@ -110,7 +110,7 @@ def test_a_recipe_whose_start_is_not_there_yet(plan, tmp_path):
 
 
 def test_a_recipe_whose_ranks_share_sequences(plan, tmp_path):
-    """One rank's part is half a sequence in half chunks; weights and optimizer are shared out to all GPUs."""
+    """One rank has half of the sequence, in chunks of half the length. ZeRO shards over all GPUs."""
     alone, shared = tmp_path / "alone.yaml", tmp_path / "shared.yaml"
     alone.write_text(RECIPE)
     shared.write_text(RECIPE + "parallel: {sequence: 2}\n")
@@ -135,7 +135,7 @@ def test_a_recipe_whose_ranks_share_sequences(plan, tmp_path):
 
 
 @pytest.mark.parametrize(("gpus", "near"), [(1, 2), (3, 4)])
-def test_gpus_that_are_no_groups_of_ranks(plan, tmp_path, gpus, near):
+def test_gpus_that_are_not_a_multiple_of_the_ranks_of_a_sequence(plan, tmp_path, gpus, near):
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE + "parallel: {sequence: 2}\n")
     code, text, error = plan("--model", path, "--tokens", 4096, "--device-memory", 1, "--gpus", gpus)
@@ -163,13 +163,13 @@ def test_gpus_that_are_no_groups_of_ranks(plan, tmp_path, gpus, near):
         (["--model", "370m", "--video-hours", "inf", "--device-memory", 30], "--video-hours inf: not a finite number"),
     ],
 )
-def test_what_cannot_be_ends_with_2_and_says_what_would(plan, arguments, said):
+def test_wrong_options_exit_with_code_2_and_say_what_to_do(plan, arguments, said):
     code, text, error = plan(*arguments)
     assert (code, text) == (2, "")
     assert said in error
 
 
-def test_the_smallest_memory_that_is_named_is_enough(plan):
+def test_the_named_memory_is_enough(plan):
     code, _, error = plan("--model", "370m", "--tokens", 8192, "--device-memory", 10)
     assert code == 2
     named = float(error.split("smallest plan needs ")[1].split(" GiB")[0])

@@ -1,4 +1,4 @@
-"""What a layer costs: counted storages, meta against CPU, and lengths that were never run."""
+"""Prices of layers: counted storages, meta device against CPU, and lengths that were not run."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def layer_inputs(layer: nn.Module, width: int, device: str = "cpu"):
     return inputs
 
 
-def test_live_bytes_are_those_of_storages_that_somebody_holds():
+def test_live_bytes_are_those_of_storages_that_are_referenced():
     there_before = torch.zeros(1000)
     with measuring(CPU) as meter:
         a = torch.zeros(250)
@@ -47,7 +47,7 @@ def test_live_bytes_are_those_of_storages_that_somebody_holds():
 
 @pytest.mark.parametrize("kind", [mamba, GRULayer])
 def test_the_meta_device_costs_what_the_cpu_costs(kind):
-    """Equal to the byte, but for masks that are saved as such (measured: 0)."""
+    """Equal to the byte."""
     lengths = (16, 32)
     torch.manual_seed(0)
     real = kind(64)
@@ -77,7 +77,7 @@ def test_saved_bytes_are_the_saved_tensors_and_the_outputs():
 
 
 def test_a_length_that_was_not_run_is_on_the_line():
-    """Measured worst case: 0.2% off at eight times the longest length."""
+    """Measured worst case: 0.2% at eight times the longest length."""
     layer = mamba(device="meta")
     cost = price(Piece.of_layer(layer), layer_inputs(layer, 64, "meta"), (64, 128))
     run = price(Piece.of_layer(layer), layer_inputs(layer, 64, "meta"), (1024,))

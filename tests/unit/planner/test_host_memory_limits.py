@@ -1,4 +1,4 @@
-"""The memory of a host as its control groups leave it, from made-up files."""
+"""The memory of a host under control groups, from files that the tests write."""
 
 import pytest
 
@@ -26,8 +26,8 @@ def group(folder, names, limit, used=0, stat=""):
     (folder / "memory.stat").write_text(stat)
 
 
-def test_the_smallest_limit_on_the_way_counts(host):
-    """A SLURM job: the step has no limit of its own, the job has."""
+def test_the_smallest_limit_of_all_parent_groups_counts(host):
+    """A SLURM job: the job has a limit, its step has none."""
     belongs_to(host, "0::/system.slice/job_7/step_0")
     group(host.groups / "system.slice" / "job_7" / "step_0", V2, "max", GIB)
     group(host.groups / "system.slice" / "job_7", V2, 2 * GIB, GIB, f"anon 5\ninactive_file {GIB // 4}\n")
@@ -39,7 +39,7 @@ def test_the_smallest_limit_on_the_way_counts(host):
 
 
 @pytest.mark.parametrize("seen", ["docker/abc", ""], ids=["by its name", "as the root"])
-def test_the_first_version(host, seen):
+def test_control_groups_version_1(host, seen):
     """A container may see its own group as the root."""
     belongs_to(host, "5:cpu:/docker/abc", "4:memory:/docker/abc", "0::/")
     group(host.groups / "memory" / seen, V1, GIB, GIB // 2, f"total_inactive_file {GIB // 8}\n")
@@ -48,7 +48,7 @@ def test_the_first_version(host, seen):
     assert host.free() == GIB // 2 + GIB // 8
 
 
-def test_without_groups_the_host_is_all_there_is(host):
+def test_without_groups_the_host_is_the_limit(host):
     assert host.free() == 2**42
     assert host.memory() >= Host().memory()
     belongs_to(host, "0::/")

@@ -1,4 +1,4 @@
-"""The planner against bytes counted in real runs of the engine, and its choices against brute force."""
+"""Predictions against bytes counted in runs of the engine, and choices against brute force."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -37,7 +37,7 @@ COARSE = [
     Plan("layer", 64, 2, "device", 3),
 ]
 WITHIN = 0.05
-"""Measured worst case: 2%; the project promises 10%."""
+"""Measured worst case: 2%. The project promises 10%."""
 
 
 def mamba_layers(width: int, layers: int) -> nn.ModuleList:
@@ -55,8 +55,8 @@ def test_checkpoint_takes_the_predicted_bytes(plan, width, layers, tokens):
 
 
 @pytest.mark.parametrize("plan", COARSE, ids=str)
-def test_states_kept_seldom_take_the_predicted_bytes(plan):
-    """Eleven chunks, the last a short one; states count for more than elsewhere here. Measured worst case: 4%."""
+def test_states_kept_rarely_take_the_predicted_bytes(plan):
+    """Eleven chunks, the last one shorter. States are large here. Measured worst case: 4%."""
     config = Mamba2Config(d_model=48, n_layer=5, d_state=128, headdim=16, ssd_block=32, vocab_size=64)
     modules = nn.ModuleList(Mamba2Layer(config) for _ in range(5))
     cost = measure(modules, torch.empty(1, 1, 48), lengths=(32, 64))
@@ -67,7 +67,7 @@ def test_states_kept_seldom_take_the_predicted_bytes(plan):
     assert predict(cost, estimate(cost), Workload(672), plan).seconds > every.seconds
 
 
-def test_a_layer_of_somebody_else_takes_the_predicted_bytes():
+def test_gru_layers_take_the_predicted_bytes():
     modules = nn.ModuleList(GRULayer(32) for _ in range(4))
     cost = measure(modules, torch.empty(1, 1, 32), lengths=(16, 32))
     plan = Plan("sequence", 32, 2)
@@ -93,7 +93,7 @@ LIVE = Plan("sequence", 256, 4)
 )
 @pytest.mark.parametrize("plan", [Plan("sequence", 256, 1), LIVE, Plan("layer", 256, 2)], ids=str)
 def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
-    """Text alone, a video shorter than a chunk and a longer one, each with its conversation.
+    """Text alone, a video shorter than a chunk, and a longer video, each with a conversation.
 
     Measured: 3% too little to 10% too much (the chunk that holds the text is taken to be full of frames as well).
     """
@@ -123,8 +123,8 @@ def conversation(sample: SampleLength, vision: ClipConfig):
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 100])
-def test_the_head_of_several_rows_has_its_step_where_the_kernel_has_it(rows):
-    """Before and behind the most positions whose logits exist at one time. Measured worst case: 0.6%."""
+def test_the_price_of_the_head_jumps_where_the_kernel_starts_a_second_block(rows):
+    """Below and above the positions whose logits exist at one time. Measured worst case: 0.6%."""
     language = Mamba2Config(d_model=64, n_layer=2, d_state=16, headdim=16, vocab_size=20_000)
     setup = Setup(ModelConfig(language_model=language, vision=ClipConfig(num_hidden_layers=2)), rows=rows)
     head = make_planner(setup, Workload(8192), Machine(80 * GIB, priced="kernels")).cost.head
@@ -151,7 +151,7 @@ def small() -> Planner:
     return replace(make_planner(setup, WORKLOAD, Machine(GIB)), budget=Budget(1 << 62))
 
 
-def test_more_memory_is_never_slower_and_never_overrun(small):
+def test_more_memory_is_never_slower_and_never_exceeded(small):
     least = small.smallest(WORKLOAD).device_bytes
     seconds = []
     for factor in (1, 1.3, 2, 5, 30, 1000):
@@ -168,8 +168,8 @@ def test_more_memory_is_never_slower_and_never_overrun(small):
     assert seconds[0] > 1.05 * seconds[-1]
 
 
-def test_states_are_kept_seldom_where_memory_for_them_is_short(small):
-    """And no seldomer than it takes."""
+def test_states_are_kept_rarely_where_memory_for_them_is_short(small):
+    """And not more rarely than necessary."""
     far = Workload(1_000_000)
     whole = small.choose(far).best
     assert whole.plan.stash_every == 1
@@ -181,8 +181,8 @@ def test_states_are_kept_seldom_where_memory_for_them_is_short(small):
     assert any(reason.startswith("states at every chunk: would need") for reason in short.choose(far).reasons)
 
 
-def test_short_chunks_are_recorded_where_that_is_possible(small):
-    """Launches cost more than the memory that is held for the recording; without room for it, chunks run plainly."""
+def test_short_chunks_are_captured_where_possible(small):
+    """Captured chunks save launches but hold memory. Without that memory, chunks run without graphs."""
     planner = replace(small, graphs=True)
     roomy = planner.choose(WORKLOAD).best
     tight = replace(planner, budget=Budget(planner.predict(WORKLOAD, Plan("sequence", 1024, 12)).device_bytes))
@@ -195,7 +195,7 @@ def test_short_chunks_are_recorded_where_that_is_possible(small):
     assert small.choose(WORKLOAD).best.plan.graphs is False
 
 
-def test_a_last_chunk_that_is_not_recorded_takes_its_own_memory(small):
+def test_a_last_chunk_that_is_not_captured_takes_its_own_memory(small):
     planner, plan = replace(small, graphs=True), Plan("sequence", 4096, 12, graphs=True)
     whole, ragged = Workload(65536), Workload(65536 + 4000)
     more = planner.predict(ragged, plan).device_bytes - planner.predict(whole, plan).device_bytes
@@ -204,13 +204,13 @@ def test_a_last_chunk_that_is_not_recorded_takes_its_own_memory(small):
     assert any_length.device_bytes > planner.predict(ragged, plan).device_bytes
 
 
-def test_when_nothing_fits_the_smallest_plan_tells_what_would(small):
+def test_the_smallest_plan_fits_into_exactly_its_memory(small):
     least = small.smallest(WORKLOAD)
     assert replace(small, budget=Budget(least.device_bytes - 1)).choose(WORKLOAD) is None
     assert replace(small, budget=Budget(least.device_bytes)).choose(WORKLOAD).best.device_bytes <= least.device_bytes
 
 
-def test_states_go_to_the_host_when_they_do_not_fit_and_may(small):
+def test_states_move_to_the_host_when_they_do_not_fit_and_the_host_has_memory(small):
     far = Workload(1_000_000)
     on_device = replace(small, budget=Budget(small.smallest(far).device_bytes - 1))
     with_host = replace(small, budget=Budget(on_device.budget.device, 1 << 40))
@@ -222,7 +222,7 @@ def test_states_go_to_the_host_when_they_do_not_fit_and_may(small):
     assert any(reason.startswith("states on the device: would need") for reason in with_host.choose(far).reasons)
 
 
-def test_no_host_memory_is_none(small):
+def test_zero_bytes_of_host_memory_allow_no_states_there(small):
     far = Workload(1_000_000)
     nothing = replace(small, budget=Budget(1 << 40, 0))
     assert not nothing.budget.holds(small.predict(far, Plan("sequence", 1024, 12, "host")))
@@ -230,8 +230,8 @@ def test_no_host_memory_is_none(small):
     assert nothing.smallest(far).plan.stash == "device"
 
 
-def test_on_a_cpu_what_is_kept_on_the_host_takes_the_devices_memory():
-    """As much as on the device, and an optimizer there as well."""
+def test_on_a_cpu_host_memory_is_device_memory():
+    """For states, which take as much as on the device, and for an optimizer on the host."""
     setup = Setup(config_of_size("370m"), dtype=torch.float32, optimizer_on_host=True)
     workload, plan = Workload(400_000), Plan("sequence", 256, 1, "host")
     cpu = make_planner(setup, workload, Machine(24 * GIB, one_memory=True))
@@ -245,7 +245,7 @@ def test_on_a_cpu_what_is_kept_on_the_host_takes_the_devices_memory():
     assert kept.device == cpu.predict(workload, replace(plan, stash="device")).device
 
 
-def test_the_longest_sequence_fits_and_a_longer_one_needs_states_made_again(small):
+def test_the_longest_sequence_fits_and_a_longer_one_recomputes_states(small):
     planner = replace(small, budget=Budget(100 << 20))
     tokens, plan = planner.longest(WORKLOAD)
     assert planner.budget.holds(planner.predict(Workload(tokens), plan))
@@ -254,14 +254,14 @@ def test_the_longest_sequence_fits_and_a_longer_one_needs_states_made_again(smal
     assert beyond is None or beyond.best.plan.stash_every > 1
 
 
-def test_a_part_of_a_sequence():
+def test_rank_share():
     whole = Workload(1001, 10, front_tokens=900, loss_tokens=700)
     assert whole.rank_share(1) == whole
     assert whole.rank_share(2) == Workload(501, 10, front_tokens=450, loss_tokens=501, ranks=2)
     assert Workload(1001).rank_share(3) == Workload(334, ranks=3)
 
 
-def test_chunks_of_a_plan_are_those_of_all_ranks_that_share_a_sequence(small):
+def test_a_plans_chunks_count_the_tokens_of_all_ranks(small):
     share, planner = WORKLOAD.rank_share(4), replace(small, budget=Budget(150 << 20, 1 << 40))
     alone = replace(share, ranks=1)
     shared, own = planner.predict(share, Plan("sequence", 8192)), planner.predict(alone, Plan("sequence", 2048))
@@ -273,7 +273,7 @@ def test_chunks_of_a_plan_are_those_of_all_ranks_that_share_a_sequence(small):
     assert planner.longest(share) == (4 * tokens, replace(plan, chunk_tokens=4 * plan.chunk_tokens))
 
 
-def test_what_cannot_fit_is_refused_with_what_would():
+def test_a_plan_that_does_not_fit_is_an_error_that_names_one_that_fits():
     setup, workload = Setup(config_of_size("370m")), Workload(65536)
 
     def checked(plan: Plan, gib: int) -> Prediction:
@@ -290,8 +290,8 @@ def test_what_cannot_fit_is_refused_with_what_would():
 
 
 @pytest.mark.parametrize(("zero", "gpus", "share"), [(0, 4, 1.0), (1, 1, 1.0), (1, 4, 0.25), (2, 4, 0.25)])
-def test_zero_shares_the_optimizer_out(zero, gpus, share):
-    """12 bytes a trained parameter: an fp32 master copy and two moments."""
+def test_zero_shards_the_optimizer(zero, gpus, share):
+    """12 bytes for each trained parameter: an fp32 master copy and two moments."""
     setup = Setup(config_of_size("370m"), gpus=gpus, zero=zero)
     base = make_planner(setup, Workload(1024), Machine(80 * GIB)).budget.device_base
     parameters = base["weights"] / 2

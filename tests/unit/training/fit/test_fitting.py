@@ -1,4 +1,4 @@
-"""A run's plan: chosen by the longest samples of its data, or refused before the first step."""
+"""The plan of a run: chosen for the longest samples of its data, or an error before the first step."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ def world(ranks: int = 1) -> World:
     return World(0, ranks, torch.device("cpu"), ranks)
 
 
-def test_a_plan_is_chosen_and_said(shards, caplog):
+def test_a_plan_is_chosen_and_logged(shards, caplog):
     with caplog.at_level(logging.INFO, "ma2mba.plan"):
         job = build(recipe(shards), world())
     assert job.recipe.magc == "auto"
@@ -48,7 +48,7 @@ def test_a_plan_is_chosen_and_said(shards, caplog):
     assert f"at most {int(job.dataset.length_N.max()):,} tokens: " in caplog.text
 
 
-def test_less_memory_another_plan_and_less_yet_none(shards, monkeypatch):
+def test_less_memory_changes_the_plan_and_too_little_is_an_error(shards, monkeypatch):
     roomy = build(recipe(shards, micro_batch=4), world()).fitted_plan
     needed = roomy.prediction.device_bytes - roomy.prediction.device["program"]
     room = int(needed / fitting.HOST_SHARE / USABLE)
@@ -61,7 +61,7 @@ def test_less_memory_another_plan_and_less_yet_none(shards, monkeypatch):
         build(recipe(shards, micro_batch=4), world())
 
 
-def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, monkeypatch):
+def test_a_given_plan_that_does_not_fit_is_an_error_that_names_one_that_fits(shards, monkeypatch):
     given = {"chunk_tokens": 256, "group_layers": 2}
     fits = build(recipe(shards, magc=given, micro_batch=4), world())
     assert fits.plan == Plan(**given)
@@ -73,7 +73,7 @@ def test_a_given_plan_that_cannot_fit_stops_the_run_with_one_that_would(shards, 
         build(recipe(shards, magc=given, micro_batch=4), world())
 
 
-def test_ranks_that_share_sequences_must_hold_a_part_each(shards, monkeypatch, caplog):
+def test_ranks_that_share_sequences_must_hold_one_share_each(shards, monkeypatch, caplog):
     given = {"chunk_tokens": 256, "group_layers": 2}
     whole = build(recipe(shards, magc=given, micro_batch=4), world(2)).fitted_plan.prediction
     with caplog.at_level(logging.INFO, "ma2mba.plan"):
@@ -99,7 +99,7 @@ def test_memos_need_all_layers_in_one_group(shards):
         build(recipe(shards, magc=given | {"group_layers": 1}), world())
 
 
-def test_graphs_need_all_layers_in_one_group_and_weights_that_stay(shards):
+def test_graphs_need_all_layers_in_one_group_and_weights_that_do_not_move(shards):
     layers = TINY_MODEL["language_model"]["n_layer"]
     given = {"chunk_tokens": 64, "group_layers": layers, "graphs": True}
     assert build(recipe(shards, magc=given), world()).plan == Plan(**given)
