@@ -120,17 +120,17 @@ def _finish(
     )
 
 
-def join_parts(folder: Path, parts: Sequence[Path]) -> Path:
-    """Join folders of `write_shards` into one folder. Each becomes a part."""
+def join_shards(folder: Path, shards: Sequence[Path]) -> Path:
+    """Join folders of `write_shards` into one folder. Each becomes one shard."""
     rows, image_size = [], 0
-    for number, part in enumerate(parts):
-        reader = ShardReader(part)
+    for number, shard in enumerate(shards):
+        reader = ShardReader(shard)
         image_size = reader.manifest.image_size
         name = payload_name(number)
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if any(row.frames for row in reader.rows):
-            shutil.copyfile(part / payload_name(0), folder / name)
-        shutil.copyfile(part / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+            shutil.copyfile(shard / payload_name(0), folder / name)
+        shutil.copyfile(shard / TOKENIZER_FILE, folder / TOKENIZER_FILE)
         rows += [replace(r, file=name if r.frames else "") for r in reader.rows]
     _finish(folder, rows, image_size, None, (1.0,))
     return folder

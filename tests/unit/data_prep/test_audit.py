@@ -17,7 +17,7 @@ from ma2mba.errors import UserError
 from ma2mba.shards.manifest import FileEntry, ShardDamaged
 from ma2mba.shards.reader import ShardReader, check_file
 from ma2mba.video.limits import MEMORY
-from tests.unit.data.toy_shards import join_parts, write_shards
+from tests.unit.data.toy_shards import join_shards, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_why_a_repair_is_impossible(folder, built, material, tmp_path):  # noqa:
 def test_features_are_repaired_from_pictures_and_encoder(model_folder, tmp_path):
     sizes = [[(3, 4), (37, 2)], [(16, 1), (1, 1)], [(33, 2)]]
     parts = [write_shards(tmp_path / str(i), s, image_size=56, seed=i, prefix=f"{i}-") for i, s in enumerate(sizes)]
-    pictures = join_parts(tmp_path / "pictures", parts)
+    pictures = join_shards(tmp_path / "pictures", parts)
     encode(pictures, str(model_folder), tmp_path / "s", batch=8)
     before = contents(tmp_path / "s")
     name = "payload/part-00001.parquet"

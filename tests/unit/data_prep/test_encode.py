@@ -18,7 +18,7 @@ from ma2mba.model.pretrained import load_model
 from ma2mba.model.vision import fingerprint
 from ma2mba.shards.manifest import hash_json, read_manifest, write_manifest
 from ma2mba.shards.reader import ShardReader, find_damage
-from tests.unit.data.toy_shards import join_parts, write_shards
+from tests.unit.data.toy_shards import join_shards, write_shards
 
 SIZES = [[(3, 4), (0, 5), (37, 2)], [(0, 3), (0, 2)], [(16, 1), (1, 1)], [(33, 2)]]
 
@@ -30,7 +30,7 @@ def pictures(tmp_path_factory):
     parts = [
         write_shards(folder / str(i), sizes, image_size=56, seed=i, prefix=f"{i}-") for i, sizes in enumerate(SIZES)
     ]
-    return join_parts(folder / "s", parts)
+    return join_shards(folder / "s", parts)
 
 
 @pytest.fixture(scope="module")
