@@ -17,13 +17,18 @@ Where do the gradients go?
   (`api.py`).
 
 Read `plan.py`, `api.py`, `cell.py`, `chain.py` and `scan.py` in this order. The engine needs only PyTorch and knows
-nothing about video or Mamba. `attach` and `detach` are in `ma2mba.adapters.attach`, which is imported on first use.
+nothing about video or Mamba. `attach` and `detach` are in `ma2mba.adapters.attach`.
+
+All functions are imported on first use: recipes are validated with `Plan` before torch is imported, which takes
+seconds.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ma2mba.magc.api import Streamer, checkpoint, stream
 from ma2mba.magc.plan import Plan
+
+if TYPE_CHECKING:
+    from ma2mba.magc.api import Streamer, checkpoint, stream
 
 __all__ = ["Plan", "Streamer", "attach", "checkpoint", "detach", "stream"]
 
@@ -33,4 +38,8 @@ def __getattr__(name: str) -> Any:
         from ma2mba.adapters import attach
 
         return getattr(attach, name)
+    if name in ("Streamer", "checkpoint", "stream"):
+        from ma2mba.magc import api
+
+        return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,7 @@
 """Recipes: which are rejected, with which message, and that the shipped recipes are valid."""
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -169,3 +171,9 @@ def test_shipped_recipes_follow_the_paper(name):
 @pytest.mark.parametrize("name", ["stage1", "stage1_5", "stage2"])
 def test_demo_recipes_are_sound(name):
     assert load_recipe(ROOT / "examples/demo/recipes" / f"{name}.yaml").stage == name
+
+
+def test_a_recipe_is_validated_without_torch():
+    """The import of torch takes seconds, which a mistyped recipe must not cost."""
+    code = "import sys, ma2mba.training.recipe.loading; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
