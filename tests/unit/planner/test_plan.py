@@ -9,7 +9,7 @@ from torch import nn
 
 from ma2mba.data.batch import Sample, collate
 from ma2mba.errors import UserError
-from ma2mba.magc import Plan, checkpoint
+from ma2mba.magc import Plan
 from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2 import Mamba2Layer
@@ -29,6 +29,7 @@ from ma2mba.training.fit.pricing import Machine, SampleLength, Setup, config_of_
 from ma2mba.training.recipe.schema import COMPONENTS
 from ma2mba.training.streaming import streaming_loss
 from tests.parity.recurrent_layers import GRULayer
+from tests.unit.planner.counting import counted
 
 PLANS = [Plan(nesting, chunk, group) for nesting in ("sequence", "layer") for chunk in (64, 256) for group in (1, 2, 5)]
 COARSE = [
@@ -73,15 +74,6 @@ def test_gru_layers_take_the_predicted_bytes():
     plan = Plan("sequence", 32, 2)
     predicted = predict(cost, estimate(cost), Workload(128), plan).device_bytes
     assert predicted == pytest.approx(counted(modules, 128, 32, plan), rel=WITHIN)
-
-
-def counted(modules: nn.ModuleList, tokens: int, width: int, plan: Plan) -> int:
-    with measuring(torch.device("cpu")) as meter:
-        x = torch.zeros(1, tokens, width, requires_grad=True)
-        y, _ = checkpoint(modules, x, None, plan)
-        del _
-        y.backward(torch.ones_like(y))
-    return meter.peak
 
 
 LIVE = Plan("sequence", 256, 4)

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ma2mba.magc import Plan, checkpoint
+from ma2mba.magc import Plan
 from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.planner import cost as cost_module
 from ma2mba.planner import measure as measure_module
 from ma2mba.planner.cost import LayerGroups
 from ma2mba.planner.measure import first_alike, measure
-from ma2mba.planner.meter import measuring
 from ma2mba.planner.predict import Prediction, predict
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import clock, estimate
+from tests.unit.planner.counting import counted
 
 WIDTH, TOKENS, LENGTHS = 32, 128, (16, 32, 64)
 WITHIN = 0.05
@@ -44,7 +44,7 @@ class GRULayer(nn.Module):
 
 
 class RememberingGRU(GRULayer):
-    """Keeps its output as a memo, and uses nothing of it."""
+    """Keeps its output as a memo, and does not use the memo."""
 
     def remember(self, x, state):
         y, after = self(x, state)
@@ -78,26 +78,17 @@ def predicted(layers: nn.ModuleList, plan: Plan, tokens: int = TOKENS) -> Predic
     return predict(cost, estimate(cost), Workload(tokens), plan)
 
 
-def counted(layers: nn.ModuleList, plan: Plan, tokens: int = TOKENS) -> int:
-    with measuring(torch.device("cpu")) as meter:
-        x = torch.zeros(1, tokens, WIDTH, requires_grad=True)
-        y, _ = checkpoint(layers, x, None, plan)
-        del _
-        y.backward(torch.ones_like(y))
-    return meter.peak
-
-
 @pytest.mark.parametrize("group_layers", [1, 2, 5])
 @pytest.mark.parametrize("nesting", ["sequence", "layer"])
 @pytest.mark.parametrize("kinds", ["gGgGg", "mmmGG", "GmMMg", "MffmG"])
 def test_unlike_layers_take_the_predicted_bytes(kinds, nesting, group_layers):
     layers, plan = stack(kinds), Plan(nesting, 32, group_layers)
-    assert predicted(layers, plan).device_bytes == pytest.approx(counted(layers, plan), rel=WITHIN)
+    assert predicted(layers, plan).device_bytes == pytest.approx(counted(layers, TOKENS, WIDTH, plan), rel=WITHIN)
 
 
 def test_states_kept_rarely_take_the_predicted_bytes():
     layers, plan = stack("mMGg"), Plan("sequence", 16, 2, stash_every=3)
-    assert predicted(layers, plan, 176).device_bytes == pytest.approx(counted(layers, plan, 176), rel=WITHIN)
+    assert predicted(layers, plan, 176).device_bytes == pytest.approx(counted(layers, 176, WIDTH, plan), rel=WITHIN)
 
 
 @pytest.mark.parametrize(("group_layers", "moment"), [(5, "its layer 3 of 5"), (1, "group 3 of 5: its last layer")])
@@ -105,7 +96,7 @@ def test_the_peak_may_be_in_the_middle(group_layers, moment):
     layers, plan = stack("ggGgg"), Plan("sequence", 64, group_layers)
     found = predicted(layers, plan)
     assert found.moment.endswith(moment)
-    assert found.device_bytes == pytest.approx(counted(layers, plan), rel=WITHIN)
+    assert found.device_bytes == pytest.approx(counted(layers, TOKENS, WIDTH, plan), rel=WITHIN)
 
 
 def test_the_ends_of_runs_are_where_memory_can_peak(monkeypatch):
@@ -131,7 +122,7 @@ def test_memos_are_of_those_layers_that_have_them():
     layers, plan = stack("grrg"), Plan("sequence", 32, 4, memo_chunks=2)
     assert predicted(layers, plan).device["memos"] == 2 * 2 * 32 * WIDTH * 4
     assert predicted(stack("gg"), plan).device["memos"] == 0
-    assert predicted(layers, plan).device_bytes == pytest.approx(counted(layers, plan), rel=WITHIN)
+    assert predicted(layers, plan).device_bytes == pytest.approx(counted(layers, TOKENS, WIDTH, plan), rel=WITHIN)
 
 
 def test_each_kind_is_measured_once(monkeypatch):
