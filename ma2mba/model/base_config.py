@@ -1,5 +1,6 @@
 """What every backbone's and every vision encoder's configuration has. Imports no torch."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, SerializerFunctionWrapHandler, model_serializer
@@ -68,10 +69,11 @@ class VisionConfig(NamedConfig):
     image_size: PositiveInt
 
     @property
+    @abstractmethod
     def tokens_per_frame(self) -> int:
-        raise NotImplementedError
+        """The number of visual tokens of a frame."""
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """The size of a visual token, which the projector reads."""
-        raise NotImplementedError

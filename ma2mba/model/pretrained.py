@@ -170,4 +170,4 @@ def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tie
             f"{path}: has another architecture than the model: {len(names)} tensors differ, first {shown}; "
             "change the model's configuration, or use weights of this architecture"
         )
-    module.load_state_dict({**{name: tensors[name] for name in wanted}}, strict=False)
+    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)

@@ -5,7 +5,7 @@ kernels it uses there, or on the meta device, which computes nothing. Costs are 
 longer chunks are predicted from those lengths.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -101,9 +101,13 @@ def price(piece: Piece, inputs: Inputs, lengths: Sequence[int] = LENGTHS) -> Pri
     given, saved, forward, backward, flops = map(Curve, columns)
     unique = dict.fromkeys(piece.parameters)
     weights = sum(p.nbytes for p in unique)
-    sums = sum(p.numel() * max(4, p.element_size()) for p in unique)
     gradients = max(run[5] for run in runs.values())
-    return Price(given, saved, forward, backward, flops, gradients, weights, sums)
+    return Price(given, saved, forward, backward, flops, gradients, weights, sum_bytes(unique))
+
+
+def sum_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """Return the bytes of the engine's sums of these parameters' gradients, in fp32 or wider."""
+    return sum(p.numel() * max(4, p.element_size()) for p in parameters)
 
 
 class _CountedGradients(GradientSums):

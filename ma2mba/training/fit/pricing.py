@@ -21,7 +21,7 @@ from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.types import LOSS_BLOCK
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost, Price
-from ma2mba.planner.measure import measure, price
+from ma2mba.planner.measure import measure, price, sum_bytes
 from ma2mba.planner.memory import USABLE
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import clock, estimate
@@ -236,9 +236,8 @@ def price_ends(
     after = Piece.of_function(head, [language.backbone.norm_f, language.lm_head])
     front_price = price(before, chunk, [unit * count for count in ((1, 3) if tokens_per_frame else (256, 1024))])
     shared = set(before.parameters) & set(after.parameters)
-    sums = front_price.sums - sum(p.numel() * max(4, p.element_size()) for p in shared)
-    front_price = replace(front_price, sums=sums, weights=front_price.weights - sum(p.nbytes for p in shared))
-    return front_price, price(after, behind, head_lengths)
+    sums, weights = front_price.sums - sum_bytes(shared), front_price.weights - sum(p.nbytes for p in shared)
+    return replace(front_price, sums=sums, weights=weights), price(after, behind, head_lengths)
 
 
 def _frames(model: VideoMa2mba, setup: Setup, frames: int) -> Tensor:
