@@ -10,7 +10,8 @@ PATCH, POOLING = 14, 2
 
 
 def lengths(rows: list[IndexRow], image_size: int) -> dict[str, Any]:
-    """Return hours, token counts and a histogram of sample lengths; frames count as the paper's encoder's tokens.
+    """Return hours, token counts and a histogram of sample lengths; a frame counts as the tokens of
+    the paper's encoder, whichever encoder is trained.
 
     The histogram's keys are powers of two: "1024" counts the samples of 1,024 to 2,047 tokens.
     """

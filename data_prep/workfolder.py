@@ -62,7 +62,7 @@ def _recipe_in(out: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def claim(out: Path, resolved: dict[str, Any], *, shared: bool = False) -> Iterator[None]:
-    """Lock `out` for this process, or with `shared` for all processes that build shares of it.
+    """Lock `out` for this process, or with `shared` for all processes that build shares of the same folder.
 
     Raise Busy if another build holds the lock; with `shared`, wait up to PATIENCE seconds first.
     """

@@ -28,7 +28,7 @@ Layers = Sequence[nn.Module] | nn.ModuleList
 
 
 def checkpoint(layers: Layers, x: Tensor, states: Sequence[State] | None, plan: Plan) -> tuple[Tensor, list[State]]:
-    """Run `layers` over x with multi-axis gradient checkpointing. Values and gradients equal those of a plain run.
+    """Run `layers` over x with multi-axis gradient checkpointing. Values and gradients equal a plain run's.
 
     layers  Modules with `layer(x, state) -> (x, state)`, where a state is a tuple of tensors, and
             `layer.initial_state(x) -> state`. A layer must not keep anything between calls.

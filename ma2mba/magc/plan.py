@@ -1,4 +1,4 @@
-"""How to checkpoint a sequence, and the one rule which plans are possible.
+"""How to checkpoint a sequence, and the rules that say which plans are possible.
 
 The paper (arXiv 2411.19460, Eq. 12-16) models the memory of MA-GC for L layers and S tokens, with a layer-axis
 checkpoint every l layers and a sequence-axis checkpoint every s tokens:

@@ -62,7 +62,7 @@ class Planner:
 
     graphs        chunks can be captured as CUDA graphs.
     longest_call  the most tokens of one call of every layer (None: no limit). Layers split a longer chunk into several
-                  calls and keep no memo of it. Where ranks share a sequence, layers cannot split a chunk.
+                  calls and keep no memo of the chunk. Where ranks share a sequence, layers cannot split a chunk.
     """
 
     cost: Cost
@@ -159,7 +159,7 @@ class Planner:
     def longest(self, workload: Workload) -> tuple[int, Plan] | None:
         """Return the most tokens that fit with any plan that keeps the states of every chunk, and the plan.
 
-        The tokens are those of all ranks. Beyond a few chunks, memory is a straight line in the tokens.
+        The number counts the tokens of all ranks. Beyond a few chunks, memory is a straight line in the tokens.
         """
         far = replace(workload, tokens=8 * LONGEST_CHUNK)
         tokens, plan = max(

@@ -1,7 +1,7 @@
 """What a model costs, layer by layer: bytes and arithmetic by the number of tokens. Pure arithmetic.
 
-`measure.py` finds these numbers. The layers need not be alike; equal ones that follow each other form a run, so that
-sums take a product for each run.
+`measure.py` finds these numbers. The layers need not be alike; equal neighbours are stored once, with
+their count.
 """
 
 from bisect import bisect_left
@@ -95,8 +95,9 @@ class Stack:
     def backward(self, tokens: float, x: float) -> Iterator[tuple[int, float]]:
         """Yield (layer, bytes) for each layer at which backward may peak, the last layer first.
 
-        When backward runs layer j, the layers before j hold what they saved, and the layers behind j their gradients
-        and those of their states. Along a run both are linear in j, so that the peak is at an end of a run.
+        When backward runs layer j, the layers before j hold what they saved, and the layers behind j the gradients
+        of their parameters and of their states. Along a run both are linear in j, so that the peak is at an end
+        of a run.
         """
         saved = [0.0, *accumulate(count * layer.saved.at(tokens) for layer, count in self.runs)]
         first, behind = self.depth, 0

@@ -102,7 +102,7 @@ def scan_backward(
     """Write the gradients of x, dt, B and C to the given tensors, which have the strides of x, dt, B and C.
 
     With a process group, `s.initial_BHPN` is the state before this rank's slice, `dfinal_BHPN` the gradient of the
-    state after all slices, and the returned gradient that of the state before all slices.
+    state after all slices, and the returned gradient is the gradient of the state before all slices.
     """
     decay_BHCQ, dt_BHCQ = _steps(s)
     scores_BCGQQ = _bmm_chunk_fwd(s.C_BTGN, s.B_BTGN, s.block, output_dtype=torch.float32)

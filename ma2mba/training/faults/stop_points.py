@@ -16,7 +16,7 @@ class StopPoints:
     Who      Any rank that receives SIGTERM or SIGUSR1 asks to stop (SignalListener). The ranks then decide together
              (StopVote): either all give up the step in progress, or all finish it and stop at the start of the next.
     Where    At the points below, which every step passes. Each raises Stopped on all ranks, or on none.
-    Result   The weights are those of the last finished step: they change only when all ranks have all gradients.
+    Result   The weights stay as the last finished step left them: they change only when all ranks have all gradients.
              `loop.train` catches Stopped and saves a checkpoint.
 
     Errors do not pass here: a rank that raises one calls `fail`, so that no other rank waits for it, and guard.py

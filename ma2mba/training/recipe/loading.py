@@ -21,7 +21,7 @@ from ma2mba.training.recipe.schema import Recipe
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read a YAML recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
 
-    Paths become absolute: those of the file count from the file's folder, those of overrides from the current
+    Paths become absolute: a path in the file counts from the file's folder, a path in an override from the current
     directory. Raise UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
     """
     path = Path(path)

@@ -137,7 +137,7 @@ def test_a_spool_gives_back_what_was_put_and_leaves_no_file(tmp_path):
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path):
-    """Hash and write a spooled sample of 100 MB while only row groups of it are in memory."""
+    """Hash and write a spooled sample of 100 MB while only row groups of the sample are in memory."""
     tracemalloc.start()
     with Spool(tmp_path) as spool, PayloadWriter(tmp_path, 0) as writer:
         data = [(float(i), float(i), spool.put(bytes(100_000))) for i in range(1000)]
