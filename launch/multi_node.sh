@@ -10,6 +10,7 @@
 #   NODE_RANK                  this node's line in HOSTFILE, from 0
 #   INTERFACE                  the network interface that the nodes share, such as eth0 or ib0
 #   DEEPSPEED                  the launcher (default: deepspeed of this checkout's .venv, else the one in PATH)
+#   DS_ENV_FILE                the name of the files with more variables, in the home folder and here (.deepspeed_env)
 set -euo pipefail
 
 if [[ $# -lt 2 || ! -f $1 ]]; then
@@ -35,5 +36,21 @@ if [[ -n ${NODE_RANK:-} ]]; then
         exit 2
     fi
     options+=(--no_ssh --node_rank "$NODE_RANK")
+else
+    # By itself DeepSpeed forwards only NCCL, PYTHON, UCX, MV2 and MLFLOW variables, and NCCL only from a node with a GPU.
+    # It reads more from a file. This file is deleted while it is open, because nothing runs here after exec.
+    variables=$(mktemp)
+    exec {descriptor}<>"$variables"
+    for name in $(compgen -e); do
+        if [[ $name =~ ^((NCCL|GLOO|TORCH|OMP|MA2MBA)_|DEEPSPEED_TIMEOUT$) ]]; then
+            printf '%s=%s\n' "$name" "${!name}" >>"$variables"
+        fi
+    done
+    own=${DS_ENV_FILE:-.deepspeed_env}
+    for file in ~/"$own" "$own"; do # the last value of a name counts
+        if [[ -f $file ]]; then awk NF "$file" >>"$variables"; fi
+    done
+    rm "$variables"
+    export DS_ENV_FILE=/dev/fd/$descriptor
 fi
 exec "$launcher" "${options[@]}" "$checkout/launch/train.py" "$@"

@@ -169,3 +169,36 @@ def test_several_nodes_by_hostfile(tmp_path):
     code, refusal = said(NODE_RANK="1")
     assert code == 2
     assert "NODE_RANK=1 without MASTER_ADDR" in refusal
+
+
+def test_the_other_nodes_get_the_variables(tmp_path):
+    """DeepSpeed's own runner, with stand-ins for ssh and for pdsh, which prints the command that every node runs."""
+    (tmp_path / "hosts").write_text("node-1 slots=8\nnode-2 slots=8\n")
+    (tmp_path / ".deepspeed_env").write_text("HF_HOME=/data\n\nOMP_NUM_THREADS=3")  # without a last end of line
+    for name, script in (("ssh", "exit 0"), ("pdsh", "echo $*")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(SCRIPTS[0]), "hosts", "recipe.yaml", "run=r"],
+        cwd=tmp_path,
+        env=environment()
+        | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+        | {"DEEPSPEED": str(Path(sys.executable).with_name("deepspeed")), "MASTER_ADDR": "node-1"}
+        | {"INTERFACE": "ib0", "DEEPSPEED_TIMEOUT": "20", "MA2MBA_OPS": "torch", "TORCH_SHOWN": "a b"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    exported = dict(re.findall(r"export (\w+)=(.*?); ", done.stdout))
+    expected = {
+        "NCCL_SOCKET_IFNAME": "ib0",
+        "GLOO_SOCKET_IFNAME": "ib0",
+        "DEEPSPEED_TIMEOUT": "20",
+        "MA2MBA_OPS": "torch",
+        "TORCH_SHOWN": '"a b"',
+        "HF_HOME": "/data",
+        "OMP_NUM_THREADS": "3",
+    }
+    assert exported.items() >= expected.items()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".deepspeed_env", "hosts", "pdsh", "ssh"]
