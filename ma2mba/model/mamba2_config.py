@@ -48,6 +48,11 @@ class Mamba2Config(BackboneConfig):
         Raises UserError for a model that is not pure Mamba-2.
         """
         path = Path(source) / "config.json"
+        if not path.is_file():
+            raise UserError(
+                f"{path}: does not exist; give a folder of state-spaces/mamba2-* (docs/training.md shows how to download "
+                "one, under 'Published weights')"
+            )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             ssm = values.get("ssm_cfg") or {}

@@ -110,7 +110,7 @@ def init_language_model(model: VideoMa2mba, source: str) -> None:
     if not (folder / WEIGHTS).is_file() and list(folder.glob("*.bin")):
         raise UserError(
             f"{folder}: holds a pickled checkpoint, which can run code when it is loaded; "
-            f"convert it to {WEIGHTS} with the tools of safetensors"
+            f"convert it to {WEIGHTS} as docs/training.md shows under 'Published weights'"
         )
     _load_into(model.language_model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS, tied="lm_head.weight")
 

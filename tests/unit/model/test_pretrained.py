@@ -1,6 +1,8 @@
 """Model folders, and published weights."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from ma2mba.model.pretrained import (
 )
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from tests.unit.model.test_model import BACKBONE, VISION
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -115,6 +119,24 @@ def test_a_pickled_checkpoint_is_refused(model, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
     with pytest.raises(UserError, match="pickled"):
         init_language_model(model, str(tmp_path))
+
+
+def test_the_training_page_converts_a_pickled_checkpoint(model, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    tensors = state_spaces_checkpoint()
+    tensors["lm_head.weight"] = tensors["backbone.embedding.weight"]
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr("sys.argv", ["-", str(tmp_path)])
+    exec(compile(program, "docs/training.md", "exec"), {})
+    init_language_model(model, str(tmp_path))
+    state = model.language_model.state_dict()
+    assert all(torch.equal(state[name], tensors[name]) for name in tensors)
+
+
+def test_a_missing_folder_of_weights_says_how_to_download_it(tmp_path):
+    with pytest.raises(UserError, match=r"mamba2/config\.json: does not exist.*docs/training\.md"):
+        Mamba2Config.of_published(str(tmp_path / "mamba2"))
 
 
 def test_the_config_of_a_published_mamba2(tmp_path):
