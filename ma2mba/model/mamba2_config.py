@@ -50,8 +50,8 @@ class Mamba2Config(BackboneConfig):
         path = Path(source) / "config.json"
         if not path.is_file():
             raise UserError(
-                f"{path}: does not exist; give a folder of state-spaces/mamba2-* (docs/training.md shows how to download "
-                "one, under 'Published weights')"
+                f"{path}: does not exist; give a folder of state-spaces/mamba2-* "
+                "(docs/training.md shows how to download one, under 'Published weights')"
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
