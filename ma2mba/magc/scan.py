@@ -1,5 +1,8 @@
 """The sequence axis: one step over the chunks of a sequence, where only the recurrent states between chunks are kept.
 
+`Scan.backward` runs from the last chunk to the first and gives the gradient of a chunk's first states to the chunk
+before, as the gradient of that chunk's last states.
+
 This is the axis that the paper adds to gradient checkpointing (arXiv 2411.19460): states are kept every
 `Plan.chunk_tokens` tokens (s in the paper).
 

@@ -1,4 +1,4 @@
-"""What a recurrent layer offers to the rest of the project.
+"""What a recurrent layer of your own must have: the class `RecurrentLayer` (docs/extending.md has an example).
 
 B batch, T tokens, D model width.
 """
@@ -14,7 +14,7 @@ from ma2mba.errors import UserError
 from ma2mba.ops.selftest import Row
 
 State = tuple[Tensor, ...]
-"""The recurrent state of one layer, batch first."""
+"""The recurrent state of one layer. Only the layer reads it: its tensors may have any shape, batch first or not."""
 
 
 class LayerFlops(NamedTuple):

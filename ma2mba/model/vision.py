@@ -1,4 +1,4 @@
-"""What a vision encoder offers to the rest of the project.
+"""What a vision encoder of your own must have: the class `VisionEncoder` (docs/extending.md has an example).
 
 N frames, H and W pixels, K tokens of a frame, V vision width.
 """

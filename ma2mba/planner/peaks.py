@@ -1,4 +1,4 @@
-"""The moments of a step at which memory may peak, and what is alive then.
+"""Predict memory: the moments of a training step at which memory may peak, and what is alive then.
 
 They follow the engine (`magc/{cell,chain,scan,graphs}.py`). Memory peaks in backward, at an edge of a layer group.
 """

@@ -1,4 +1,8 @@
-"""Choose the components of the model that a stage trains, and their learning rates over the steps."""
+"""Apply the learning rate of each component (vision, projector, language model).
+
+`trainable` in the recipe gives the rates. `parameter_groups` puts them into AdamW's parameter groups. `rate_factor` is
+the schedule: `step.train_step` multiplies all rates by it before every training step (`Engine.set_rates`).
+"""
 
 import math
 from typing import Any

@@ -1,11 +1,12 @@
-"""Decode the frames that a viewer sees every 1/fps seconds, by the file's own timestamps.
+"""Reject damaged videos, and decode the frames that a viewer sees every 1/fps seconds.
 
-At second k, this is the last frame with pts - start <= k. Two passes: `probe` reads all timestamps without decoding;
-then the file is decoded, and the decoder skips frames that are neither sampled nor needed as references.
+`decode_video` raises MediaError for a damaged video. The damage is found in three places: `probe` finds unreadable
+packets and truncated files; `_decode_once` finds frames that cannot be decoded; `decord_reader` finds frames that
+decord would get wrong.
 
-`decode_video` rejects damaged videos. The damage is found in three places: `probe` finds unreadable packets and
-truncated files; `_decode_once` finds frames that cannot be decoded; `decord_reader` finds frames that decord would get
-wrong.
+At second k, a viewer sees the last frame with pts - start <= k, by the file's own timestamps. Two passes: `probe` reads
+all timestamps without decoding; then the file is decoded, and the decoder skips frames that are neither sampled nor
+needed as references.
 """
 
 import math
