@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+import ma2mba
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -26,6 +29,11 @@ def test_a_block_runs_and_gives_every_parameter_a_gradient(name, block):
     parameters = [p for module in modules for p in module.parameters()]
     assert parameters
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters)
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == ma2mba.__version__
 
 
 def test_each_use_takes_under_15_lines():
