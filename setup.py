@@ -6,6 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
+SHIPPED = {"ma2mba.recipes": "launch/recipes", "ma2mba.policies": "ds_configs"}
+"""Folders of the checkout that an installation holds as packages (ma2mba/shipped.py)."""
 
 
 def version() -> str:
@@ -28,8 +30,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["ma2mba", "ma2mba.*", "data_prep", "data_prep.*"]),
-    package_data={"data_prep": ["recipes/*.yaml"]},
+    packages=[*find_packages(include=["ma2mba", "ma2mba.*", "data_prep", "data_prep.*"]), *SHIPPED],
+    package_dir=SHIPPED,
+    package_data={"data_prep": ["recipes/*.yaml"], "ma2mba.recipes": ["*.yaml"], "ma2mba.policies": ["*.json"]},
     install_requires=[
         "av>=14",
         "deepspeed>=0.19",

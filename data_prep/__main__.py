@@ -1,6 +1,7 @@
-"""Run `python -m data_prep`."""
+"""`python -m data_prep` is the command `ma2mba data`."""
 
-from data_prep.cli import main
+import sys
 
-if __name__ == "__main__":
-    main()
+from ma2mba.cli.app import main
+
+main(["data", *sys.argv[1:]])

@@ -30,6 +30,14 @@ class Busy(UserError):
 
 
 def check_folder(out: Path, resolved: dict[str, Any]) -> bool:
+    """Return True if `out` holds this build, finished, and remove its work folder. Raise UserError as `is_finished`."""
+    finished = is_finished(out, resolved)
+    if finished:
+        shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
+    return finished
+
+
+def is_finished(out: Path, resolved: dict[str, Any]) -> bool:
     """Return True if `out` holds this build, finished. Raise UserError if it holds anything else."""
     if not out.exists():
         return False
@@ -41,10 +49,7 @@ def check_folder(out: Path, resolved: dict[str, Any]) -> bool:
     if changes := differences(found, resolved):
         listed = "\n".join(f"  {line}" for line in changes)
         raise UserError(f"{out}: was built by another recipe. Choose a new folder. Differences:\n{listed}")
-    if not (out / MANIFEST_FILE).exists():
-        return False
-    shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
-    return True
+    return (out / MANIFEST_FILE).exists()
 
 
 def _recipe_in(out: Path) -> dict[str, Any] | None:

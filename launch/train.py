@@ -1,102 +1,14 @@
-"""Train one stage: deepspeed launch/train.py RECIPE.yaml [key=value ...]
+"""Train one stage: deepspeed launch/train.py RECIPE [key=value ...]
 
-Paths in the recipe count from the recipe's folder, paths in key=value from the current directory.
-Exit codes: 0 done, or stopped by a signal and saved; 1 a rank failed; 2 the input is wrong, as the message explains;
-3 a step took far too long.
+`ma2mba train --gpus N` does the same from anywhere. `ma2mba.training.rank` does the work.
 """
 
-import argparse
-import logging
-import os
-import socket
 import sys
-import time
-import warnings
-from contextlib import nullcontext
 from pathlib import Path
-
-from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ma2mba.errors import UserError
-from ma2mba.training.recipe.loading import load_recipe
-from ma2mba.training.recipe.schema import Recipe
-
-RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
-HEAD_START_SECONDS = 60.0
-"""How long a rank waits for the first rank of its node to report an error: ranks do not start at the same moment."""
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", help="a YAML file, such as launch/recipes/stage1.yaml")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="override keys of the recipe, such as data=shards/stage1 trainable.vision=4e-6",
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("ma2mba").setLevel(logging.INFO if RANK == 0 else logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
-    warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
-    try:
-        run(load_recipe(arguments.recipe, arguments.overrides))
-    except UserError as error:
-        return refuse(error)
-    return 0
-
-
-def run(recipe: Recipe) -> None:
-    """Build the job and train. Raise UserError: before the processes join, the same error on every rank."""
-    # Import these here: they take seconds, and a wrong recipe must be reported before.
-    from ma2mba.training import engine as processes
-    from ma2mba.training.faults import failures
-    from ma2mba.training.faults.activity import Activity
-    from ma2mba.training.faults.guard import guard
-    from ma2mba.training.job import build
-    from ma2mba.training.kernel_check import check_operations
-    from ma2mba.training.loop import train
-    from ma2mba.training.opening import open_engine, open_loader, open_metrics
-    from ma2mba.training.world import World
-
-    job = build(recipe, World.from_environment())
-    if job.first_step >= job.steps:
-        say(f"{recipe.run}: is finished ({job.first_step} steps), nothing to do")
-        return
-    if RANK == 0:
-        failures.clear(recipe.run_folder)
-    processes.start_processes(job.world)
-    activity = Activity()
-    with open_loader(job) as loader, guard(job, activity):
-        check_operations(job.world.device, job.model)
-        engine = open_engine(job)
-        with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
-            train(job, engine, loader, metrics, activity)
-    processes.stop_processes()
-
-
-def say(text: str) -> None:
-    """Print on rank 0."""
-    if RANK == 0:
-        Console(stderr=True).print(text, markup=False, highlight=False)
-
-
-def refuse(error: UserError) -> int:
-    """Print the error and return the exit code. Before the processes join, only one rank of each node prints."""
-    joined = "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
-    if LOCAL_RANK > 0 and not joined:
-        # When the node's first rank ends, the launcher ends this one. It wakes up only if it alone has an error.
-        time.sleep(HEAD_START_SECONDS)
-    console = Console(stderr=True, soft_wrap=True)
-    console.print("error:", style="bold red", end=" ")
-    text = f"rank {RANK} on {socket.gethostname()}: {error}" if RANK else str(error)
-    console.print(text, markup=False, highlight=False)
-    return 2
-
+from ma2mba.training.rank import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -10,11 +10,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data_prep.cli import main
 from data_prep.clips import Clip
 from data_prep.sources import register
 from data_prep.sources.turns import caption_turns
 from ma2mba.annotations import MediaFolder, each, json_lines, need_text
+from ma2mba.cli.app import main
 
 
 def read_caption(record: Any, folder: MediaFolder, where: str) -> Clip:
@@ -26,4 +26,4 @@ def read_caption(record: Any, folder: MediaFolder, where: str) -> Clip:
 register("captions", each(json_lines, read_caption))
 
 if __name__ == "__main__":
-    main()
+    main(["data", *sys.argv[1:]])

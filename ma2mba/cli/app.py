@@ -4,11 +4,13 @@ A command imports slow packages only when it runs, so that `ma2mba --help` answe
 """
 
 import errno
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from ma2mba import __version__
+from ma2mba.cli import data, recipes
 from ma2mba.cli.ask import ask
 from ma2mba.cli.doctor import doctor
 from ma2mba.cli.eval import evaluate_command
@@ -17,13 +19,14 @@ from ma2mba.cli.inspect import inspect
 from ma2mba.cli.output import out, refuse
 from ma2mba.cli.plan import plan
 from ma2mba.cli.replay import replay
+from ma2mba.cli.train import train
 from ma2mba.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
-    help="Ask Video-Ma2mba about a video, evaluate and export models, inspect folders, plan and check training.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Prepare data, train Video-Ma2mba, ask a trained model about videos, evaluate it and export it.",
 )
 
 
@@ -34,7 +37,10 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+app.add_typer(data.app, name="data")
+app.add_typer(recipes.app, name="recipes")
 for command, name in (
+    (train, "train"),
     (ask, "ask"),
     (evaluate_command, "eval"),
     (export, "export"),
@@ -46,10 +52,13 @@ for command, name in (
     app.command(name)(command)
 
 
-def main() -> None:
-    """Run the command line. Exit with code 2 and one message for bad input, an unusable path or a full disk."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (default: of this process).
+
+    Exit with code 2 and one message for bad input, an unusable path or a full disk.
+    """
     try:
-        app()
+        app(arguments, prog_name="ma2mba")
     except UserError as error:
         refuse(str(error))
     except OSError as error:

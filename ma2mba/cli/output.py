@@ -1,6 +1,7 @@
 """What all commands share: consoles, common options, JSON, progress and refusals."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,18 @@ out, err = Console(highlight=False), Console(stderr=True, highlight=False)
 ModelFolder = Annotated[Path, typer.Option("--model", help="Model folder (see `ma2mba export`).")]
 Frames = Annotated[str, typer.Option("--frames", help="1fps, or the number of frames to sample from the video.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show what is decided, and why.", callback=lambda on: on and _log_decisions())
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+
+def _log_decisions() -> bool:
+    """Print the package's debug messages on stderr."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for package in ("ma2mba", "data_prep"):
+        logging.getLogger(package).setLevel(logging.DEBUG)
+    return True
 
 
 def device_name(name: str) -> str:

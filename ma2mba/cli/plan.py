@@ -27,7 +27,7 @@ class Ops(StrEnum):
 
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=value ...]", help="Override keys of the recipe, as in training.")
+    list[str] | None, typer.Argument(metavar="key=value", help="Override keys of the recipe, as in training.")
 ]
 Model = Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (a YAML file).")]
 Tokens = Annotated[

@@ -66,23 +66,49 @@ class Job:
 
 def build(recipe: Recipe, world: World) -> Job:
     """Read the recipe's model and data, and choose the plan. Raise UserError before anything is written."""
-    world = share_sequences(recipe, world)
-    check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
-    policy = load_policy(recipe.zero_config)
+    world, policy = check_world(recipe, world)
     start = find_start(recipe)
     source = find_source(recipe, start)
+    log.debug("weights: %s", source.describe())
     model = source.build(recipe.seed)
+    data = open_data(recipe, world, source, model.config, start)
+    _check_features(recipe, model, data.dataset)
+    fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)
+    return Job(data.recipe, world, policy, fitted_plan, model, data.dataset, data.sampler, start, data.steps)
+
+
+def check_world(recipe: Recipe, world: World) -> tuple[World, ZeroPolicy]:
+    """Return the world in groups of `parallel.sequence` ranks, and the ZeRO policy. Raise UserError if one is wrong."""
+    world = share_sequences(recipe, world)
+    check_ranks(recipe if recipe.micro_batch_tokens is None else recipe.model_copy(update={"micro_batch": 1}), world)
+    log.debug("ranks: %d on %s, dtype %s", world.size, world.device, world.dtype(recipe.precision))
+    return world, load_policy(recipe.zero_config)
+
+
+@dataclass
+class Data:
+    """The samples of a run and their order. `recipe` has the `micro_batch` that the sampler uses."""
+
+    recipe: Recipe
+    dataset: Dataset
+    sampler: Sampler
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.steps or self.sampler.steps
+
+
+def open_data(recipe: Recipe, world: World, source: ModelSource, config: ModelConfig, start: Start | None) -> Data:
+    """Return the data of a run. Raise UserError if they do not fit the model, or the checkpoint that is resumed."""
     weights = [folder.weight for folder in recipe.sources]
-    dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame, weights=weights)
-    _check_tokenizer(source, model.config, dataset)
-    _check_features(recipe, model, dataset)
+    dataset = Dataset(recipe.folders, config.image_size, config.tokens_per_frame, weights=weights)
+    _check_tokenizer(source, config, dataset)
     if start:
         start.check(recipe, world, dataset.fingerprint)
         log.info("resuming from %s, written by %s", start.folder, describe(start.state.code))
     sampler, recipe = build_sampler(recipe, world, dataset)
-    steps = recipe.steps or sampler.steps
-    fitted_plan = fit_run(recipe, world, policy, model.config, dataset)
-    return Job(recipe, world, policy, fitted_plan, model, dataset, sampler, start, steps)
+    log.debug("data: %d samples, %d rows in a micro-batch", len(dataset), recipe.micro_batch)
+    return Data(recipe, dataset, sampler)
 
 
 def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampler, Recipe]:

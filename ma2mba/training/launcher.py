@@ -1,4 +1,4 @@
-"""Run the deepspeed launcher so that its ranks receive signals, and find a free port for rank 0.
+"""Start the ranks of a run with the deepspeed launcher, pass signals on to them, and find a free port for rank 0.
 
 On SIGTERM the deepspeed launcher ends at once and leaves its ranks running, or kills them after 30 seconds. Here
 SIGTERM and SIGUSR1 reach the ranks: they save a checkpoint and end, and the exit code is 0.
@@ -10,22 +10,41 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from ma2mba.training import nodes
+
+RANK_MODULE = "ma2mba.training.rank"
 PORTS = range(10000, 20000)
 """Below the ports that Linux assigns by itself (32768 and above), and below the ports of launch/slurm.sbatch."""
 
 
-def run_launcher(arguments: Sequence[str]) -> int:
+def launch(arguments: Sequence[str], gpus: int | None = None, hostfile: Path | None = None) -> int:
+    """Train on `gpus` ranks of this machine, or on the nodes of `hostfile`; return the exit code.
+
+    `arguments` are those of a rank: the recipe, its overrides, --verbose. Raise UserError if the hostfile is wrong, or
+    if variables of the environment are (`nodes.options`).
+    """
+    count = ["--num_gpus", str(gpus)] if gpus else []
+    if hostfile is None:
+        return run_launcher([*count, "--master_port", str(free_port()), "--module", RANK_MODULE, *arguments])
+    nodes.slots(hostfile)
+    options = [*nodes.options(hostfile, os.environ), *count, "--module", RANK_MODULE]
+    with nodes.variables(os.environ) as environment:
+        return run_launcher([*options, *arguments], environment)
+
+
+def run_launcher(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
     """Run `deepspeed` with these arguments, pass SIGTERM and SIGUSR1 on to its ranks, and return its exit code."""
     launcher = Path(sys.executable).with_name("deepspeed")
     # In a session of its own, so that a signal to this process group reaches only this process.
-    process = subprocess.Popen([sys.executable, str(launcher), *arguments], start_new_session=True)
+    command = [sys.executable, str(launcher), *arguments]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def ask_ranks(number: int, frame: FrameType | None) -> None:
         ranks = ranks_of(process.pid)

@@ -43,6 +43,13 @@ class ModelSource:
         """The tokenizer that the weights were trained with; None for new and for published weights."""
         return self.folder / TOKENIZER if self.folder else None
 
+    def describe(self) -> str:
+        """Return where the weights come from, as text."""
+        if self.folder:
+            return str(self.folder)
+        published = {"language model": self.language_model, "vision encoder": self.vision}
+        return ", ".join(f"{name} of {place}" for name, place in published.items() if place) or "new, drawn by the seed"
+
     def read_config(self, download: bool = False) -> ModelConfig:
         """Return the architecture. Raise UserError when a configuration is missing or unreadable.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ma2mba.errors import UserError
-from ma2mba.training.recipe.paths import POLICIES, shipped_policies
+from ma2mba.shipped import POLICIES, policy_names
 from ma2mba.training.recipe.schema import Recipe
 
 POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown")
@@ -116,7 +116,7 @@ def load_policy(name: str) -> ZeroPolicy:
 
     Raise UserError when the file is missing, is not JSON, offloads to nvme, or sets a value that belongs in the recipe.
     """
-    shipped = shipped_policies()
+    shipped = policy_names()
     found = POLICIES / f"{name}.json" if name in shipped else Path(name)
     if not found.is_file():
         raise UserError(f"zero_config: {name} does not exist. Use one of: {', '.join(shipped)}, or a path")

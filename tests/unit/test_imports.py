@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("ma2mba", "data_prep", "launch", "examples", "benchmarks", "tests")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("ma2mba.errors", "ma2mba.files", "ma2mba.progress", "ma2mba.plots", "ma2mba.stage"),
+    ("ma2mba.errors", "ma2mba.files", "ma2mba.progress", "ma2mba.plots", "ma2mba.shipped", "ma2mba.stage"),
     ("ma2mba.magc",),
     ("ma2mba.ops", "ma2mba.shards"),
     ("ma2mba.model", "ma2mba.video", "ma2mba.annotations"),
@@ -23,7 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ma2mba.training", "ma2mba.adapters"),
     ("ma2mba.inference",),
     ("data_prep", "ma2mba.evaluation", "ma2mba.serving"),
-    ("ma2mba.cli", "ma2mba.__main__"),
+    ("ma2mba.cli", "ma2mba.__main__", "data_prep.__main__"),
     ("launch", "examples", "benchmarks", "tests"),
 )
 """From the bottom up. A room imports only rooms of floors below it, and of its own floor where no circle follows."""
@@ -168,9 +168,9 @@ def floor(module: str) -> int | None:
 
 
 def room(module: str) -> str:
-    """The room that a module belongs to: `ma2mba.x` in the package, else the top folder."""
+    """The room that a module belongs to: `ma2mba.x` in the package, else the top folder, or its `__main__`."""
     parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "ma2mba" and len(parts) > 1 else parts[0]
+    return ".".join(parts[:2]) if len(parts) > 1 and (parts[0] == "ma2mba" or parts[1] == "__main__") else parts[0]
 
 
 def circles(root: Path, imports: list[Import]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from ma2mba.training.recipe.paths import ROOT
+from ma2mba.shipped import CHECKOUT
 
 
 @cache
@@ -26,9 +26,9 @@ def describe(code: dict[str, str | None]) -> str:
 
 
 def _commit() -> str | None:
-    if not (ROOT / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):

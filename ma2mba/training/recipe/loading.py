@@ -13,35 +13,42 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ma2mba.errors import UserError
+from ma2mba.shipped import recipe_names, recipe_text
 from ma2mba.training.recipe.paths import Key, make_absolute
 from ma2mba.training.recipe.rules import conflicts
 from ma2mba.training.recipe.schema import Recipe
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
+    """Read a recipe and apply `key=value` overrides (`trainable.vision=4e-6`); values are YAML.
 
-    Paths become absolute: a path in the file counts from the file's folder, a path in an override from the current
-    directory. Raise UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
+    `path` is a YAML file, or the name of a recipe that comes with the package. Paths become absolute: a path in the
+    file counts from the file's folder; a path in an override, or in a recipe given by name, from the current directory.
+    Raise UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(_read(path))
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, as launch/recipes/stage1.yaml"
+            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, or a name: "
+            f"{', '.join(recipe_names())}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error}); compare it with launch/recipes/stage1.yaml") from error
+        raise UserError(f"{path}: not YAML ({error}); see `ma2mba recipes`") from error
     if not isinstance(values, dict):
-        raise UserError(
-            f"{path}: holds {type(values).__name__} instead of keys and values; see launch/recipes/stage1.yaml"
-        )
+        raise UserError(f"{path}: holds {type(values).__name__} instead of keys and values; see `ma2mba recipes`")
     misplaced = make_absolute(values, path.parent)
     for override in overrides:
         key = _override(values, override)
         misplaced = {other: text for other, text in misplaced.items() if not _overlap(key, other)}
     return parse_recipe(values, str(path), misplaced.values())
+
+
+def _read(path: Path) -> str:
+    """Return the text of a file or, if no such file exists, of the shipped recipe with this name."""
+    name = str(path)
+    return recipe_text(name) if name in recipe_names() and not path.exists() else path.read_text(encoding="utf-8")
 
 
 def parse_recipe(values: dict[str, Any], name: str = "recipe", found: Iterable[str] = ()) -> Recipe:

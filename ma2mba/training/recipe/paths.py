@@ -8,15 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
-POLICIES = ROOT / "ds_configs"
+from ma2mba.shipped import POLICIES, policy_names
+
 Key = tuple[str, ...]
 """The way to a value in a recipe, as ("data", "0", "path")."""
-
-
-def shipped_policies() -> list[str]:
-    """Return the names that `zero_config` takes in place of a path."""
-    return sorted(path.stem for path in POLICIES.glob("*.json"))
 
 
 def make_absolute(values: dict[str, Any], folder: Path) -> dict[Key, str]:
@@ -57,13 +52,18 @@ def _absolute(key: Key, text: str, folder: Path) -> str:
     if key == ("resume",) and text in ("auto", "none"):
         return text
     if key == ("zero_config",):
-        if text in shipped_policies():
+        if text in policy_names():
             return text
-        found = next((p for p in (path, ROOT / text) if p.is_file()), path)
-        return found.stem if found.parent == POLICIES else str(path)
+        is_shipped = path.parent == POLICIES or (not path.is_file() and text in _policies_by_path())
+        return path.stem if is_shipped else str(path)
     if key == ("init_from", "vision") and not path.is_dir() and not text.startswith("."):
         return text
     return str(path)
+
+
+def _policies_by_path() -> list[str]:
+    """Return the shipped policies as a recipe may name them from anywhere, ds_configs/zero1.json for example."""
+    return [f"ds_configs/{name}.json" for name in policy_names()]
 
 
 def _join(folder: Path, text: str) -> Path:

@@ -8,9 +8,9 @@ import pytest
 from test_bad_records import record, write_recipe
 from typer.testing import CliRunner
 
-from data_prep.cli import app
 from data_prep.recipe import Recipe, resolve
 from data_prep.sources import find_format, format_names
+from ma2mba.cli.data import app
 from ma2mba.errors import UserError
 from ma2mba.files import writing
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data_prep.cli import app, parse_seconds
 from data_prep.toy import generate
 from data_prep.toy.generate import plan_series
 from data_prep.toy.words import NEEDLE_QUESTION
+from ma2mba.cli.data import app, parse_seconds
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.video.frames import read_frames

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from launch import train
+from ma2mba.training import rank as trainer
 
 
 @pytest.fixture
@@ -14,11 +14,11 @@ def refused(monkeypatch, capsys):
 
     def run(rank: int, local_rank: int):
         waited = []
-        monkeypatch.setattr(train, "RANK", rank)
-        monkeypatch.setattr(train, "LOCAL_RANK", local_rank, raising=False)
-        monkeypatch.setattr(train.time, "sleep", waited.append)
+        monkeypatch.setattr(trainer, "RANK", rank)
+        monkeypatch.setattr(trainer, "LOCAL_RANK", local_rank, raising=False)
+        monkeypatch.setattr(trainer.time, "sleep", waited.append)
         monkeypatch.setattr(sys, "argv", ["train.py", "none.yaml"])
-        assert train.main() == 2
+        assert trainer.main() == 2
         return capsys.readouterr().err, sum(waited)
 
     return run

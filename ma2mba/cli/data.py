@@ -1,28 +1,35 @@
-"""The command line of data preparation: build, audit, encode, toy, toy-eval."""
+"""`ma2mba data`: build, audit and encode shard folders, and render toy videos."""
 
-import json
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
+from ma2mba.cli.output import Json, Verbose, out, print_json, readable
 from ma2mba.errors import UserError
 from ma2mba.files import writing
 from ma2mba.video.limits import MEMORY
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Turn videos and annotations into token shards.")
-Out = Annotated[Path, typer.Option(help="Output folder.")]
+if TYPE_CHECKING:
+    from data_prep.preview import Preview
+
+app = typer.Typer(no_args_is_help=True, help="Turn videos and annotations into token shards.")
+Out = Annotated[Path, typer.Option("--out", help="Output folder.")]
 Seconds = Annotated[str, typer.Option(help="Range of video lengths, shortest:longest, in whole seconds.")]
 Seed = Annotated[int, typer.Option(help="Random seed. The same seed gives the same corpus.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes (default: one per core).", show_default=False)]
 Memory = Annotated[
     int, typer.Option(min=64, help="MB that decoding one video may use; a video that needs more is rejected.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Read the annotations and show what would be built. Write nothing.")
+]
+SHOWN = 20
+"""Most rows of a table of faults."""
 CORES = os.cpu_count() or 1
 
 
@@ -36,7 +43,7 @@ class Executor(StrEnum):
 @app.command()
 def build(
     recipe: Annotated[Path, typer.Argument(help="Recipe (YAML file).")],
-    out: Out,
+    folder: Out,
     workers: Workers = CORES,
     memory: Memory = MEMORY >> 20,
     executor: Annotated[Executor, typer.Option(help="Run on this machine, or on a Ray cluster.")] = Executor.local,
@@ -46,7 +53,9 @@ def build(
     merge: Annotated[
         bool, typer.Option("--merge", help="Build nothing; only join the shards that --part builds have finished.")
     ] = False,
-    as_json: AsJson = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Build shards from a recipe. To resume an interrupted build, run the same command again."""
     from data_prep.build import build as run_build
@@ -54,16 +63,23 @@ def build(
     from data_prep.summary import print_summary
 
     share = Share.parse(part) if part else None
-    with writing(out):
+    if dry_run:
+        from data_prep.preview import preview
+
+        _show_preview(folder, preview(recipe, folder, share), as_json)
+        return
+    with writing(folder):
         report, rejects = run_build(
-            recipe, out, workers, memory=memory << 20, executor=executor.value, share=share, merge=merge
+            recipe, folder, workers, memory=memory << 20, executor=executor.value, share=share, merge=merge
         )
     if as_json:
-        print(json.dumps(report))
+        print_json(report)
     elif "parts_missing" in report:
-        print(f"{out}: --part {part} is built; {report['parts_missing']} of {report['parts']} shards are still missing")
+        print(
+            f"{folder}: --part {part} is built; {report['parts_missing']} of {report['parts']} shards are still missing"
+        )
     else:
-        print_summary(out, report, rejects)
+        print_summary(folder, report, rejects)
 
 
 @app.command()
@@ -75,14 +91,14 @@ def audit(
         typer.Option(help="New path of the recipe (for features: of the shard folder of pictures), if it was moved."),
     ] = None,
     workers: Workers = CORES,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Re-read every byte of a shard folder and report damage. Exit with code 1 if damage remains."""
     from data_prep.audit import audit as run_audit
     from data_prep.summary import audit_as_json, print_audit
 
     report = run_audit(folder, repair=repair, source=source, workers=workers)
-    print(json.dumps(audit_as_json(report))) if as_json else print_audit(report)
+    print_json(audit_as_json(report)) if as_json else print_audit(report)
     raise typer.Exit(0 if report.sound else 1)
 
 
@@ -90,7 +106,7 @@ def audit(
 def encode(
     shards: Annotated[Path, typer.Argument(help="Shard folder of pictures.")],
     encoder: Annotated[str, typer.Option(help="Vision encoder: a CLIP folder, a model folder or a hub name.")],
-    out: Out,
+    folder: Out,
     batch: Annotated[int, typer.Option(min=1, help="Frames per batch, across videos.")] = 64,
     device: Annotated[
         str | None, typer.Option(help="PyTorch device, for example cuda:1 (default: a GPU if there is one).")
@@ -98,20 +114,20 @@ def encode(
     workers: Annotated[
         int, typer.Option(min=1, help="Threads that decode pictures (default: one per core).", show_default=False)
     ] = CORES,
-    as_json: AsJson = False,
+    as_json: Json = False,
 ) -> None:
     """Encode the pictures of a shard folder with a frozen vision encoder, for stages that do not train it."""
     from data_prep.encode import encode as run_encode
     from data_prep.summary import print_summary
 
-    with writing(out):
-        report = run_encode(shards, encoder, out, batch=batch, device=device, threads=workers)
-    print(json.dumps(report)) if as_json else print_summary(out, report, [])
+    with writing(folder):
+        report = run_encode(shards, encoder, folder, batch=batch, device=device, threads=workers)
+    print_json(report) if as_json else print_summary(folder, report, [])
 
 
 @app.command()
 def toy(
-    out: Out,
+    folder: Out,
     videos: Annotated[int, typer.Option(min=1, help="Number of long training videos.")] = 240,
     seconds: Seconds = "60:120",
     seed: Seed = 0,
@@ -128,14 +144,16 @@ def toy(
 
     amounts = Amounts.derived(videos, short, stills, clips, held_out)
     length = parse_seconds(seconds)
-    with writing(out):
-        written = generate(out, amounts, length, seed, workers)
-    Console().print(f"{out}: " + ", ".join(f"{count} {name}" for name, count in written.items()))
+    with writing(folder):
+        written = generate(folder, amounts, length, seed, workers)
+    out.print(
+        f"{folder}: " + ", ".join(f"{count} {name}" for name, count in written.items()), markup=False, soft_wrap=True
+    )
 
 
 @app.command()
 def toy_eval(
-    out: Out,
+    folder: Out,
     videos: Annotated[int, typer.Option(min=1, help="Number of videos.")] = 16,
     seconds: Seconds = "600:600",
     seed: Seed = 0,
@@ -145,9 +163,11 @@ def toy_eval(
     from data_prep.toy.generate import generate_eval
 
     length = parse_seconds(seconds)
-    with writing(out):
-        count = generate_eval(out, videos, length, seed, workers)
-    Console().print(f"{out}: {count} needle videos; the questions are in {out / 'eval.jsonl'}")
+    with writing(folder):
+        count = generate_eval(folder, videos, length, seed, workers)
+    out.print(
+        f"{folder}: {count} needle videos; the questions are in {folder / 'eval.jsonl'}", markup=False, soft_wrap=True
+    )
 
 
 def parse_seconds(text: str) -> tuple[int, int]:
@@ -165,10 +185,35 @@ def parse_seconds(text: str) -> tuple[int, int]:
     return low, high
 
 
-def main() -> None:
-    """Run the command line. Print a UserError and exit with code 2."""
-    try:
-        app()
-    except UserError as error:
-        Console(stderr=True).print("[bold red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+def _show_preview(folder: Path, found: "Preview", as_json: bool) -> None:
+    reading = found.reading
+    facts = {
+        "out": str(folder),
+        "already_built": found.done,
+        "records": reading.records,
+        "samples": len(reading.clips),
+        "malformed_records": len(reading.rejects),
+        "missing_media": len(found.absent),
+        "shards": found.shards,
+        "shards_to_build": len(found.wanted) - len(found.finished),
+        "by_dataset": reading.by_dataset,
+    }
+    if as_json:
+        print_json(facts)
+        return
+    table = Table("dry run", escape(str(folder)), title_justify="left")
+    table.columns[1].justify = "right"
+    for key, value in facts.items():
+        if key not in ("out", "by_dataset"):
+            table.add_row(key.replace("_", " "), readable(value))
+    out.print(table)
+    bad = [(reject.where, reject.media, reject.reason) for reject in reading.rejects]
+    bad += [(clip.where, str(clip.media), "this file does not exist") for clip in found.absent]
+    if bad:
+        faults = Table("record", "media", "reason", title="would be rejected")
+        for row in bad[:SHOWN]:
+            faults.add_row(*map(escape, row))
+        out.print(faults)
+        if len(bad) > SHOWN:
+            out.print(f"{len(bad) - SHOWN:,} more")
+    out.print("Nothing was decoded and nothing was written.")
