@@ -52,7 +52,7 @@ chaos: setup ## kill a training run 10 times and compare it with an undisturbed 
 	@$(BIN)/python tests/dist/chaos.py $(ARGS)
 
 shards: need-DATA need-RUN setup ## turn videos and annotations into token shards: DATA=recipe.yaml RUN=folder to write
-	$(BIN)/python -m data_prep build $(DATA) --out $(RUN) $(ARGS)
+	$(BIN)/ma2mba data build $(DATA) --out $(RUN) $(ARGS)
 
 stage1: need-DATA need-RUN setup ## train the projector: DATA=shards RUN=folder GPUS=n
 	$(train)
@@ -63,8 +63,8 @@ stage1.5: need-DATA need-RUN setup ## train everything on long scenes: DATA=shar
 stage2: need-DATA need-RUN setup ## train everything on questions: DATA=shards RUN=folder GPUS=n ARGS=init_from=<stage 1.5 run>
 	$(train)
 
-launcher = $(if $(HOSTFILE),DEEPSPEED=$(abspath $(BIN)/deepspeed) launch/multi_node.sh $(HOSTFILE),$(BIN)/python launch/run.py --num_gpus $(GPUS) launch/train.py)
-train = $(launcher) launch/recipes/$(subst .,_,$@).yaml data=$(DATA) run=$(RUN) $(ARGS)
+ranks = $(if $(HOSTFILE),--hostfile $(HOSTFILE),--gpus $(GPUS))
+train = $(BIN)/ma2mba train launch/recipes/$(subst .,_,$@).yaml $(ranks) data=$(DATA) run=$(RUN) $(ARGS)
 
 clean: ## remove caches of builds and tests (keeps runs/ and .venv)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

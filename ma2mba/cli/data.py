@@ -208,7 +208,7 @@ def _show_preview(folder: Path, found: "Preview", as_json: bool) -> None:
             table.add_row(key.replace("_", " "), readable(value))
     out.print(table)
     bad = [(reject.where, reject.media, reject.reason) for reject in reading.rejects]
-    bad += [(clip.where, str(clip.media), "this file does not exist") for clip in found.absent]
+    bad += [(clip.where, clip.name, f"{clip.media}: this file does not exist") for clip in found.absent]
     if bad:
         faults = Table("record", "media", "reason", title="would be rejected")
         for row in bad[:SHOWN]:

@@ -72,7 +72,7 @@ def build(recipe: Recipe, world: World) -> Job:
     log.debug("weights: %s", source.describe())
     model = source.build(recipe.seed)
     data = open_data(recipe, world, source, model.config, start)
-    _check_features(recipe, model, data.dataset)
+    _check_features(data.dataset, model)
     fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)
     return Job(data.recipe, world, policy, fitted_plan, model, data.dataset, data.sampler, start, data.steps)
 
@@ -103,6 +103,7 @@ def open_data(recipe: Recipe, world: World, source: ModelSource, config: ModelCo
     weights = [folder.weight for folder in recipe.sources]
     dataset = Dataset(recipe.folders, config.image_size, config.tokens_per_frame, weights=weights)
     _check_tokenizer(source, config, dataset)
+    _require_frozen_vision(recipe, dataset)
     if start:
         start.check(recipe, world, dataset.fingerprint)
         log.info("resuming from %s, written by %s", start.folder, describe(start.state.code))
@@ -159,18 +160,20 @@ def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset)
         )
 
 
-def _check_features(recipe: Recipe, model: VideoMa2mba, dataset: Dataset) -> None:
-    """Raise UserError unless stored features come from the model's own vision encoder, and that encoder is frozen."""
-    if dataset.features is None:
-        return
-    data = ", ".join(map(str, recipe.folders))
-    if recipe.trainable.vision is not None:
+def _require_frozen_vision(recipe: Recipe, dataset: Dataset) -> None:
+    """Raise UserError if the recipe trains the vision encoder on stored features."""
+    if dataset.features is not None and recipe.trainable.vision is not None:
         raise UserError(
-            f"trainable.vision: {recipe.trainable.vision} is incompatible with {data}, which holds features of a "
-            "frozen vision encoder; remove trainable.vision, or train on the shards with frames"
+            f"trainable.vision: {recipe.trainable.vision} is incompatible with {', '.join(map(str, recipe.folders))}, "
+            "which holds features of a frozen vision encoder; remove trainable.vision, or train on the shards with "
+            "frames"
         )
-    if dataset.features.encoder != fingerprint(model.vision):
+
+
+def _check_features(dataset: Dataset, model: VideoMa2mba) -> None:
+    """Raise UserError unless stored features come from the model's own vision encoder."""
+    if dataset.features is not None and dataset.features.encoder != fingerprint(model.vision):
         raise UserError(
-            f"{data}: features of another vision encoder than the model's; encode the frames again with `python -m "
-            "data_prep encode --encoder` and the encoder that init_from names"
+            f"{', '.join(map(str, dataset.folders))}: features of another vision encoder than the model's; encode the "
+            "frames again with `ma2mba data encode --encoder` and the encoder that init_from names"
         )

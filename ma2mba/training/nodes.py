@@ -27,7 +27,7 @@ def slots(hostfile: Path) -> list[int]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--hostfile {hostfile}: cannot be read ({error}). Give the path of a text file") from error
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    found = [re.fullmatch(r"\S+\s+slots=([1-9]\d*)", line.strip()) for line in lines]
+    found = [re.match(r"\s*\S+\s+slots=([1-9]\d*)(?!\S)", line) for line in lines]
     for line, match in zip(lines, found, strict=True):
         if match is None:
             raise UserError(f"--hostfile {hostfile}: the line {line!r} is not NODE slots=RANKS, as node-1 slots=8")

@@ -13,27 +13,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from ma2mba.cli import app as cli
+from ma2mba import __version__
 from ma2mba.data.sampler import Position
 from ma2mba.model.pretrained import load_model
 from ma2mba.training.checkpoint.folder import publish, temporary_folder
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-@pytest.fixture
-def ma2mba(monkeypatch, capsys):
-    """Runs a command line in this process; returns (exit code, stdout, stderr)."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["ma2mba", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return stopped.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -232,4 +217,4 @@ def test_bad_input_ends_with_2_and_says_what_to_do(ma2mba, picture, task_file, m
 
 
 def test_version(ma2mba):
-    assert ma2mba("--version")[:2] == (0, f"ma2mba {cli.__version__}\n")
+    assert ma2mba("--version")[:2] == (0, f"ma2mba {__version__}\n")
