@@ -35,6 +35,7 @@ setup(
     package_data={"data_prep": ["recipes/*.yaml"], "ma2mba.recipes": ["*.yaml"], "ma2mba.policies": ["*.json"]},
     install_requires=[
         "av>=14",
+        "datasets>=4",
         "deepspeed>=0.19",
         "matplotlib>=3.9",
         "numpy>=2",
@@ -57,7 +58,16 @@ setup(
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
-        "dev": ["mypy>=1.15", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "ruff>=0.11", "types-PyYAML"],
+        "dev": [
+            "duckdb>=1.2",
+            "mypy>=1.15",
+            "polars>=1.20",
+            "pytest>=8.3",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.11",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["ma2mba = ma2mba.cli.app:main"]},
 )

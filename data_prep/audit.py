@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ ABOUT_ALL_SHARDS = {INDEX_FILE, REJECTS_FILE, REPORT_FILE}
 """Files that describe all shards: to rebuild one of them, all shards must be rebuilt."""
 
 
-def audit(folder: Path, *, repair: bool = False, source: Path | None = None, workers: int = 1) -> AuditReport:
+def audit(
+    folder: Path, *, repair: bool = False, source: Path | None = None, workers: int = 1, online: bool = False
+) -> AuditReport:
     """Re-read a shard folder and return what is damaged; with `repair`, rebuild the damaged files from their sources.
 
     `source`: where the recipe is now (for features: the shard folder of pictures), if it was moved since the build.
-    A repair replaces a file only if the rebuilt file has the bytes that the manifest lists. Raise UserError if the
-    folder holds no shards.
+    `online`: sources may be data sets on the Hugging Face hub. A repair replaces a file only if the rebuilt file has
+    the bytes that the manifest lists. Raise UserError if the folder holds no shards.
     """
     try:
         manifest = read_manifest(folder)
@@ -45,17 +48,19 @@ def audit(folder: Path, *, repair: bool = False, source: Path | None = None, wor
     report = AuditReport(folder, len(manifest.files), manifest.samples, sum(entry.bytes for entry in manifest.files))
     report.damage = find_damage(folder)
     if repair and report.damage:
-        _repair(folder, manifest, report, source, workers)
+        _repair(folder, manifest, report, source, workers, online)
     return report
 
 
-def _repair(folder: Path, manifest: Manifest, report: AuditReport, source: Path | None, workers: int) -> None:
+def _repair(
+    folder: Path, manifest: Manifest, report: AuditReport, source: Path | None, workers: int, online: bool
+) -> None:
     """Rebuild the damaged files in REPAIR_FOLDER, move them into place, and note the outcome in `report`."""
     files = {damage.file for damage in report.damage}
     work = folder / REPAIR_FOLDER
     shutil.rmtree(work, ignore_errors=True)
     try:
-        rebuild = _rebuild_pictures if manifest.kind == "jpeg" else _rebuild_features
+        rebuild = partial(_rebuild_pictures, online=online) if manifest.kind == "jpeg" else _rebuild_features
         origin = _origin(folder, manifest, source)
         rebuild(work, manifest, origin, files, workers)
         entries = {entry.name: entry for entry in manifest.files}
@@ -93,14 +98,16 @@ def _origin(folder: Path, manifest: Manifest, source: Path | None) -> dict[str, 
     return origin
 
 
-def _rebuild_pictures(work: Path, manifest: Manifest, origin: dict[str, Any], files: set[str], workers: int) -> None:
+def _rebuild_pictures(
+    work: Path, manifest: Manifest, origin: dict[str, Any], files: set[str], workers: int, *, online: bool
+) -> None:
     """Rebuild `files` of a folder of pictures into `work`. Raise UserError if the recipe has changed."""
     recipe_path = Path(origin["recipe"])
-    recipe, base = load_recipe(recipe_path), recipe_path.parent
-    resolved = resolve(recipe, base, decoder_version(recipe.decoder))
+    recipe, base = load_recipe(recipe_path, online=online), recipe_path.parent
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder), online=online)
     if changes := differences(manifest.recipe, resolved):
         raise UserError(f"{recipe_path}: the recipe has changed since the build ({'; '.join(changes)})")
-    reading = read_sources(recipe, base)
+    reading = read_sources(recipe, base, online=online)
     tokenizer, memory = (base / recipe.tokenizer).resolve(), int(origin.get("memory", MEMORY))
     job = Job(work, recipe, hash_json(resolved), tokenizer, memory)
     shards = split_clips(reading.clips, recipe.clips_per_part)

@@ -47,25 +47,27 @@ def build(
     executor: str = "local",
     share: Share | None = None,
     merge: bool = False,
+    online: bool = False,
 ) -> Result:
     """Build a shard folder, or resume an interrupted build; return the report and the rejects.
 
     `executor` is "local" (`workers` processes on this machine) or "ray". With `share`, build only its shards; with
     `merge`, build none. Both write the manifest if all shards are finished; otherwise `share` returns a report with
     `parts_missing`, the number of missing shards. In the report, `already_built` is True if there was nothing to do.
+    With `online`, sources may be data sets on the Hugging Face hub.
     Raise UserError if the recipe is invalid, if the folder holds something else, or if no sample can be built; the
     last leaves nothing in `out`. Raise OSError if `out` cannot be written.
     """
-    recipe = load_recipe(recipe_path)
+    recipe = load_recipe(recipe_path, online=online)
     base = recipe_path.parent
     tokenizer = (base / recipe.tokenizer).resolve()
     load_tokenizer(tokenizer)
-    resolved = resolve(recipe, base, decoder_version(recipe.decoder))
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder), online=online)
     if check_folder(out, resolved):
         return _finished(out)
     if merge and not (out / WORK_FOLDER).is_dir() and not check_folder(out, resolved):
         raise UserError(f"{out}: no shard was built here. Name the folder that the builds with --part wrote")
-    reading = read_sources(recipe, base)
+    reading = read_sources(recipe, base, online=online)
     _require_clips(reading, recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
     shards = split_clips(reading.clips, recipe.clips_per_part)

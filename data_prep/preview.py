@@ -31,12 +31,12 @@ class Preview:
     done: bool
 
 
-def preview(recipe_path: Path, out: Path, share: Share | None = None) -> Preview:
+def preview(recipe_path: Path, out: Path, share: Share | None = None, *, online: bool = False) -> Preview:
     """Return what `build` would do. Decode and write nothing. Raise UserError as `build` would before it decodes."""
-    recipe, base = load_recipe(recipe_path), recipe_path.parent
+    recipe, base = load_recipe(recipe_path, online=online), recipe_path.parent
     load_tokenizer((base / recipe.tokenizer).resolve())
-    done = is_finished(out, resolve(recipe, base, decoder_version(recipe.decoder)))
-    reading = read_sources(recipe, base)
+    done = is_finished(out, resolve(recipe, base, decoder_version(recipe.decoder), online=online))
+    reading = read_sources(recipe, base, online=online)
     shards = len(split_clips(reading.clips, recipe.clips_per_part))
     wanted = (share or Share(0, 1)).shards(shards)
     finished = list(wanted) if done else [shard for shard in wanted if load_finished(out, shard)]

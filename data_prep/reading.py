@@ -25,15 +25,18 @@ class Reading:
     by_dataset: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def read_sources(recipe: Recipe, base: Path) -> Reading:
-    """Read all annotation files of a recipe whose folder is `base`. Raise UserError for a file of another format."""
+def read_sources(recipe: Recipe, base: Path, *, online: bool = False) -> Reading:
+    """Read all annotations of a recipe whose folder is `base`. Raise UserError for a file of another format.
+
+    Only with `online` may a source be a data set on the hub.
+    """
     reading = Reading()
     found: dict[str, list[Clip]] = {"nothing": [], "scenes": [], "videos": []}
     incomplete = set[str]()
     records, before = Counter[str](), Counter[str]()
     for source in recipe.sources:
         form = find_format(source.format)
-        for item in form.read(source.files(base), base / source.media):
+        for item in form.read(source.files(base, online), base / source.media):
             records[source.name] += 1
             clip = encodable(item)
             if isinstance(clip, Reject):

@@ -17,6 +17,8 @@ from pydantic import (
 )
 
 from data_prep.sources import find_format
+from ma2mba.annotations.files import Files
+from ma2mba.annotations.huggingface import DatasetFile, find_files
 from ma2mba.errors import UserError
 from ma2mba.files import reading, sha256_file
 from ma2mba.shards.format import FORMAT_VERSION
@@ -28,8 +30,24 @@ Names = Annotated[
 FormatName = Annotated[str, AfterValidator(lambda name: find_format(name).name)]
 
 
+class HubDataset(BaseModel):
+    """A data set in the format of the Hugging Face hub: a folder, or a name on the hub.
+
+    `name` is the configuration (default: the data set's own default). `split` may be left out if there is only one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    path: str = Field(min_length=1)
+    name: str | None = Field(default=None, min_length=1)
+    split: str | None = Field(default=None, min_length=1)
+
+    def files(self, base: Path, online: bool) -> list[tuple[str, DatasetFile]]:
+        """Return (name, file) of every file of the split. Raise UserError if the data set or the split is not there."""
+        return find_files(self.path, base, self.name, self.split, online=online)
+
+
 class Source(BaseModel):
-    """Annotation files of one format, and the folder that contains their media.
+    """Annotations of one format, in files or in a data set, and the folder that contains their media.
 
     An annotation with `*` is a pattern: it means all matching files, in order of name. Sources with the same `name`
     (default: the format) are one data set. A sample of weight w is drawn in training w times as often as a sample of
@@ -39,7 +57,8 @@ class Source(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: FormatName
     name: str = Field(min_length=1)
-    annotations: Names
+    annotations: Names | None = None
+    dataset: HubDataset | None = None
     media: str
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
@@ -48,13 +67,21 @@ class Source(BaseModel):
     def _name_by_format(cls, given: Any) -> Any:
         return {"name": given.get("format"), **given} if isinstance(given, dict) else given
 
-    def files(self, base: Path) -> list[tuple[str, Path]]:
-        """Return (name, path) of every annotation file, without repetition, for a recipe in the folder `base`.
+    @model_validator(mode="after")
+    def _files_or_dataset(self) -> "Source":
+        if (self.annotations is None) == (self.dataset is None):
+            raise ValueError("give either annotations (files) or dataset (the format of the Hugging Face hub)")
+        return self
 
-        A pattern without a matching file adds nothing.
+    def files(self, base: Path, online: bool = False) -> Files:
+        """Return (name, file) of every annotation file, without repetition, for a recipe in the folder `base`.
+
+        A pattern without a matching file adds nothing. Without `online`, a data set must be a folder.
         """
+        if self.dataset:
+            return [*self.dataset.files(base, online)]
         paths: dict[Path, str] = {}
-        for given in self.annotations:
+        for given in self.annotations or []:
             for name in _expand(given, base):
                 paths.setdefault(base / name, name)
         return [(name, path) for path, name in paths.items()]
@@ -92,8 +119,11 @@ class Recipe(BaseModel):
         return sources
 
 
-def load_recipe(path: Path) -> Recipe:
-    """Read and check a recipe. Raise UserError that lists every fault with the path of its key."""
+def load_recipe(path: Path, *, online: bool = False) -> Recipe:
+    """Read and check a recipe. Raise UserError that lists every fault with the path of its key.
+
+    Only with `online` may a source be a data set on the hub.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -107,7 +137,7 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         faults = [f"  {_fault(details)}" for details in error.errors()]
         raise UserError(f"{path}: the recipe has {len(faults)} fault(s):\n" + "\n".join(faults)) from error
-    _check_paths(recipe, path)
+    _check_paths(recipe, path, online)
     return recipe
 
 
@@ -116,13 +146,14 @@ def _fault(details: Any) -> str:
     if details["type"] == "missing":
         message = "missing; it is required"
     if details["type"] == "extra_forbidden":
-        known = Source.model_fields if "." in key else Recipe.model_fields
+        models: list[type[BaseModel]] = [Recipe, Source, HubDataset]
+        known = models[len(details["loc"]) // 2].model_fields
         message = f"unknown key. Known keys: {', '.join(known)}"
     return f"{key}: {message}"
 
 
-def _check_paths(recipe: Recipe, path: Path) -> None:
-    """Raise UserError unless the tokenizer, every annotation file and every media folder exist."""
+def _check_paths(recipe: Recipe, path: Path, online: bool) -> None:
+    """Raise UserError unless the tokenizer, every annotation file, every data set and every media folder exist."""
     base = path.parent.absolute()
     missing = []
     if not (base / recipe.tokenizer).is_file():
@@ -130,7 +161,11 @@ def _check_paths(recipe: Recipe, path: Path) -> None:
     for i, source in enumerate(recipe.sources):
         if not (base / source.media).is_dir():
             missing.append(f"  sources.{i}.media: {base / source.media} is not a folder")
-        for j, name in enumerate(source.annotations):
+        try:
+            _ = source.dataset and source.dataset.files(base, online)
+        except UserError as error:
+            missing.append(f"  sources.{i}.dataset: {error}")
+        for j, name in enumerate(source.annotations or []):
             if not (found := _expand(name, base)):
                 missing.append(f"  sources.{i}.annotations.{j}: {base / name} matches no file")
             elif not all((base / file).is_file() for file in found):
@@ -142,12 +177,19 @@ def _check_paths(recipe: Recipe, path: Path) -> None:
         )
 
 
-def resolve(recipe: Recipe, base: Path, decoder_version: str) -> dict[str, Any]:
-    """Return the recipe with the hashes of its files. From the same media, equal dictionaries give equal shards."""
-    content: dict[str, Any] = recipe.model_dump(mode="json")
+def resolve(recipe: Recipe, base: Path, decoder_version: str, *, online: bool = False) -> dict[str, Any]:
+    """Return the recipe with the hashes of its files. From the same media, equal dictionaries give equal shards.
+
+    Files on the hub have no hash: their names contain the commit.
+    """
+    content: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
     for source, named in zip(recipe.sources, content["sources"], strict=True):
-        files = source.files(base)
-        named |= {"annotations": [name for name, _ in files], "annotations_sha256": [_hash(path) for _, path in files]}
+        files = source.files(base, online)
+        paths = [file.path if isinstance(file, DatasetFile) else file for _, file in files]
+        named |= {
+            "annotations": [name for name, _ in files],
+            "annotations_sha256": [_hash(path) for path in paths if isinstance(path, Path)],
+        }
     content["tokenizer_sha256"] = _hash(base / recipe.tokenizer)
     return content | {"format_version": FORMAT_VERSION, "decoder_version": decoder_version}
 

@@ -1,17 +1,18 @@
 """ActivityNet-QA: *_q.json [{video_name, question, question_id}], *_a.json [{answer, type, question_id}], joined by id.
 
-The annotation files must include both kinds. The video's file is v_{video_name} with any suffix.
+The annotation files must include both kinds. The rows of a data set may instead hold a question and its answer each.
+The video's file is v_{video_name} with any suffix.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from ma2mba.annotations.fields import RecordError, need, need_text
+from ma2mba.annotations.fields import RecordError, need, need_number, need_text
 from ma2mba.annotations.files import Files, json_list
 from ma2mba.annotations.media import MediaFolder
-from ma2mba.annotations.records import BadRecord, Record, try_parse
+from ma2mba.annotations.records import BadRecord, Record, each, records_in, try_parse
 from ma2mba.errors import UserError
 
 Placed = tuple[str, Any]
@@ -30,6 +31,9 @@ class ActivityNetRecord(Record):
 
 def read(files: Files, media: Path) -> Iterator[ActivityNetRecord | BadRecord]:
     """Yield each question with its answer. A question without an answer, or an answer without one, is a bad record."""
+    if not any(isinstance(file, Path) or PurePath(name).stem.endswith(("_q", "_a")) for name, file in files):
+        yield from each(json_list, _parse_joined)(files, media)
+        return
     questions, given = _by_kind(files)
     answers: dict[str, Placed] = {}
     for where, value in given:
@@ -60,15 +64,22 @@ def read(files: Files, media: Path) -> Iterator[ActivityNetRecord | BadRecord]:
             yield BadRecord.of(value, where, f"question {key} is in no _q.json")
 
 
+def _parse_joined(value: Any, folder: MediaFolder, where: str) -> ActivityNetRecord:
+    """Return the record of a row that holds a question and its answer. Raise RecordError when it breaks the format."""
+    key, name = need(value, "question_id", str), folder.find(f"v_{need_text(value, 'video_name')}")
+    question, answer = need_text(value, "question"), need_text(value, "answer")
+    return ActivityNetRecord(where, name, key, question, answer, need_number(value, "type", 1 << 31))
+
+
 def _by_kind(files: Files) -> tuple[list[Placed], list[Placed]]:
     """Return the questions and the answers, each with its place. Raise UserError unless both kinds of files exist."""
     kinds: dict[str, list[Placed]] = {"_q": [], "_a": []}
-    suffixes = [path.stem[-2:] for _, path in files]
+    suffixes = [PurePath(name).stem[-2:] for name, _ in files]
     if set(suffixes) != {"_q", "_a"}:
         names = ", ".join(name for name, _ in files)
         raise UserError(f"{names}: activitynet_qa needs files of both kinds, *_q.json and *_a.json, and no other files")
-    for (name, path), kind in zip(files, suffixes, strict=True):
-        kinds[kind] += [(f"{name} {where}", value) for where, value in json_list(path)]
+    for (name, file), kind in zip(files, suffixes, strict=True):
+        kinds[kind] += [(f"{name} {where}", value) for where, value in records_in(file, json_list)]
     return kinds["_q"], kinds["_a"]
 
 

@@ -1,21 +1,65 @@
-"""Annotation files (JSON, JSON lines, CSV), read record by record."""
+"""Annotation files (JSON, JSON lines, CSV), read record by record.
+
+A null in a record counts as a missing field, because in a table every row has every field.
+"""
 
 import csv
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ma2mba.annotations.fields import RecordError
 from ma2mba.errors import UserError
 from ma2mba.files import reading
 
-Files = list[tuple[str, Path]]
-"""Annotation files: (name for messages, path)."""
 Records = Iterator[tuple[str, Any]]
 """(place in the file, JSON value or CSV row as a dictionary). The value is a RecordError if it cannot be read."""
+
+
+class Table(Protocol):
+    """A file of a data set that knows its own format, where a `Path` needs the parser of an annotation format."""
+
+    def records(self) -> Records:
+        """Yield (place in the file, record), ... Raise UserError if the file cannot be read."""
+
+
+Files = list[tuple[str, Path | Table]]
+"""Annotation files: (name for messages, path or table)."""
 _BLANK = re.compile(r"[ \t\r\n]*")
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a JSON value in which no dictionary, at any depth, has a key with the value None."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def json_records(path: Path) -> Records:
+    """Yield the records of a file that holds a JSON list, JSON lines or a single JSON object.
+
+    Raise UserError if the file holds anything else.
+    """
+    with reading(path), open(path, "rb") as file:
+        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+        file.seek(0)
+        line = file.readline() if start.startswith(b"{") else b""
+    if not line:
+        yield from json_list(path)
+    elif _is_json(line):
+        yield from json_lines(path)
+    else:
+        yield "line 1", {key: value for _, key, value in json_object(path)}
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def json_list(path: Path) -> Records:
@@ -62,7 +106,7 @@ def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, A
             key, at = value_at(at)
             at = expect(":", at)
         value, at = value_at(at)
-        yield line, key, value
+        yield line, key, without_nulls(value)
         more = text[at : at + 1] == ","
         at = expect("," + brackets[1], at) if more else at
     if (end := expect(brackets[1], at)) != len(text):
@@ -76,7 +120,7 @@ def json_lines(path: Path) -> Records:
             if not line.strip():
                 continue
             try:
-                yield f"line {i}", json.loads(line)
+                yield f"line {i}", without_nulls(json.loads(line))
             except (ValueError, RecursionError) as error:
                 yield f"line {i}", RecordError(f"not JSON ({error})")
 

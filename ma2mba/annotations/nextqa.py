@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ma2mba.annotations.fields import RecordError, need_number, need_text
+from ma2mba.annotations.fields import RecordError, as_texts, need_number, need_text
 from ma2mba.annotations.files import Files, csv_rows
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import BadRecord, Parse, Reader, Record, each
@@ -56,20 +56,21 @@ def _oe(value: Any, where: str, media: str) -> NextOERecord:
 
 
 def _ids(value: Any) -> tuple[str, str, str]:
-    return need_text(value, "video"), need_text(value, "qid"), value["type"]
+    return need_text(value, "video"), need_text(value, "qid"), value.get("type", "")
 
 
 def _reader(columns: tuple[str, ...], question: Callable[[Any, str, str], T]) -> Reader[T | BadRecord]:
     def read(files: Files, media: Path) -> Iterator[T | BadRecord]:
-        tables = [(name, path) for name, path in files if path.suffix != ".json"]
-        paths = _video_paths([path for _, path in files if path.suffix == ".json"])
-        return each(csv_rows(*columns), _parse(paths, question))(tables, media)
+        maps = [file for _, file in files if isinstance(file, Path) and file.suffix == ".json"]
+        tables: Files = [(name, file) for name, file in files if file not in maps]
+        return each(csv_rows(*columns), _parse(_video_paths(maps), question))(tables, media)
 
     return read
 
 
 def _parse(paths: dict[str, str], question: Callable[[Any, str, str], T]) -> Parse[T]:
     def parse(value: Any, folder: MediaFolder, where: str) -> T:
+        value = as_texts(value)
         video, _, _ = _ids(value)
         if paths and video not in paths:
             raise RecordError(f"video {video} is not in the map of videos")

@@ -1,6 +1,6 @@
 """PerceptionTest: a JSON object, video id -> {metadata, mc_question: [{id, question, options[3], answer_id, ...}]}.
 
-The video's file is {video id} with any suffix.
+The rows of a data set are the values of this object. The video's file is {video id} with any suffix.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ma2mba.annotations.fields import RecordError, need, need_number, need_text
-from ma2mba.annotations.files import Files, json_object
+from ma2mba.annotations.files import Files, Table, json_object
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import BadRecord, Record, try_parse
 
@@ -30,9 +30,9 @@ class PerceptionRecord(Record):
 def read(files: Files, media: Path) -> Iterator[PerceptionRecord | BadRecord]:
     """Yield each question of each video. A video without questions is a bad record."""
     folder = MediaFolder(media)
-    for file, path in files:
-        for place, video_id, video in json_object(path):
-            where = f"{file} {place}"
+    for name_of_file, file in files:
+        for place, video_id, video in _videos(file):
+            where = f"{name_of_file} {place}"
             try:
                 _check_id(video_id, video)
                 name, questions = folder.find(video_id), need(video, "mc_question", list)
@@ -49,7 +49,28 @@ def read(files: Files, media: Path) -> Iterator[PerceptionRecord | BadRecord]:
                 yield try_parse(parse, question, folder, f"{where}, question {i}")
 
 
+def _videos(file: Path | Table) -> Iterator[tuple[str, str, Any]]:
+    """Yield (place, video id, value) of each video. A data set may also hold the published object as a single row."""
+    if isinstance(file, Path):
+        yield from json_object(file)
+        return
+    for where, row in file.records():
+        if isinstance(row, dict) and "mc_question" not in row and "metadata" not in row:
+            yield from ((f"{where}, {key}", key, value) for key, value in row.items())
+        else:
+            yield where, _video_id(row), row
+
+
+def _video_id(row: Any) -> str:
+    try:
+        return need(need(row, "metadata", dict), "video_id", str)
+    except RecordError:
+        return ""
+
+
 def _check_id(video_id: str, video: Any) -> None:
+    if isinstance(video, RecordError):
+        raise video
     given = need(need(video, "metadata", dict), "video_id", str)
     if given != video_id:
         raise RecordError(f"its metadata are of video {given}")

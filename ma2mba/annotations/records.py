@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ma2mba.annotations.fields import RecordError
-from ma2mba.annotations.files import Files, Records
+from ma2mba.annotations.files import Files, Records, Table
 from ma2mba.annotations.media import MediaFolder
 
 T = TypeVar("T")
@@ -55,11 +55,16 @@ def each(records_of: Callable[[Path], Records], parse: Parse[T]) -> Reader[T | B
 
     def read(files: Files, media: Path) -> Iterator[T | BadRecord]:
         folder = MediaFolder(media)
-        for name, path in files:
-            for where, value in records_of(path):
+        for name, file in files:
+            for where, value in records_in(file, records_of):
                 yield try_parse(parse, value, folder, f"{name} {where}")
 
     return read
+
+
+def records_in(file: Path | Table, records_of: Callable[[Path], Records]) -> Records:
+    """Return the records of a table, or of a file in the format that `records_of` reads."""
+    return records_of(file) if isinstance(file, Path) else file.records()
 
 
 def try_parse(parse: Parse[T], value: Any, folder: MediaFolder, where: str) -> T | BadRecord:

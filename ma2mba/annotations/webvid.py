@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from ma2mba.annotations.fields import RecordError, need_text
+from ma2mba.annotations.fields import RecordError, as_texts, need_text
 from ma2mba.annotations.files import csv_rows
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import Record, each
@@ -23,6 +23,7 @@ class WebVidRecord(Record):
 
 def parse(value: Any, folder: MediaFolder, where: str) -> WebVidRecord:
     """Return one record. Raise RecordError when it breaks the format."""
+    value = as_texts(value)
     videoid, page_dir, name = (need_text(value, key) for key in ("videoid", "page_dir", "name"))
     if not _DURATION.fullmatch(need_text(value, "duration")):
         raise RecordError(f"duration is {value['duration']}, not like PT00H00M11S")

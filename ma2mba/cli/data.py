@@ -25,6 +25,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Worker processes (default: on
 Memory = Annotated[
     int, typer.Option(min=64, help="MB that decoding one video may use; a video that needs more is rejected.")
 ]
+Online = Annotated[bool, typer.Option("--online", help="Read sources that name data sets on the Hugging Face hub.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Read the annotations and show what would be built. Write nothing.")
 ]
@@ -53,6 +54,7 @@ def build(
     merge: Annotated[
         bool, typer.Option("--merge", help="Build nothing; only join the shards that --part builds have finished.")
     ] = False,
+    online: Online = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -66,11 +68,18 @@ def build(
     if dry_run:
         from data_prep.preview import preview
 
-        _show_preview(folder, preview(recipe, folder, share), as_json)
+        _show_preview(folder, preview(recipe, folder, share, online=online), as_json)
         return
     with writing(folder):
         report, rejects = run_build(
-            recipe, folder, workers, memory=memory << 20, executor=executor.value, share=share, merge=merge
+            recipe,
+            folder,
+            workers,
+            memory=memory << 20,
+            executor=executor.value,
+            share=share,
+            merge=merge,
+            online=online,
         )
     if as_json:
         print_json(report)
@@ -91,13 +100,14 @@ def audit(
         typer.Option(help="New path of the recipe (for features: of the shard folder of pictures), if it was moved."),
     ] = None,
     workers: Workers = CORES,
+    online: Online = False,
     as_json: Json = False,
 ) -> None:
     """Re-read every byte of a shard folder and report damage. Exit with code 1 if damage remains."""
     from data_prep.audit import audit as run_audit
     from data_prep.summary import audit_as_json, print_audit
 
-    report = run_audit(folder, repair=repair, source=source, workers=workers)
+    report = run_audit(folder, repair=repair, source=source, workers=workers, online=online)
     print_json(audit_as_json(report)) if as_json else print_audit(report)
     raise typer.Exit(0 if report.sound else 1)
 

@@ -37,6 +37,7 @@ ONE_DOOR = {
     "mamba_ssm": ("ma2mba/ops/",),
     "causal_conv1d": ("ma2mba/ops/",),
     "ray": ("data_prep/ray_executor.py",),
+    "datasets": ("ma2mba/annotations/huggingface.py",),
     "matplotlib": ("ma2mba/plots.py",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""

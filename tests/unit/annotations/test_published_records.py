@@ -124,7 +124,7 @@ def test_scenewalk_segments(tmp_path):
     (tmp_path / "w.webm").touch()
     assert list(scenewalk_segments.read([("s.parquet", tmp_path / "s.parquet")], tmp_path)) == [
         SegmentRecord("s.parquet row 1", "w.webm", "w", Scene(0, 40, "r")),
-        BadRecord("s.parquet row 2", "", "", "id is a NoneType, not a str"),
+        BadRecord("s.parquet row 2", "", "", "has no id"),
     ]
 
 

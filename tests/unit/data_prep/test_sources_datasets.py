@@ -215,7 +215,7 @@ def test_perception_test(tmp_path):
     assert reasons(reading) == [
         ("t.json line 1, video_1, question 2", "answer_id is 3, not a number from 0 to 2"),
         ("t.json line 1, video_1, question 3", "options are not 3 texts"),
-        ("t.json line 1, video_1, question 4", "question is a NoneType, not a str"),
+        ("t.json line 1, video_1, question 4", "has no question"),
         ("t.json line 1, video_1, question 5", "is a str, not an object"),
         ("t.json line 1, video_1, question 6", "has no answer_id"),
         ("t.json line 2, video_2", "mc_question is empty"),
@@ -313,8 +313,8 @@ def test_scenewalk_segments(tmp_path):
     reading = read(tmp_path, ("scenewalk_segments", "s.parquet"))
     assert reasons(reading) == [
         ("s.parquet row 4", "the scene is frames 9 to 9"),
-        ("s.parquet row 8", "time_stamp is a NoneType, not a dict"),
-        ("s.parquet row 9", "id is a NoneType, not a str"),
+        ("s.parquet row 8", "has no time_stamp"),
+        ("s.parquet row 9", "has no id"),
         ("s.parquet row 10", "has 2 captions, not one"),
         ("s.parquet row 5", "another scene is malformed"),
         ("s.parquet row 6", "two scenes of this video start at frame 0"),
