@@ -180,12 +180,14 @@ def _check_paths(recipe: Recipe, path: Path, online: bool) -> None:
 def resolve(recipe: Recipe, base: Path, decoder_version: str, *, online: bool = False) -> dict[str, Any]:
     """Return the recipe with the hashes of its files. From the same media, equal dictionaries give equal shards.
 
-    Files on the hub have no hash: their names contain the commit.
+    A pattern or a data set is resolved to its files, because the same files give the same shards. Files on the hub have
+    no hash: their names contain the commit.
     """
-    content: dict[str, Any] = recipe.model_dump(mode="json", exclude_none=True)
+    content: dict[str, Any] = recipe.model_dump(mode="json")
     for source, named in zip(recipe.sources, content["sources"], strict=True):
         files = source.files(base, online)
         paths = [file.path if isinstance(file, DatasetFile) else file for _, file in files]
+        del named["dataset"]
         named |= {
             "annotations": [name for name, _ in files],
             "annotations_sha256": [_hash(path) for path in paths if isinstance(path, Path)],

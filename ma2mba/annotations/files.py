@@ -6,7 +6,7 @@ A null in a record counts as a missing field, because in a table every row has e
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +21,11 @@ Records = Iterator[tuple[str, Any]]
 class Table(Protocol):
     """A file of a data set that knows its own format, where a `Path` needs the parser of an annotation format."""
 
-    def records(self) -> Records:
-        """Yield (place in the file, record), ... Raise UserError if the file cannot be read."""
+    def records(self, columns: Sequence[str] = ()) -> Records:
+        """Yield (place in the file, record), ... If the file has columns, the records have only `columns`.
+
+        Raise UserError if the file cannot be read or lacks one of `columns`.
+        """
 
 
 Files = list[tuple[str, Path | Table]]

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
@@ -50,17 +50,18 @@ class DatasetFile:
         """The path of a file in a folder, None on the hub."""
         return None if self.address.startswith(HUB) else Path(self.address)
 
-    def records(self) -> Records:
+    def records(self, columns: Sequence[str] = ()) -> Records:
         """Yield ("row 1", record), ...; for JSON and CSV the places are lines. A null counts as a missing field.
 
-        Raise UserError if the file is damaged.
+        If `columns` are given, records of Parquet and Arrow have only these. Raise UserError if the file is damaged or,
+        except JSON, lacks one of `columns`.
         """
         if self.kind in ("parquet", "arrow"):
-            return self._streamed()
+            return self._streamed(columns)
         path = self.path or _download(self.address)
-        return json_records(path) if self.kind == "json" else csv_rows()(path)
+        return json_records(path) if self.kind == "json" else csv_rows(*columns)(path)
 
-    def _streamed(self) -> Records:
+    def _streamed(self, columns: Sequence[str]) -> Records:
         import datasets
         from datasets.data_files import DataFilesDict, DataFilesList
 
@@ -68,11 +69,17 @@ class DatasetFile:
         try:
             with _session(online=not self.path) as cache:
                 rows = datasets.load_dataset(self.kind, data_files=files, split="all", streaming=True, cache_dir=cache)
-            for column, feature in (rows.features or {}).items():
+            if missing := [column for column in columns if column not in rows.features]:
+                there = ", ".join(rows.features)
+                raise UserError(f"{self.address}: no column {', '.join(missing)}. It has the columns {there}")
+            rows = rows.select_columns([*columns]) if columns else rows
+            for column, feature in rows.features.items():
                 if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
                     rows = rows.cast_column(column, type(feature)(decode=False))
             for i, row in enumerate(rows, 1):
                 yield f"row {i}", without_nulls(row)
+        except UserError:
+            raise
         except Exception as error:  # `datasets` raises errors of many libraries
             kind = self.kind.capitalize()
             raise UserError(

@@ -63,7 +63,7 @@ def _reader(columns: tuple[str, ...], question: Callable[[Any, str, str], T]) ->
     def read(files: Files, media: Path) -> Iterator[T | BadRecord]:
         maps = [file for _, file in files if isinstance(file, Path) and file.suffix == ".json"]
         tables: Files = [(name, file) for name, file in files if file not in maps]
-        return each(csv_rows(*columns), _parse(_video_paths(maps), question))(tables, media)
+        return each(csv_rows(*columns), _parse(_video_paths(maps), question), columns)(tables, media)
 
     return read
 

@@ -1,6 +1,6 @@
 """Records, bad records, and the reader that parses every record of a format's files."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,21 +50,24 @@ class BadRecord:
         return cls(where, first(_ID_KEYS), first(_MEDIA_KEYS), reason)
 
 
-def each(records_of: Callable[[Path], Records], parse: Parse[T]) -> Reader[T | BadRecord]:
-    """Return the reader of a format in which every record is independent of the others."""
+def each(records_of: Callable[[Path], Records], parse: Parse[T], columns: Sequence[str] = ()) -> Reader[T | BadRecord]:
+    """Return the reader of a format in which every record is independent of the others.
+
+    `columns`: what a table of a data set must have, and all that `parse` needs of it; () means all that it has.
+    """
 
     def read(files: Files, media: Path) -> Iterator[T | BadRecord]:
         folder = MediaFolder(media)
         for name, file in files:
-            for where, value in records_in(file, records_of):
+            for where, value in records_in(file, records_of, columns):
                 yield try_parse(parse, value, folder, f"{name} {where}")
 
     return read
 
 
-def records_in(file: Path | Table, records_of: Callable[[Path], Records]) -> Records:
+def records_in(file: Path | Table, records_of: Callable[[Path], Records], columns: Sequence[str] = ()) -> Records:
     """Return the records of a table, or of a file in the format that `records_of` reads."""
-    return records_of(file) if isinstance(file, Path) else file.records()
+    return records_of(file) if isinstance(file, Path) else file.records(columns)
 
 
 def try_parse(parse: Parse[T], value: Any, folder: MediaFolder, where: str) -> T | BadRecord:

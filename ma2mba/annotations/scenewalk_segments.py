@@ -34,4 +34,4 @@ def parse(value: Any, folder: MediaFolder, where: str) -> SegmentRecord:
     return SegmentRecord(where, media, record_id, Scene(start, end, exchanges[0].gpt))
 
 
-read = each(parquet_rows(*COLUMNS), parse)
+read = each(parquet_rows(*COLUMNS), parse, COLUMNS)

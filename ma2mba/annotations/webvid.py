@@ -30,4 +30,4 @@ def parse(value: Any, folder: MediaFolder, where: str) -> WebVidRecord:
     return WebVidRecord(where, folder.inside(f"{page_dir}/{videoid}.mp4"), videoid, name)
 
 
-read = each(csv_rows(*COLUMNS), parse)
+read = each(csv_rows(*COLUMNS), parse, COLUMNS)
