@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ma2mba.annotations.fields import RecordError, need, need_number, need_text
-from ma2mba.annotations.files import Files, json_list
+from ma2mba.annotations.files import Files, Table, json_list
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import BadRecord, Record, each, records_in, try_parse
 from ma2mba.errors import UserError
@@ -31,7 +31,7 @@ class ActivityNetRecord(Record):
 
 def read(files: Files, media: Path) -> Iterator[ActivityNetRecord | BadRecord]:
     """Yield each question with its answer. A question without an answer, or an answer without one, is a bad record."""
-    if not any(isinstance(file, Path) or PurePath(name).stem.endswith(("_q", "_a")) for name, file in files):
+    if not any(isinstance(file, Path) or _kind(name, file) in ("_q", "_a") for name, file in files):
         yield from each(json_list, _parse_joined)(files, media)
         return
     questions, given = _by_kind(files)
@@ -71,10 +71,15 @@ def _parse_joined(value: Any, folder: MediaFolder, where: str) -> ActivityNetRec
     return ActivityNetRecord(where, name, key, question, answer, need_number(value, "type", 1 << 31))
 
 
+def _kind(name: str, file: Path | Table) -> str:
+    """Return "_q" for a file of questions and "_a" for a file of answers; other files end in something else."""
+    return (file if isinstance(file, Path) else PurePath(name)).stem[-2:]
+
+
 def _by_kind(files: Files) -> tuple[list[Placed], list[Placed]]:
     """Return the questions and the answers, each with its place. Raise UserError unless both kinds of files exist."""
     kinds: dict[str, list[Placed]] = {"_q": [], "_a": []}
-    suffixes = [PurePath(name).stem[-2:] for name, _ in files]
+    suffixes = [_kind(name, file) for name, file in files]
     if set(suffixes) != {"_q", "_a"}:
         names = ", ".join(name for name, _ in files)
         raise UserError(f"{names}: activitynet_qa needs files of both kinds, *_q.json and *_a.json, and no other files")

@@ -188,17 +188,18 @@ def _saved_splits(folder: Path) -> Splits:
     """Return the splits of a folder that `save_to_disk` of `datasets` wrote; {} for another folder."""
     try:
         if (whole := folder / "dataset_dict.json").is_file():
-            return {split: _saved_files(folder / split) for split in _json(whole)["splits"]}
-        return {"train": _saved_files(folder)} if (folder / "state.json").is_file() else {}
+            return {split: _saved_files(folder, split) for split in _json(whole)["splits"]}
+        return {"train": _saved_files(folder, "")} if (folder / "state.json").is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder}: not a complete folder of save_to_disk ({error!r}). Save or copy it again"
         ) from error
 
 
-def _saved_files(folder: Path) -> list[str]:
-    _check_inside(folder, [str(folder / "state.json")])
-    return [str(folder / file["filename"]) for file in _json(folder / "state.json")["_data_files"]]
+def _saved_files(folder: Path, split: str) -> list[str]:
+    state = folder / split / "state.json"
+    _check_inside(folder, [str(state)])
+    return [str(state.parent / file["filename"]) for file in _json(state)["_data_files"]]
 
 
 def _json(path: Path) -> Any:
