@@ -13,6 +13,7 @@ from data_prep.clips import Clip
 from data_prep.sources import find_format, format_names
 from ma2mba.annotations.huggingface import find_files
 from ma2mba.annotations.records import BadRecord
+from ma2mba.annotations.scenewalk import Scene
 from ma2mba.errors import UserError
 from tests.unit.annotations.hub_layout import llava_records, readme, save, scene_records, segment_records, turns
 
@@ -117,6 +118,18 @@ def test_values_are_those_of_json(tmp_path):
     data = Dataset.from_list([{"id": "a", "image": {"bytes": b"no picture", "path": "a.png"}}], features=features)
     data.to_parquet(str(tmp_path / "media/a.parquet"))
     assert records(tmp_path / "media") == [{"id": "a", "image": {"bytes": b"no picture", "path": "a.png"}}]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".arrow"])
+def test_a_fraction_in_one_record_spoils_no_other(suffix, tmp_path):
+    """A table stores the column of a fraction as floats."""
+    rows = segment_records()[:2]
+    rows[1]["time_stamp"]["end_frame"] = 16.5
+    save(rows, tmp_path / f"a{suffix}")
+    read = find_format("scenewalk_segments").read
+    whole, bad = read(find_files(str(tmp_path), tmp_path, None, None), tmp_path)
+    assert whole.scenes == (Scene(24, 40, "two"),)
+    assert bad.reason == "end_frame is a float, not a int"
 
 
 def test_files_of_a_split_may_have_different_columns(tmp_path):
