@@ -98,7 +98,7 @@ def find_files(path: str, base: Path, name: str | None, split: str | None, *, on
     the data set, the configuration or the split does not exist, if a file is not inside the folder, and for a name on
     the hub unless `online`.
     """
-    folder = (base / path).absolute()
+    folder = (base / path).resolve()
     if folder.is_dir():
         kind, splits = _splits_in_folder(folder, name)
         chosen = _choose(splits, split, path)
@@ -156,7 +156,8 @@ def _splits_of(path: str, name: str | None, *, online: bool) -> tuple[str, Split
         with _session(online=online) as cache:
             builder = datasets.load_dataset_builder(path, name, cache_dir=cache)
     except Exception as error:  # `datasets` raises errors of many libraries
-        raise UserError(f"{path}: cannot be opened as a data set: {_line(error)}") from error
+        remedy = "Check the name and the network, or give a folder" if online else "Correct the folder or the recipe"
+        raise UserError(f"{path}: cannot be opened as a data set: {_line(error)}. {remedy}") from error
     if builder.name not in SUFFIXES:
         raise UserError(
             f"{path}: most files are of the kind {builder.name}. Keep media in another folder, or name the annotation "

@@ -138,6 +138,16 @@ def test_files_of_a_split_may_have_different_columns(tmp_path):
     assert records(tmp_path) == [{"id": "a"}, {"id": 7, "more": [1.0]}]
 
 
+def test_the_path_may_hold_links_and_parents(tmp_path):
+    """The name in messages is the path as given."""
+    save([{"id": "a"}], tmp_path / "real/set/a.json")
+    (tmp_path / "link").symlink_to("real/set")
+    for path in ("real/set", "./real/../link", "link", str(tmp_path / "link")):
+        ((name, file),) = find_files(path, tmp_path, None, None)
+        assert name == f"{path}/a.json"
+        assert [record for _, record in file.records()] == [{"id": "a"}]
+
+
 def test_a_split_keeps_the_order_of_its_card(tmp_path):
     for name in ("a", "b", "c"):
         save([{"id": name}], tmp_path / f"{name}.json")
