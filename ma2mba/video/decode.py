@@ -23,7 +23,8 @@ from av.video.reformatter import VideoReformatter
 
 from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
-from ma2mba.video.probe import DECODER_VERSION, Probe, error_text, open_video, probe, raise_if_out_of_memory
+from ma2mba.video.probe import Probe, probe
+from ma2mba.video.pyav import DECODER_VERSION, error_text, open_video, raise_if_out_of_memory
 
 T = TypeVar("T")
 DecoderName = Literal["pyav", "decord"]

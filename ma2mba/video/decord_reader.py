@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ma2mba.errors import UserError
-from ma2mba.video.probe import Probe, open_video
+from ma2mba.video.probe import Probe
+from ma2mba.video.pyav import open_video
 
 T = TypeVar("T")
 MISREAD = {"mpegts", "mpeg"}

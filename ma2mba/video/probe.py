@@ -5,26 +5,23 @@
 MediaError here.
 """
 
-import errno
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from ma2mba.video.errors import MediaError, file_size
+from ma2mba.video.errors import MediaError
+from ma2mba.video.pyav import error_text, open_video, raise_if_out_of_memory, time_base
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
 LONGEST = 48 * 3600
 """Longest accepted video in seconds. Without it, one wrong timestamp would request millions of frames."""
-DECODER_VERSION = f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
 
 
 @dataclass(frozen=True)
@@ -43,39 +40,6 @@ class Probe:
     damage: str
 
 
-@contextmanager
-def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file's video stream for single-threaded decoding, then close it. Raise MediaError if there is none."""
-    if not file_size(path):
-        raise MediaError(path, "the file is empty")
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except (av.FFmpegError, ValueError) as error:
-        raise_if_out_of_memory(error)
-        raise MediaError(path, f"not a readable video ({error_text(error)})") from error
-    with container:
-        if container.format.name.endswith("_pipe") or container.format.name == "image2":
-            raise MediaError(path, "a still picture, not a video")
-        stream = _video_stream(path, container)
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "SLICE"
-        stream.codec_context.options = {"err_detect": "explode"}  # damage raises an error; the default guesses pixels
-        yield container, stream
-
-
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    """Return the video stream that a player would show. Raise MediaError if there is none; cover art is no video."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not streams:
-        reason = "its only picture is a cover" if container.streams.video else "it has no video stream"
-        raise MediaError(path, reason)
-    best = container.streams.best("video")
-    stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
-    if stream.codec_context is None or stream.time_base is None:
-        raise MediaError(path, "its video codec is unknown")
-    return stream
-
-
 def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     """Read every packet of a video and return its frame times and its damage. `beat` is called at each packet.
 
@@ -83,10 +47,9 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     readable video, or if its times are impossible.
     """
     with open_video(path) as (container, stream):
-        assert stream.time_base is not None
         spans, ends, unstamped, damage = _read_packets(container, stream, beat)
         damage = damage or _missing_bytes(path, container) or _early_end(container, ends)
-        time_base, period = stream.time_base, _period(stream)
+        tick, period = time_base(stream), _period(stream)
     if unstamped:
         spans = _decoded_spans(path, beat)
     if not spans:
@@ -94,12 +57,12 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     spans.sort()
     pts = [start for start, _ in spans]
     last = spans[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
-    duration = float((pts[-1] + last - pts[0]) * time_base)
+    duration = float((pts[-1] + last - pts[0]) * tick)
     if duration > LONGEST:
         raise MediaError(
             path, f"its frames span {duration / 3600:.0f} hours; over {LONGEST // 3600} is taken as damage"
         )
-    return Probe(pts, time_base, duration, not unstamped, damage)
+    return Probe(pts, tick, duration, not unstamped, damage)
 
 
 def _read_packets(
@@ -147,14 +110,14 @@ def _early_end(container: InputContainer, ends: list[float]) -> str:
     end = max(ends) - start
     if end >= declared - TRUNCATION_TOLERANCE:
         return ""
-    return f"truncated: it ends at {end:.1f} s of {declared:.1f} s"
+    return f"truncated or damaged: it ends at {end:.1f} s of {declared:.1f} s"
 
 
 def _period(stream: VideoStream) -> int:
     """Return the length of one frame in ticks, from the average frame rate; one tick if the file states no rate."""
-    if not stream.average_rate or not stream.time_base:
+    if not stream.average_rate:
         return 1
-    return max(1, round(1 / (stream.average_rate * stream.time_base)))
+    return max(1, round(1 / (stream.average_rate * time_base(stream))))
 
 
 def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]]:
@@ -171,17 +134,6 @@ def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]
             raise_if_out_of_memory(error)
             return spans
     return spans
-
-
-def error_text(error: Exception) -> str:
-    """Return a decoder's own words for its error."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def raise_if_out_of_memory(error: Exception) -> None:
-    """Raise MemoryError if FFmpeg reports ENOMEM: the memory limit is the cause, not a damaged file."""
-    if getattr(error, "errno", None) == errno.ENOMEM:
-        raise MemoryError(str(error)) from error
 
 
 def missing_tail(path: Path) -> str:

@@ -77,7 +77,7 @@ def write_silence(container, stream, seconds: int) -> None:
 def _picture_stream(container):
     stream = container.add_stream("mjpeg", rate=1)
     stream.width, stream.height, stream.pix_fmt = BITS * BLOCK, HEIGHT, "yuvj420p"
-    stream.disposition = av.stream.Disposition.attached_pic
+    stream.disposition = av.stream.Disposition.attached_pic.value  # PyAV 15 takes only a number
     return stream
 
 

@@ -113,6 +113,11 @@ def damage_spots(data: bytearray) -> None:
         data[at : at + 20] = rng.randbytes(20)
 
 
+def break_tags(data: bytearray) -> None:
+    """Make the writer's name in the tags invalid as UTF-8."""
+    data[:] = data.replace(b"Lavf", b"L\xff\xfef")
+
+
 def giant_picture(data: bytearray) -> None:
     """Set every PNG header to 16,000 x 16,000 pixels of 16 bits with alpha: 2 GB."""
     at = data.find(b"IHDR")
@@ -171,6 +176,7 @@ ODD = [
     Odd("bomb.mov", "a header that declares 16,000 x 16,000 pixels of 8 bytes each",
         patched(lambda p: write(p, range(3), Fraction(1), codec="png", options={}, pix_fmt="rgba64be"), giant_picture),
         "needs more than"),
+    Odd("tags.mkv", "tags that are not UTF-8", patched(steady(), break_tags)),
     Odd("longer_sound.mp4", "audio longer than video", steady(sound=15)),
     Odd("one_frame.mp4", "one frame", lambda p: write(p, [0], FRAME)),
     Odd("matroska.mp4", "Matroska named .mp4", steady(format="matroska")),

@@ -17,7 +17,7 @@ from data_prep.build import build
 from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
 from ma2mba.shards.reader import ShardReader, find_damage
-from ma2mba.video import decode, pool, probe
+from ma2mba.video import decode, pool, pyav
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import missing_tail
@@ -140,7 +140,7 @@ def test_lack_of_memory_is_not_taken_for_damage(place, code, error, files, monke
     if place == "reformat":
         monkeypatch.setattr(decode, "VideoReformatter", lambda: SimpleNamespace(reformat=fail))
     else:
-        monkeypatch.setattr(probe.av, "open", fail)
+        monkeypatch.setattr(pyav.av, "open", fail)
     with pytest.raises(error):
         numbers(files[0] / "pieces.mp4")
 
