@@ -117,7 +117,10 @@ class MambaSsmAdapter:
 
 
 class TransformersAdapter:
-    """`Mamba2ForCausalLM`: block(hidden_states, cache_params, attention_mask) -> hidden_states."""
+    """`Mamba2ForCausalLM`: block(hidden_states, cache, attention_mask) -> hidden_states.
+
+    Before transformers 5.24 the cache argument was called cache_params.
+    """
 
     @staticmethod
     def layer(block: Any) -> AdaptedLayer:
@@ -149,13 +152,11 @@ class TransformersAdapter:
             )
 
     @staticmethod
-    def uses_cache(hidden: Tensor, cache_params: Any = None, *_: Any, **__: Any) -> bool:
-        return cache_params is not None
+    def uses_cache(hidden: Tensor, *args: Any, cache: Any = None, cache_params: Any = None, **_: Any) -> bool:
+        return any(given is not None for given in (*args[:1], cache, cache_params))
 
     @staticmethod
-    def first_input(
-        hidden: Tensor, cache_params: Any = None, attention_mask: Tensor | None = None, **others: Any
-    ) -> Tensor:
+    def first_input(hidden: Tensor, cache: Any = None, attention_mask: Tensor | None = None, **others: Any) -> Tensor:
         _raise_for_arguments(others)
         if attention_mask is not None and not bool(attention_mask.all()):
             raise ValueError(

@@ -14,6 +14,8 @@ from tests.parity.mamba_ssm_like import MambaLMHeadModel
 TOKENS, VOCABULARY, LAYERS = 37, 50, 3
 GROUPS = 2 if "group_size" in inspect.signature(MambaRMSNormGated).parameters else 1
 """Older versions of transformers normalize all groups as one."""
+CACHE = "cache" if "cache" in inspect.signature(Mamba2ForCausalLM.forward).parameters else "cache_params"
+"""The model's argument and result that holds the states; transformers 5.24 renamed it."""
 
 
 class InDouble(TorchFunctionMode):

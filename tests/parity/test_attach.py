@@ -17,7 +17,7 @@ from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.ops import backend
 from ma2mba.planner.meter import measuring
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
-from tests.parity.other_models import LAYERS, TOKENS, InDouble, hf_model, ids, outcome, ssm_model, worst
+from tests.parity.other_models import CACHE, LAYERS, TOKENS, InDouble, hf_model, ids, outcome, ssm_model, worst
 
 ON_GPU = torch.cuda.is_available() and backend(torch.device("cuda")) == "triton"
 BOUND = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -162,9 +162,27 @@ def test_generation_and_evaluation_run_the_models_own_code():
     with torch.no_grad():
         assert torch.equal(model(given).logits, logits)
         assert torch.equal(model.generate(given, max_new_tokens=6, do_sample=False, pad_token_id=0), text)
-        cache = model(given).cache_params
+        cache = model(given)[CACHE]
     assert cache is not None
-    assert model(given[:, :1], cache_params=cache).logits.requires_grad  # a cache with gradients: the model's own
+    assert model(given[:, :1], **{CACHE: cache}).logits.requires_grad  # a cache with gradients: the model's own
+
+
+def test_evaluation_with_gradients_runs_the_models_own_code():
+    """A model in eval() makes a cache by default, with gradients too."""
+    model = hf_model().eval()
+    right = model(ids(2)).logits
+    logits = attach(model, Plan("sequence", 8, 2))(ids(2)).logits
+    assert logits.requires_grad
+    assert torch.equal(logits, right)
+
+
+@pytest.mark.parametrize("name", ["cache", "cache_params"])
+def test_a_cache_is_recognized_by_both_of_its_names_and_by_its_place(name):
+    hidden, cache = torch.zeros(1, 2, 32), object()
+    assert TransformersAdapter.uses_cache(hidden, **{name: cache})
+    assert TransformersAdapter.uses_cache(hidden, cache, None)
+    assert not TransformersAdapter.uses_cache(hidden, **{name: None}, attention_mask=torch.ones(1, 2))
+    assert not TransformersAdapter.uses_cache(hidden, None, torch.ones(1, 2))
 
 
 def test_other_ways_to_call_it():
