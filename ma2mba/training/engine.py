@@ -189,7 +189,9 @@ def sequence_group(world: World) -> ProcessGroup | None:
         return None
     firsts = range(0, world.size, world.sequence)
     groups = [torch.distributed.new_group(list(range(first, first + world.sequence))) for first in firsts]
-    return groups[world.group]
+    own = groups[world.group]
+    assert isinstance(own, ProcessGroup)  # every rank is in one of the groups
+    return own
 
 
 def _let_collectives_wait() -> None:
