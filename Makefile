@@ -4,6 +4,8 @@ PYTHON ?= python3.11
 VENV ?= .venv
 VENV_ARGS ?=
 CONSTRAINTS ?= .ci/constraints-cpu.txt
+NEWEST ?= 3.13
+OLDEST ?= 3.11
 TORCH_INDEX ?=
 GPUS ?= 1
 HOSTFILE ?=
@@ -16,11 +18,11 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
+.PHONY: help setup check test test-newest test-oldest demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
 
 help: ## list the targets
 	@echo "make <target> [VARIABLE=value ...]"
-	@awk -F ':.*## ' '/^[a-z0-9.]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "Setup: PYTHON=python3.11  VENV=.venv  TORCH_INDEX=URL (an index with CPU wheels of torch)"
 	@echo "  on a GPU machine with PyTorch preinstalled: make setup PYTHON=python3 VENV_ARGS=--system-site-packages CONSTRAINTS="
 	@echo "Stages: GPUS=$(GPUS) ranks (over gloo on a CPU); ARGS='key=value ...' overrides keys of the recipe"
@@ -29,7 +31,7 @@ help: ## list the targets
 setup: $(STAMP) ## create .venv and install everything (again only if setup.py or the constraints changed)
 
 $(STAMP): setup.py $(CONSTRAINTS)
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed. Name another interpreter: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c '' 2>/dev/null || { echo "error: $(PYTHON) is not installed. Name another interpreter: make setup PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(BIN)/python || { echo "setup: $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV_ARGS) $(VENV); }
 	@echo "setup: torch"
 	@$(PIP) "setuptools>=77" torch $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -44,6 +46,12 @@ check: setup ## ruff (rules and format) and mypy
 
 test: setup ## run all tests (15 minutes on 2 cores); ARGS='-k magc' selects some
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-newest: ## ruff, mypy and all tests with the newest version of every requirement, in .venv-newest-3.13 (NEWEST=3.12; delete it to look for newer ones)
+	@python=$$(.ci/find-python $(NEWEST)) && $(MAKE) check test PYTHON=$$python VENV=.venv-newest-$(NEWEST) CONSTRAINTS=
+
+test-oldest: ## all tests with the oldest version of every requirement that setup.py allows, in .venv-oldest (OLDEST=3.11)
+	@python=$$(.ci/find-python $(OLDEST)) && $(MAKE) test PYTHON=$$python VENV=.venv-oldest CONSTRAINTS=.ci/constraints-oldest.txt
 
 demo: setup ## train on toy videos through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
 	@$(BIN)/python examples/demo/run.py $(ARGS)
