@@ -1,15 +1,38 @@
 """Small models of transformers and of mamba-ssm's structure, and the outcome of a forward and backward."""
 
+import importlib
 import inspect
+import sys
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import Mamba2Config, Mamba2ForCausalLM
-from transformers.models.mamba2.modeling_mamba2 import MambaRMSNormGated
+from transformers import Mamba2Config
 
 from ma2mba.model import mamba2_config
 from tests.parity.mamba_ssm_like import MambaLMHeadModel
+
+
+def import_without_kernels(name: str) -> ModuleType:
+    """Import a module of transformers while mamba-ssm and causal-conv1d seem not to be installed.
+
+    Where they are installed, transformers calls their kernels with tensors of a CPU too, and the kernels fail.
+    """
+    hidden = {package: sys.modules.get(package) for package in ("mamba_ssm", "causal_conv1d")}
+    sys.modules.pop(name, None)  # another test may have imported it with the kernels
+    sys.modules.update(dict.fromkeys(hidden))
+    try:
+        return importlib.import_module(name)
+    finally:
+        for package, module in hidden.items():
+            del sys.modules[package]
+            if module is not None:
+                sys.modules[package] = module
+
+
+modeling = import_without_kernels("transformers.models.mamba2.modeling_mamba2")
+Mamba2ForCausalLM, MambaRMSNormGated = modeling.Mamba2ForCausalLM, modeling.MambaRMSNormGated
 
 TOKENS, VOCABULARY, LAYERS = 37, 50, 3
 GROUPS = 2 if "group_size" in inspect.signature(MambaRMSNormGated).parameters else 1

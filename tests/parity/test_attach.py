@@ -59,11 +59,7 @@ def real_mamba_ssm() -> tuple[nn.Module, nn.Module]:
 
 
 def transformers_on_gpu() -> tuple[nn.Module, nn.Module]:
-    """Return a model on the GPU and an exact reference on the CPU.
-
-    If kernels are installed, transformers calls them on a CPU too, where they cannot compute in fp64. So the reference
-    is an attached model, which runs in plain torch; the tests above verify it.
-    """
+    """Return a model on the GPU, and an exact reference on the CPU: an attached model, which the tests above verify."""
     exact = hf_model(hidden_size=256, num_heads=8, head_dim=64, state_size=64, n_groups=1, chunk_size=64).bfloat16()
     return copy.deepcopy(exact).to("cuda"), attach(exact.double(), Plan("sequence", TOKENS, LAYERS))
 
