@@ -24,7 +24,8 @@ def backend(device: torch.device) -> Backend:
 
     "torch" is plain torch, "triton" the kernels of a GPU. "meta" computes nothing and allocates what the kernels of a
     GPU would; it is chosen on the meta device within `kernels_on_meta`. The environment variable MA2MBA_OPS=torch
-    forces plain torch. Raises UserError if MA2MBA_OPS=triton and the kernels are missing, and for any other value.
+    forces plain torch. A GPU without its kernels runs plain torch, and each machine logs one warning. Raises UserError
+    if MA2MBA_OPS=triton and the kernels are missing, and for any other value.
     """
     if device.type == "meta":
         return "meta" if _KERNELS_ON_META.get() else "torch"
@@ -54,8 +55,16 @@ def _choose(asked: str, device_type: str) -> tuple[Backend, str]:
             if asked == "triton":
                 raise UserError(f"{CHOICE}=triton: the GPU kernels are missing ({error}); {REMEDY}") from error
             reason = f"the GPU kernels are missing ({error}); {REMEDY}"
+            _warn_of_missing_kernels(reason)
+            return found, reason
     logger.info("operations on %s run in %s: %s", device_type, found, reason)
     return found, reason
+
+
+def _warn_of_missing_kernels(reason: str) -> None:
+    """Warn in the first process of each machine; a launcher numbers them in LOCAL_RANK."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        logger.warning("WARNING: the GPU runs plain PyTorch, slower and with more memory: %s", reason)
 
 
 @contextmanager

@@ -98,11 +98,18 @@ def test_wrong_usage(doctor, monkeypatch):
     assert "MA2MBA_OPS=fast: unknown value. Set MA2MBA_OPS to torch or triton" in error
 
 
-def test_the_choice_of_operations_and_its_reason(monkeypatch):
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """The GPU kernels are not installed, and nothing has been chosen yet."""
     _choose.cache_clear()
     for name in ("TRITON_CACHE_AUTOTUNING", "TRITON_F32_DEFAULT"):
         monkeypatch.setenv(name, "as it was")
     monkeypatch.setitem(sys.modules, "ma2mba.ops.triton.layer", None)
+    yield
+    _choose.cache_clear()
+
+
+def test_the_choice_of_operations_and_its_reason(no_kernels):
     assert _choose("", "cpu") == ("torch", "there is no GPU")
     kind, reason = _choose("", "cuda")
     assert kind == "torch"
@@ -110,4 +117,13 @@ def test_the_choice_of_operations_and_its_reason(monkeypatch):
     assert "ma2mba[gpu]" in reason
     with pytest.raises(UserError, match="MA2MBA_OPS=triton: the GPU kernels are missing"):
         _choose("triton", "cuda")
-    _choose.cache_clear()
+
+
+@pytest.mark.parametrize(("rank", "warnings"), [(None, 1), ("0", 1), ("3", 0)])
+def test_a_gpu_without_kernels_is_told_once_on_each_machine(rank, warnings, no_kernels, monkeypatch, caplog):
+    monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for asked, device in [("torch", "cuda"), ("", "cpu"), ("", "cuda"), ("", "cuda")]:
+        _choose(asked, device)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == warnings
+    assert all("plain PyTorch" in text and "pip install 'ma2mba[gpu]'" in text for text in said)
