@@ -50,7 +50,7 @@ setup(
         "tensorboard>=2.18",
         "tokenizers>=0.22.2",
         "torch>=2.10",
-        "transformers>=5.4",
+        "transformers>=5.6",
         "typer>=0.16",
         "xxhash>=3.5",
     ],

@@ -62,8 +62,15 @@ class World:
 
     def dtype(self, precision: str) -> torch.dtype:
         """Return the weights' dtype. "auto" means bf16 on CUDA and on CPUs with AMX, else fp32."""
-        fast_bf16 = self.device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+        fast_bf16 = self.device.type == "cuda" or _has_amx()
         return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast_bf16) else torch.float32
+
+
+def _has_amx() -> bool:
+    """Return True on a CPU that multiplies matrices of bf16 by AMX. PyTorch 2.10 has no `get_capabilities` yet."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    return torch.cpu._is_amx_tile_supported()
 
 
 def announce_alone(environment: MutableMapping[str, str]) -> None:
