@@ -1,7 +1,6 @@
 """From a wheel alone, in an empty folder without a checkout: data, training, export, question, evaluation."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkout import ROOT, copy_checkout
 from tests.dist.launching import finished
 from tests.tiny import TINY_MODEL
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SHORT = ("epochs=null", "steps=2", "global_batch=4", "micro_batch=2", "zero_config=zero1", "precision=fp32")
 
@@ -22,21 +21,13 @@ def installed(tmp_path_factory) -> Path:
     """The folder into which pip installs the wheel; everything else comes from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "--wheel-dir", str(folder), str(checkout(folder))], check=True, cwd=folder)
+    subprocess.run(
+        [*build, "--wheel-dir", str(folder), str(copy_checkout(folder / "checkout"))], check=True, cwd=folder
+    )
     (wheel,) = folder.glob("*.whl")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "site")]
     subprocess.run([*install, str(wheel)], check=True, cwd=folder)
     return folder / "site"
-
-
-def checkout(folder: Path) -> Path:
-    """Return a copy of the checkout's code: pip writes into the folder that it builds."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        (folder / "checkout").mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, folder / "checkout")
-    for name in ("ma2mba", "data_prep", "launch", "ds_configs"):
-        shutil.copytree(ROOT / name, folder / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    return folder / "checkout"
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,14 @@
 """The engine trains where only PyTorch is installed: `pip install --no-deps .`."""
 
 import re
-import shutil
 import subprocess
 import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.checkout import copy_checkout
+
 TRAIN = """
 import torch
 import ma2mba
@@ -48,11 +47,7 @@ print(ma2mba.__file__, losses[-1] < 0.9 * losses[0])
 def installed(tmp_path_factory):
     """Return a folder that holds the package, installed without its requirements, and PyTorch with its own."""
     work = tmp_path_factory.mktemp("engine")
-    source, target = work / "source", work / "target"
-    for folder in ("ma2mba", "data_prep"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
+    source, target = copy_checkout(work / "source"), work / "target"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
     for package in with_requirements("torch", {}).values():
