@@ -113,8 +113,8 @@ class Recipe(BaseModel):
             first = known.setdefault(source.name, source)
             if (first.format, first.weight) != (source.format, source.weight):
                 raise ValueError(
-                    f"source {i} has the same name {source.name} as an earlier source, but another format or weight; "
-                    f"rename it"
+                    f"source {i} has the same name {source.name} as an earlier source, but another format or weight. "
+                    f"Rename it"
                 )
         return sources
 
@@ -144,7 +144,7 @@ def load_recipe(path: Path, *, online: bool = False) -> Recipe:
 def _fault(details: Any) -> str:
     key, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
     if details["type"] == "missing":
-        message = "missing; it is required"
+        message = "missing. Give it a value"
     if details["type"] == "extra_forbidden":
         models: list[type[BaseModel]] = [Recipe, Source, HubDataset]
         known = models[len(details["loc"]) // 2].model_fields

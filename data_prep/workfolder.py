@@ -82,7 +82,8 @@ def claim(out: Path, resolved: dict[str, Any], *, shared: bool = False) -> Itera
 def _locked(work: Path, out: Path, shared: bool) -> TextIO:
     """Return the lock file, open and locked.
 
-    Lock again if a finished build has removed the file meanwhile: other processes would not see that lock.
+    A build that finishes at the same moment removes the file. The lock on the removed file would then not keep other
+    processes out, so lock the new file instead.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -101,7 +102,7 @@ def _locked(work: Path, out: Path, shared: bool) -> TextIO:
             lock.close()
             raise
         lock.close()
-    raise Busy(f"{out}: other builds start and end here all the time. Run the same command again")
+    raise Busy(f"{out}: other builds kept starting and finishing here. Wait for them, then run the same command again")
 
 
 def _lock(descriptor: int, out: Path, shared: bool) -> None:

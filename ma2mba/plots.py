@@ -14,6 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 ACCENT, COLOURS = "#d9480f", ("#4263eb", "#0ca678", "#ae3ec9")
+DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Colours for up to seven curves, which colour-blind people can tell apart (Okabe and Ito, 2008)."""
 Points = dict[str, list[tuple[int, float]]]
 SPAN_FOR_POWERS = 30
 """A logarithmic axis that spans less would show at most one power of ten: it gets round numbers instead."""
@@ -149,14 +151,14 @@ def draw_plan(
 def draw_scaling(title: str, unit: str, curves: Points, names: Sequence[str], path: Path, note: str) -> None:
     """Draw (tokens, value) points by name. The axes of tokens and of GiB are logarithmic.
 
-    `names`: all names of a set of charts. A name has the same colour in all charts of the set.
+    `names`: all names of a set of charts, at most seven. A name has the same colour in all charts of the set.
     """
     with _figure(path, 8.5, 5.0, 140) as figure:
         axes = figure.subplots()
-        colours = dict(zip(names, (*COLOURS, ACCENT, "#495057", "#f08c00"), strict=False))
+        colours = dict(zip(names, DISTINCT, strict=False))
         for name, points in curves.items():
             tokens, values = zip(*points, strict=True)
-            axes.plot(tokens, values, color=colours.get(name, INK), linewidth=2, marker="o", markersize=7, label=name)
+            axes.plot(tokens, values, color=colours[name], linewidth=2, marker="o", markersize=7, label=name)
         axes.set_xscale("log", base=2)
         if unit == "GiB":
             axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""What every test may use."""
+"""Fixtures and hooks for all tests."""
 
 import os
 from pathlib import Path
@@ -16,23 +16,24 @@ LONGEST = (
     "dist/test_failures.py",
     "dist/test_refusals.py",
 )
-"""The files that take over a minute; what comes last must be short for all workers to end together."""
+"""The test files that take over a minute. They start first, so that all workers end at about the same time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Workers take files in the order below, not those of most tests first."""
-    if hasattr(config.option, "loadscopereorder"):  # of pytest-xdist
+    """Let pytest-xdist keep our order of files. By default it starts with the files that have the most tests."""
+    if hasattr(config.option, "loadscopereorder"):  # only with pytest-xdist
         config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move the files in LONGEST to the front."""
     place = {ROOT / "tests" / name: n for n, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real videos, a tokenizer and a vision encoder that lie beside the checkout on the project's own machines."""
+    """Return the folder beside the checkout with real videos, a tokenizer and a vision encoder; skip without it."""
     folder = ROOT.parent / "shared" / "assets"
     if not folder.is_dir():
         pytest.skip(f"{folder} does not exist: real videos, tokenizer and vision encoder are not on this machine")

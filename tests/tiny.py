@@ -1,4 +1,4 @@
-"""A model small enough to train in every test."""
+"""The configuration of a model that is small enough to train in every test."""
 
 TINY_MODEL = {
     "language_model": {"d_model": 32, "n_layer": 2, "d_state": 16, "headdim": 16, "vocab_size": 32, "ssd_block": 16},

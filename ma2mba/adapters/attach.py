@@ -63,11 +63,11 @@ def attach(model: Model, plan: Plan | None = None) -> Model:
     ValueError for unsupported arguments, for example a mask with padding.
     """
     if MARK in vars(model):
-        raise ValueError("the model is already attached; detach it first")
+        raise ValueError("the model is already attached. Detach it first")
     adapter = next((ADAPTERS[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ADAPTERS), None)
     if adapter is None:
         raise ValueError(
-            f"{type(model).__name__} is not supported; attach a {' or '.join(ADAPTERS)}, or use ma2mba.magc.checkpoint"
+            f"{type(model).__name__} is not supported. Attach a {' or '.join(ADAPTERS)}, or use ma2mba.magc.checkpoint"
         )
     setattr(model, MARK, Attachment(model, adapter, plan))
     return model

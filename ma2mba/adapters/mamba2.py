@@ -71,7 +71,7 @@ class MambaSsmAdapter:
         """Return the block as a layer. Raises ValueError if `mamba2_layer` cannot compute it."""
         m: Any = block.mixer
         if type(m).__name__ != "Mamba2":
-            raise ValueError(f"the mixer of a block is {type(m).__name__}; magc.attach supports only Mamba2 mixers")
+            raise ValueError(f"the mixer of a block is {type(m).__name__}. magc.attach supports only Mamba2 mixers")
         gated = m.norm if m.rmsnorm else None
         _raise_for(
             {
@@ -145,10 +145,10 @@ class TransformersAdapter:
         """Raises ValueError for `output_hidden_states`, and if transformers' own checkpointing is enabled."""
         wanted = backbone.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         if wanted:
-            raise ValueError("output_hidden_states is not supported: MA-GC keeps no layer outputs; set it to False")
+            raise ValueError("output_hidden_states is not supported: MA-GC keeps no layer outputs. Set it to False")
         if backbone.training and any(getattr(block, "gradient_checkpointing", False) for block in backbone.layers):
             raise ValueError(
-                "gradient checkpointing of transformers is enabled; call model.gradient_checkpointing_disable()"
+                "gradient checkpointing of transformers is enabled. Call model.gradient_checkpointing_disable()"
             )
 
     @staticmethod
@@ -160,7 +160,7 @@ class TransformersAdapter:
         _raise_for_arguments(others)
         if attention_mask is not None and not bool(attention_mask.all()):
             raise ValueError(
-                "attention_mask has zeros, but the layers cannot skip tokens; for padding on the right, omit the mask "
+                "attention_mask has zeros, but the layers cannot skip tokens. For padding on the right, omit the mask "
                 "and set the labels of the padding to -100 (padding does not affect the tokens before it)"
             )
         return hidden
@@ -190,11 +190,14 @@ def _raise_for_arguments(others: dict[str, Any]) -> None:
     """Raise ValueError for arguments of a block that no layer honours."""
     given = [name for name, value in others.items() if value is not None]
     if given:
-        raise ValueError(f"{', '.join(given)}: not supported by magc.attach; omit it, or detach the model first")
+        raise ValueError(f"{', '.join(given)}: not supported by magc.attach. Omit it, or detach the model first")
 
 
 def _unlike(mixer: Any) -> dict[str, bool]:
-    """Return properties of a mixer that a layer would ignore, because it reads the weights and calls no submodule."""
+    """Return what a layer would compute wrongly or skip in this mixer, and whether the mixer has it.
+
+    A layer reads the weights of the submodules. It does not call the submodules, so it runs no hooks.
+    """
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in mixer.modules() if m is not mixer)
     projections = mixer.in_proj, mixer.out_proj
     return {
@@ -206,5 +209,5 @@ def _unlike(mixer: Any) -> dict[str, bool]:
 
 
 def _unequal(eps: float, gated_eps: float) -> dict[str, bool]:
-    """Return the problem of two norms with different eps: a layer has one eps."""
+    """Return whether the two norms of a block have different eps. A layer has a single eps."""
     return {f"norms with different eps ({eps} and {gated_eps})": eps != gated_eps}

@@ -29,11 +29,12 @@ def conversation(record: Any, *, marked: bool) -> tuple[Exchange, ...]:
         expected = ("human", "gpt")[i % 2]
         if role != expected:
             raise RecordError(f"turn {i + 1} is from {role}, not {expected}")
-        if text.count(MARK) != (1 if marked and i == 0 else 0):
-            raise RecordError(f"turn {i + 1} holds {MARK} {text.count(MARK)} times")
+        marks = 1 if marked and i == 0 else 0
+        if text.count(MARK) != marks:
+            raise RecordError(f"turn {i + 1} has {text.count(MARK)} {MARK} marks, not {marks}")
         texts.append(text.replace(MARK, "").strip())
         if not texts[-1] and role == "gpt":
-            raise RecordError(f"turn {i + 1} says nothing")
+            raise RecordError(f"turn {i + 1}: the answer is empty")
     if len(texts) % 2:
         raise RecordError("the last human turn has no answer")
     return tuple(Exchange(human, gpt) for human, gpt in zip(texts[::2], texts[1::2], strict=True))

@@ -35,7 +35,7 @@ class MediaFolder:
         path = self.path(stem)
         found = self._videos_in(path.parent).get(path.name, [])
         if len(found) > 1:
-            raise RecordError(f"{' and '.join(sorted(found))} both fit {stem}; keep one")
+            raise RecordError(f"{' and '.join(sorted(found))} both fit {stem}. Keep one")
         return stem + (Path(found[0]).suffix if found else ".mp4")
 
     def _videos_in(self, folder: Path) -> dict[str, list[str]]:

@@ -73,7 +73,7 @@ def _check_id(video_id: str, video: Any) -> None:
         raise video
     given = need(need(video, "metadata", dict), "video_id", str)
     if given != video_id:
-        raise RecordError(f"its metadata are of video {given}")
+        raise RecordError(f"its key is {video_id}, but metadata.video_id is {given}")
 
 
 def _question(value: Any) -> tuple[str, tuple[str, ...], int]:

@@ -41,7 +41,10 @@ def parse(value: Any, folder: MediaFolder, where: str) -> SceneWalkRecord:
     for i, (span, caption) in enumerate(zip(spans, captions, strict=True), 1):
         start, end = need(span, "start_frame", int), need(span, "end_frame", int)
         if not before <= start < end:
-            raise RecordError(f"scene {i} is frames {start} to {end}, after frame {before} of the scene before")
+            raise RecordError(
+                f"scene {i}: start_frame {start} must be at least {before} and below end_frame {end} "
+                "(scenes are in time order)"
+            )
         scenes.append(Scene(start, end, caption))
         before = start
     return SceneWalkRecord(where, folder.inside(name), record_id, tuple(scenes))

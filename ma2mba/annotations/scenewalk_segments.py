@@ -28,7 +28,7 @@ def parse(value: Any, folder: MediaFolder, where: str) -> SegmentRecord:
     times, exchanges = need(value, "time_stamp", dict), conversation(value, marked=False)
     start, end = need(times, "start_frame", int), need(times, "end_frame", int)
     if not 0 <= start < end:
-        raise RecordError(f"the scene is frames {start} to {end}")
+        raise RecordError(f"start_frame {start} must be at least 0 and below end_frame {end}")
     if len(exchanges) != 1:
         raise RecordError(f"has {len(exchanges)} captions, not one")
     return SegmentRecord(where, media, record_id, Scene(start, end, exchanges[0].gpt))

@@ -1,6 +1,7 @@
 """Cut the samples of a step into micro-batches of similar length, each within a budget of padded tokens.
 
-N samples of a step, sorted from long to short. A micro-batch is a slice of them, padded to the length of its first.
+N samples of a step, sorted from long to short. A micro-batch is a slice of these samples. Its first sample is the
+longest, and all others are padded to that length.
 """
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy as np
 def pack(length_N: np.ndarray, micro_batches: int, budget: int) -> list[slice]:
     """Cut the samples into exactly `micro_batches` slices, so that the largest slice is as small as possible.
 
-    No slice has more than `budget` padded tokens, except a single sample that is longer. Raise ValueError if the budget
-    needs more slices, or if there are fewer samples than slices.
+    A slice has at most `budget` padded tokens, unless it is one sample that is longer than the budget. Raise ValueError
+    if the samples need more slices, or if there are fewer samples than slices.
     """
     if len(cut(length_N, budget)) > micro_batches:
         raise ValueError(f"{len(cut(length_N, budget))} micro-batches are needed for a budget of {budget} tokens")
@@ -29,7 +30,7 @@ def pack(length_N: np.ndarray, micro_batches: int, budget: int) -> list[slice]:
 
 
 def cut(length_N: np.ndarray, budget: int) -> list[slice]:
-    """Return the fewest slices of at most `budget` padded tokens. A longer sample gets a slice of its own."""
+    """Cut the samples into the fewest slices of at most `budget` padded tokens. A longer sample is a slice alone."""
     cuts, start = [], 0
     while start < len(length_N):
         stop = min(start + max(1, budget // int(length_N[start])), len(length_N))
@@ -39,5 +40,5 @@ def cut(length_N: np.ndarray, budget: int) -> list[slice]:
 
 
 def padded(length_N: np.ndarray, at: slice) -> int:
-    """Return the padded tokens of a slice: all its samples have the length of its first."""
+    """Return the padded tokens of a slice: its number of samples times the length of its first sample."""
     return (at.stop - at.start) * int(length_N[at.start])

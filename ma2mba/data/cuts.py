@@ -9,9 +9,9 @@ from torch import Tensor
 def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int, even: bool = False) -> list[int]:
     """Return the boundaries of chunks of at most `chunk_tokens`, from 0 to S.
 
-    A boundary cuts no frame of any row where possible. If two chunks share a frame, both encode it: exact, but slower.
-    With `even`, all chunks between the first and the last have `chunk_tokens`, wherever that cuts: chunks captured as
-    CUDA graphs need equal lengths.
+    Boundaries lie between frames where possible, in every row. Where a boundary cuts a frame, both chunks encode the
+    frame: the result is exact, but slower. With `even`, all chunks between the first and the last have exactly
+    `chunk_tokens`, even if this cuts frames: chunks captured as CUDA graphs need equal lengths.
     """
     tokens = visual_BS.shape[1]
     inside_S = _inside_frames(visual_BS, tokens_per_frame)
@@ -26,7 +26,7 @@ def cuts(visual_BS: Tensor, chunk_tokens: int, tokens_per_frame: int, even: bool
 def rank_cuts(visual_BT: Tensor, ranks: int, tokens_per_frame: int) -> list[int]:
     """Return the boundaries of the slices of a chunk for `ranks` ranks, from 0 to T. A slice may be empty.
 
-    Slices are equal in length up to half a frame: a boundary moves that far to cut no frame of any row.
+    Slices have equal lengths, except that a boundary moves by up to half a frame if this avoids cutting a frame.
     """
     tokens = visual_BT.shape[1]
     inside_T = _inside_frames(visual_BT, tokens_per_frame)
@@ -41,5 +41,5 @@ def rank_cuts(visual_BT: Tensor, ranks: int, tokens_per_frame: int) -> list[int]
 
 
 def _inside_frames(visual_BS: Tensor, tokens_per_frame: int) -> list[bool]:
-    """Return for each boundary 0..S whether it cuts a frame of any row."""
+    """Return for each boundary 0..S whether it cuts a frame in any row."""
     return ((visual_BS >= 0) & (visual_BS % tokens_per_frame != 0)).any(dim=0).tolist() + [False]

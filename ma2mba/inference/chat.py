@@ -29,7 +29,7 @@ def parse_frames(text: str) -> int | None:
     if text == ONE_A_SECOND:
         return None
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UserError(f"--frames {text}: use 1fps, or a number of frames such as 8")
+        raise UserError(f"--frames {text}: not a number of frames above 0. Use 1fps, or a number such as 8")
     return int(text)
 
 

@@ -71,7 +71,7 @@ class Session:
         Raises ValueError before the first feed.
         """
         if self._last_1D is None:
-            raise ValueError("this session has not read any token; call feed or feed_text first")
+            raise ValueError("this session has not read any token. Call feed or feed_text first")
         logits_1V = self.model.logits(self._last_1D[None])[0]
         return logits_1V[0, : self.tokenizer.get_vocab_size()].float()
 

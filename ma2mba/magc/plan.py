@@ -47,7 +47,7 @@ class PlanProblem:
         given = " is incompatible with ".join(written(s.name, s.value) for s in self.settings)
         if len(self.settings) == 1:
             return f"{given} is invalid; {self.reason}"
-        return f"{given}: {self.reason}; use {' or '.join(written(s.name, s.instead) for s in self.settings)}"
+        return f"{given}: {self.reason}. Use {' or '.join(written(s.name, s.instead) for s in self.settings)}"
 
     def __str__(self) -> str:
         return self.describe(lambda name, value: f"{name}={value!r}")
@@ -98,7 +98,7 @@ class Plan:
         """
         plan = {field.name: field.default for field in fields(Plan)}
         if unknown := values.keys() - plan.keys():
-            raise TypeError(f"{', '.join(sorted(unknown))}: not a field of Plan; use {', '.join(plan)}")
+            raise TypeError(f"{', '.join(sorted(unknown))}: not a field of Plan. Use {', '.join(plan)}")
         plan.update(values)
         return _invalid(plan) or _conflicts(plan, layers, ranks, moves_weights)
 

@@ -38,7 +38,7 @@ class NamedConfig(StrictConfig):
 
         `source` is what `init_from` gives. Raises UserError if it cannot be read.
         """
-        raise UserError(f"{source}: {cls.__name__} does not read published weights; describe the model under `model`")
+        raise UserError(f"{source}: {cls.__name__} does not read published weights. Describe the model under `model`")
 
 
 class BackboneConfig(NamedConfig):

@@ -57,8 +57,8 @@ class ClipEncoder(VisionEncoder):
             clip = CLIPVisionModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{source}: cannot be loaded as a CLIP vision encoder ({str(error).strip().splitlines()[0]}); "
-                "give a hub repository or a folder with config.json and model.safetensors"
+                f"{source}: cannot be loaded as a CLIP vision encoder ({str(error).strip().splitlines()[0]}). "
+                "Give a hub repository or a folder with config.json and model.safetensors"
             ) from error
         names = ClipConfig.model_fields.keys() - {"encoder", "image_mean", "image_std"}
         fields: dict[str, Any] = {name: getattr(clip.config, name) for name in names}

@@ -53,13 +53,13 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a `tokenizer.json`. Raise UserError if it is missing, unreadable or has no `<|endoftext|>`."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such tokenizer file; give the path of a tokenizer.json")
+        raise UserError(f"{path}: no such tokenizer file. Give the path of a tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception for anything it cannot parse
-        raise UserError(f"{path}: not a tokenizer.json ({error}); save it with tokenizers' Tokenizer.save") from error
+        raise UserError(f"{path}: not a tokenizer.json ({error}). Save it with tokenizers' Tokenizer.save") from error
     if tokenizer.token_to_id(END) is None:
-        raise UserError(f"{path}: has no token {END}; use the GPT-NeoX tokenizer, or add this token")
+        raise UserError(f"{path}: has no token {END}. Use the GPT-NeoX tokenizer, or add this token")
     return tokenizer
 
 
@@ -70,7 +70,7 @@ def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn], frames: int
     """
     roles = [turn.role for turn in turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
-        raise ValueError(f"turns must alternate user, assistant; they are {', '.join(roles) or 'none'}")
+        raise ValueError(f"the turns are {', '.join(roles) or 'none'}. Alternate user, assistant")
     encoded = Encoded()
     encoded.add_text(tokenizer, SYSTEM)
     for i, turn in enumerate(turns):
@@ -94,7 +94,7 @@ def encode_scenes(tokenizer: Tokenizer, scenes: Sequence[tuple[int, str]]) -> En
 def encode_prompt(tokenizer: Tokenizer, question: str, frames: int) -> Encoded:
     """Encode a question about `frames` frames, up to where the answer starts. Raise UserError for an empty question."""
     if not question.strip():
-        raise UserError('the question is empty; ask one, as in: ma2mba ask video.mp4 "What happens?" --model DIR')
+        raise UserError('the question is empty. Ask one, as in: ma2mba ask video.mp4 "What happens?" --model DIR')
     encoded = Encoded()
     encoded.add_text(tokenizer, SYSTEM)
     _add_question(encoded, tokenizer, question, frames)

@@ -60,7 +60,7 @@ class RecurrentLayer(nn.Module, ABC):
         layer that cannot be split.
         """
         raise UserError(
-            f"parallel.sequence: {type(self).__name__} cannot share a sequence among ranks; set parallel.sequence=1"
+            f"parallel.sequence: {type(self).__name__} cannot share a sequence among ranks. Set parallel.sequence=1"
         )
 
     def scale_init(self, depth: int) -> None:

@@ -58,13 +58,13 @@ class Mamba2Config(BackboneConfig):
             ssm = values.get("ssm_cfg") or {}
             if ssm.get("layer") != "Mamba2" or values.get("attn_layer_idx"):
                 raise UserError(
-                    f"{path}: not a pure Mamba-2 model (ssm_cfg.layer is {ssm.get('layer')!r}); use a mamba2-* model"
+                    f"{path}: not a pure Mamba-2 model (ssm_cfg.layer is {ssm.get('layer')!r}). Use a mamba2-* model"
                 )
             fields = {name: values[name] for name in ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")}
             names = ("d_state", "headdim", "expand", "d_conv", "ngroups")
             return cls(**fields, **{name: ssm[name] for name in names if name in ssm})
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{path}: cannot be read as a config.json of state-spaces/mamba ({error}); "
-                "give a folder in the format of state-spaces/mamba2-*"
+                f"{path}: cannot be read as a config.json of state-spaces/mamba ({error}). "
+                "Give a folder in the format of state-spaces/mamba2-*"
             ) from error

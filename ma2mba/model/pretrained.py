@@ -38,7 +38,7 @@ def save_model(
     """
     folder = Path(folder)
     if folder.exists():
-        raise UserError(f"{folder}: exists already; choose another folder, or remove this one")
+        raise UserError(f"{folder}: exists already. Choose another folder, or remove this one")
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         weights = weights or model.state_dict()
@@ -69,14 +69,14 @@ def verify_model(folder: Path) -> None:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder}: not a model folder ({CHECKSUMS} is missing or unreadable); export one with `ma2mba export`"
+            f"{folder}: not a model folder ({CHECKSUMS} is missing or unreadable). Export one with `ma2mba export`"
         ) from error
     for name in (CONFIG, WEIGHTS, TOKENIZER):
         path = folder / name
         if not path.is_file():
-            raise UserError(f"{path}: is missing; export the model again with `ma2mba export`")
+            raise UserError(f"{path}: is missing. Export the model again with `ma2mba export`")
         if sha256_file(path) != sums.get(name):
-            raise UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}); export the model again")
+            raise UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
 
 
 def read_config(folder: Path) -> ModelConfig:
@@ -84,13 +84,13 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); give a model folder") from error
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}). Give a model folder") from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "file"
         raise UserError(
-            f"{folder / CONFIG}: not a Video-Ma2mba configuration ({key}: {first['msg']}); "
-            "export the model again with `ma2mba export`"
+            f"{folder / CONFIG}: not a Video-Ma2mba configuration ({key}: {first['msg']}). "
+            "Export the model again with `ma2mba export`"
         ) from error
 
 
@@ -109,8 +109,8 @@ def init_language_model(model: VideoMa2mba, source: str) -> None:
     folder = Path(source)
     if not (folder / WEIGHTS).is_file() and list(folder.glob("*.bin")):
         raise UserError(
-            f"{folder}: holds a pickled checkpoint, which can run code when it is loaded; "
-            f"convert it to {WEIGHTS} as docs/training.md shows under 'Published weights'"
+            f"{folder}: holds a pickled checkpoint, which can run code when it is loaded. "
+            f"Convert it to {WEIGHTS} as docs/training.md shows under 'Published weights'"
         )
     _load_into(model.language_model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS, tied="lm_head.weight")
 
@@ -121,8 +121,8 @@ def init_vision(model: VideoMa2mba, source: str) -> None:
     if encoder.config != model.config.vision:
         differing = [name for name, value in encoder.config if value != getattr(model.config.vision, name)]
         raise UserError(
-            f"{source}: its vision encoder differs from model.vision of the recipe in {', '.join(differing)}; "
-            "change model.vision, or name another encoder in init_from.vision"
+            f"{source}: its vision encoder differs from model.vision of the recipe in {', '.join(differing)}. "
+            "Change model.vision, or name another encoder in init_from.vision"
         )
     model.vision.load_state_dict(encoder.state_dict())
 
@@ -155,7 +155,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error}); give a folder with a {WEIGHTS}") from error
+        raise UserError(f"{path}: cannot be read as safetensors ({error}). Give a folder with a {WEIGHTS}") from error
 
 
 def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tied: str = TIED) -> None:
@@ -167,7 +167,7 @@ def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tie
             f"{name} is {found.get(name, 'absent')}, not {wanted.get(name, 'known')}" for name in names[:3]
         )
         raise UserError(
-            f"{path}: has another architecture than the model: {len(names)} tensors differ, first {shown}; "
-            "change the model's configuration, or use weights of this architecture"
+            f"{path}: has another architecture than the model: {len(names)} tensors differ, first {shown}. "
+            "Change the model's configuration, or use weights of this architecture"
         )
     module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)

@@ -24,14 +24,14 @@ class Registry:
     def add(self, name: str, config: type, module: Any) -> None:
         """Register a pair. Raises ValueError if the name is taken by another pair."""
         if self._entries.setdefault(name, (config, module)) != (config, module):
-            raise ValueError(f"{self.key}: {name} is already registered; choose another name")
+            raise ValueError(f"{self.key}: {name} is already registered. Choose another name")
 
     def config(self, name: str) -> Any:
         """Return the configuration class of a name. Raise ValueError for an unknown name."""
         config: Any = self._entry(name)[0]
         default = config.model_fields[self.key].default
         if default != name:
-            raise ValueError(f'{config.__name__}.{self.key} is {default!r}; declare it as Literal["{name}"] = "{name}"')
+            raise ValueError(f'{config.__name__}.{self.key} is {default!r}. Declare it as Literal["{name}"] = "{name}"')
         return config
 
     def module(self, name: str) -> Any:
@@ -41,7 +41,7 @@ class Registry:
 
     def _entry(self, name: str) -> tuple[type, Any]:
         if name not in self._entries:
-            raise ValueError(f"{name!r} is unknown; use one of: {', '.join(sorted(self._entries))}")
+            raise ValueError(f"{name!r} is unknown. Use one of: {', '.join(sorted(self._entries))}")
         return self._entries[name]
 
 

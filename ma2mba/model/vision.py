@@ -39,7 +39,7 @@ class VisionEncoder(nn.Module, ABC):
     @classmethod
     def load(cls, source: str) -> Self:
         """Return an encoder with published weights; `source` is what `init_from.vision` gives. Raises UserError."""
-        raise UserError(f"{source}: {cls.__name__} does not load published weights; start from a model folder")
+        raise UserError(f"{source}: {cls.__name__} does not load published weights. Start from a model folder")
 
 
 def fingerprint(encoder: VisionEncoder) -> str:

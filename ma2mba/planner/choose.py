@@ -19,9 +19,11 @@ FEWEST_CHUNKS = 8
 """`stash_every` saves little in a sequence of fewer chunks."""
 LONGEST_SEGMENT = 64
 AS_FAST = 1.01
-"""Among plans within 1% of the fastest, prefer plans that use no host memory, then plans without memos, then the one
-that needs the least memory: times are estimates. Memos fill the memory that is left: of plans with memos, prefer the
-fastest."""
+"""Times are estimates, so plans within 1% of the fastest count as equally fast.
+
+`_best` chooses among these plans. It prefers plans that use no host memory, then plans without memos. Among plans
+without memos it takes the plan that needs the least memory. Among plans with memos it takes the fastest plan.
+"""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,10 @@ class Planner:
             yield remembering(max(most, 1))
 
     def _coarser(self, workload: Workload, plan: Plan) -> list[Prediction]:
-        """Return the plan that keeps states just rarely enough to fit; if none fits, the plan that keeps the fewest."""
+        """Return the plan with the smallest `stash_every` above 1 that fits; if none fits, the one with the largest.
+
+        The list has one plan, or none where `stash_every` saves little.
+        """
         found: list[Prediction] = []
         for every in reversed(self._segments(workload, plan)):
             prediction = self.predict(workload, replace(plan, stash_every=every))

@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Curve:
-    """Straight lines through measured (tokens, value) points; the first and the last line are extended, not below 0."""
+    """A function of the tokens, from measured (tokens, value) points: linear between two neighbouring points.
+
+    Outside the points it continues the first or the last line, but never below 0. A single point is a constant.
+    """
 
     points: tuple[tuple[int, float], ...]
 
@@ -29,7 +32,7 @@ class Curve:
 
     def __post_init__(self) -> None:
         if not self.points or any(one >= next_one for (one, _), (next_one, _) in pairwise(self.points)):
-            raise ValueError(f"the points are {self.points}; give at least one, with growing numbers of tokens")
+            raise ValueError(f"the points are {self.points}. Give at least one, with growing numbers of tokens")
 
 
 @dataclass(frozen=True)

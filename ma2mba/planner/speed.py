@@ -23,24 +23,25 @@ ESTIMATED = (1, *LENGTHS, 4096, 8192, 16384)
 
 @dataclass(frozen=True)
 class Device:
-    """What an accelerator does in a second. The defaults are one NVIDIA H200 that runs Mamba-2-2.7B in bf16:
+    """The speed of an accelerator. The defaults are one NVIDIA H200 that runs Mamba-2-2.7B (64 layers) in bf16.
 
-    matrix_flops    matrix products (750 to 806e12 measured).
-    memory_bytes    copies (4.29e12 measured).
-    passes_over_x   a layer's forward without its matrix products, in units of one read or write of x: half of a layer's
-                    time at 25,458 trained tokens a second without checkpointing (3 forwards' worth, 64 layers).
-    launch_seconds  a layer's forward when its chunk is so short that only the launches of kernels count (15 tokens a
-                    second through 64 layers); its recomputation and backward together launch three times as much.
-    replay_seconds  what a layer's forward adds in a captured chunk of any length: weights and sums of gradients are
-                    read and written, kernels end unevenly (14,494, 16,138 and 17,187 tokens a second in chunks of
-                    2,048, 4,096 and 8,192 differ by 28.8 ms a chunk of 64 layers, in 4 forwards' worth).
-    link_bytes      between the device and pinned host memory, each way.
+    matrix_flops    operations per second of matrix products.
+    memory_bytes    bytes per second that copies move.
+    passes_over_x   time of a layer's forward without its matrix products, as a number of reads or writes of x.
+    launch_seconds  time of a layer's forward in a chunk so short that only the launches of kernels take time. The
+                    recomputation and backward together launch three times as many kernels.
+    replay_seconds  time that a captured chunk of any length adds to a layer's forward: it reads and writes weights and
+                    sums of gradients, and kernels end unevenly.
+    link_bytes      bytes per second between the device and pinned host memory, each way.
     """
 
-    matrix_flops: float = 780e12
-    memory_bytes: float = 4.29e12
+    matrix_flops: float = 780e12  # measured: 750 to 806e12
+    memory_bytes: float = 4.29e12  # measured
+    # Half of a layer's time at 25,458 trained tokens a second without checkpointing (as long as 3 forwards).
     passes_over_x: float = 40.0
-    launch_seconds: float = 1.04e-3
+    launch_seconds: float = 1.04e-3  # measured: 15 tokens a second, one by one
+    # Measured: 14,494, 16,138 and 17,187 tokens a second in chunks of 2,048, 4,096 and 8,192. This is 28.8 ms for each
+    # chunk, divided by 64 layers and by 4: forward, recomputation and backward take as long as 4 forwards.
     replay_seconds: float = 0.11e-3
     link_bytes: float = 55e9
 
@@ -108,8 +109,9 @@ def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = EST
 def estimate_layer(layer: LayerPrice, x: Curve, device: Device, lengths: Sequence[int] = ESTIMATED) -> LayerSpeed:
     """Return the estimated speed of one layer; x as in `Cost`.
 
-    Memos save matrix products, as long as launches do not take longer than what remains. The memory traffic that they
-    save as well is left out (2.7% measured with 12 of 16 chunks of 16,384, and 3.1% the products alone).
+    A memo saves matrix products, but never so many that the rest is faster than the launches of kernels. The memory
+    traffic that it saves too is not counted: for 12 memos in 16 chunks of 16,384 tokens, the products alone predict
+    that 3.1% of the time is saved, and 2.7% was measured.
     """
 
     def forward(tokens: int) -> float:
@@ -145,9 +147,9 @@ def clock(
 ) -> Speed:
     """Return the speed of `layers`, timed on their device. Layers that are alike are timed once.
 
-    Each time is the best of `repeats` bursts after the runs that warm up (and capture). On a GPU, bursts go on until
-    the clock has had time to rise from idle. With `graphs` False nothing is captured, for a run that cannot use graphs.
-    The front, the head and the memos are estimated from the rate of the layers' own arithmetic.
+    Each time is the best of `repeats` bursts after the runs that warm up (and capture). A GPU runs more bursts until
+    its clock has had time to rise from idle. With `graphs` False nothing is captured, for a run that cannot use graphs.
+    The front, the head and the memos are estimated from the measured speed of the layers' matrix products.
     """
     kinds = first_alike(layers)
     prices = dict(zip(kinds, cost.layers, strict=True))

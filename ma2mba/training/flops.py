@@ -1,7 +1,7 @@
-"""Floating-point operations that a model needs for a training step, without the operations of recomputation.
+"""Count the floating-point operations of a training step. Recomputation does not count.
 
-Only matrix products are counted; a multiplication and an addition are two operations. Model FLOPs utilisation (MFU) is
-what the model needs per second over what the device can do per second.
+Only matrix products count; a multiply-add is two operations. Model FLOPs utilisation (MFU) is the number of operations
+per second divided by the peak of the device.
 """
 
 from collections.abc import Collection
@@ -31,14 +31,14 @@ PEAKS = (
     ("RTX 4090", 165e12),
     ("A10", 125e12),
 )
-"""A substring of a GPU's name -> dense bf16 operations per second, by the manufacturer. The first match counts."""
+"""Substring of a GPU's name -> the manufacturer's dense bf16 operations per second. The first match counts."""
 
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What a model needs where the components `trained` get gradients.
+    """The operations of a model, of which the components `trained` are trained.
 
-    With `pictures` False, the features of a frozen encoder are read, and the encoder does not run.
+    With `pictures` False, the model reads stored features, and the vision encoder does not run.
     """
 
     config: ModelConfig
@@ -46,7 +46,10 @@ class ModelFlops:
     pictures: bool = True
 
     def of_step(self, tokens: int, frames: int, targets: int) -> float:
-        """Count forward and backward of `tokens` (text and visual), `frames`, and `targets` (supervised tokens)."""
+        """Return the operations of forward and backward for a number of tokens, frames and supervised tokens.
+
+        `tokens` counts text and visual tokens, `targets` the supervised tokens.
+        """
         c, visual = self.config, frames * self.config.tokens_per_frame
         seen, projected, spoken = ("vision",), ("vision", "projector"), COMPONENTS
         layer_flops, vision_flops = self._forward
@@ -62,14 +65,17 @@ class ModelFlops:
 
     @cached_property
     def _forward(self) -> tuple[LayerFlops, VisionFlops]:
-        """All layers for one token, and the encoder for one frame."""
+        """The operations of forward: of all layers for one token, and of the encoder for one frame."""
         with torch.device("meta"):
             model = VideoMa2mba(self.config)  # anew: ZeRO 3 leaves the trained model's weights without a shape
         layers = [layer.flops() for layer in model.layers]
         return LayerFlops(*(sum(flops) for flops in zip(*layers, strict=True))), model.vision.flops()
 
     def _passes(self, component: str, before: Collection[str]) -> int:
-        """Forward, gradients of the weights if `component` is trained, and of the inputs if one `before` them is."""
+        """Return how often a component's products are computed: once in forward, and once for each gradient.
+
+        The weights get a gradient if `component` is trained. Its inputs get one if a component in `before` is trained.
+        """
         return 1 + (component in self.trained) + any(name in self.trained for name in before)
 
 

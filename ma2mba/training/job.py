@@ -151,12 +151,12 @@ def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset)
     tokens, known = load_tokenizer(dataset.tokenizer_path).get_vocab_size(), config.language_model.vocab_size
     if tokens > known:
         raise UserError(
-            f"{data}: the tokenizer has {tokens} tokens, but the model knows only {known}; build the shards with the "
+            f"{data}: the tokenizer has {tokens} tokens, but the model knows only {known}. Build the shards with the "
             "model's tokenizer"
         )
     if source.tokenizer and sha256_file(source.tokenizer) != sha256_file(dataset.tokenizer_path):
         raise UserError(
-            f"{data}: preprocessed with another tokenizer than the model's; build the shards with {source.tokenizer}"
+            f"{data}: preprocessed with another tokenizer than the model's. Build the shards with {source.tokenizer}"
         )
 
 
@@ -165,7 +165,7 @@ def _require_frozen_vision(recipe: Recipe, dataset: Dataset) -> None:
     if dataset.features is not None and recipe.trainable.vision is not None:
         raise UserError(
             f"trainable.vision: {recipe.trainable.vision} is incompatible with {', '.join(map(str, recipe.folders))}, "
-            "which holds features of a frozen vision encoder; remove trainable.vision, or train on the shards with "
+            "which holds features of a frozen vision encoder. Remove trainable.vision, or train on the shards with "
             "frames"
         )
 
@@ -174,6 +174,6 @@ def _check_features(dataset: Dataset, model: VideoMa2mba) -> None:
     """Raise UserError unless stored features come from the model's own vision encoder."""
     if dataset.features is not None and dataset.features.encoder != fingerprint(model.vision):
         raise UserError(
-            f"{', '.join(map(str, dataset.folders))}: features of another vision encoder than the model's; encode the "
+            f"{', '.join(map(str, dataset.folders))}: features of another vision encoder than the model's. Encode the "
             "frames again with `ma2mba data encode --encoder` and the encoder that init_from names"
         )

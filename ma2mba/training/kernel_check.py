@@ -97,7 +97,7 @@ def check_operations(device: torch.device, model: VideoMa2mba) -> None:
     reason = worst.note or f"relative error {worst.error:.1e}, expected at most {worst.bound:.1e}"
     raise UserError(
         f"the kernels on {device} disagree with plain torch: {worst.operation}, {worst.what} ({reason}; "
-        f"{len(wrong)} of {len(rows)} results are wrong); run `ma2mba doctor`, or train in plain torch with "
+        f"{len(wrong)} of {len(rows)} results are wrong). Run `ma2mba doctor`, or train in plain torch with "
         "MA2MBA_OPS=torch"
     )
 

@@ -50,7 +50,7 @@ def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, act
                 save_progress(job, engine, progress, metrics, activity)
             if metrics:
                 where = f"stopped after step {progress.done} of {job.steps}"
-                metrics.message(f"{stopped}: {where}; run the same command again to resume")
+                metrics.message(f"{stopped}: {where}. Run the same command again to resume")
         except Exception:
             with suppress(DistError):  # rank 0 keeps the store of the vote and may have ended
                 stop_points.fail()

@@ -73,7 +73,7 @@ class ModelSource:
             model, _ = load_model(self.folder)
             if self.model not in (None, model.config):
                 raise UserError(
-                    f"{self.folder.parent}: this checkpoint has another architecture than the recipe's model; remove "
+                    f"{self.folder.parent}: this checkpoint has another architecture than the recipe's model. Remove "
                     "model from the recipe, or train the new model in a new run folder"
                 )
             return model.train()

@@ -33,7 +33,7 @@ def _require_one_plan(job: Job, engine: Engine) -> None:
     if len({found for (found,) in digests}) > 1:
         raise UserError(
             f"magc: ranks that share sequences need the same plan, but their memory differs and rank {job.world.rank} "
-            f"chose {job.plan}; write a plan that fits all ranks into the recipe, under magc"
+            f"chose {job.plan}. Write a plan that fits all ranks into the recipe, under magc"
         )
 
 
@@ -72,4 +72,4 @@ def open_metrics(job: Job) -> Metrics:
             captured=job.plan.graphs,
         )
     except OSError as error:
-        raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}); choose another folder") from error
+        raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}). Choose another folder") from error

@@ -90,8 +90,8 @@ def check_ranks(recipe: Recipe, world: World) -> None:
         near = sorted({max(1, recipe.global_batch // share) * share, (recipe.global_batch // share + 1) * share})
         raise UserError(
             f"global_batch: {recipe.global_batch} is not a multiple of micro_batch {recipe.micro_batch} * "
-            f"{world.groups} {'ranks' if world.sequence == 1 else f'groups of {world.sequence} ranks'}; "
-            f"use {' or '.join(map(str, near))}, or another number of ranks"
+            f"{world.groups} {'ranks' if world.sequence == 1 else f'groups of {world.sequence} ranks'}. "
+            f"Use {' or '.join(map(str, near))}, or another number of ranks"
         )
 
 
@@ -104,8 +104,8 @@ def share_sequences(recipe: Recipe, world: World) -> World:
     if world.size % sequence:
         fitting = ", ".join(str(n) for n in range(1, world.size + 1) if world.size % n == 0)
         raise UserError(
-            f"parallel.sequence: {sequence} does not divide the number of ranks, {world.size}; "
-            f"use one of {fitting}, or start a multiple of {sequence} ranks"
+            f"parallel.sequence: {sequence} does not divide the number of ranks, {world.size}. "
+            f"Use one of {fitting}, or start a multiple of {sequence} ranks"
         )
     return replace(world, sequence=sequence)
 
@@ -131,18 +131,18 @@ def load_policy(name: str) -> ZeroPolicy:
         values = json.loads(found.read_text(encoding="utf-8"))
         stage = int(values["zero_optimization"]["stage"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found}: not a ZeRO policy ({error!r}); set zero_optimization.stage") from error
+        raise UserError(f"{found}: not a ZeRO policy ({error!r}). Set zero_optimization.stage") from error
     if stage not in (1, 2, 3):
-        raise UserError(f"{found}: zero_optimization.stage is {stage}; it must be 1, 2 or 3")
+        raise UserError(f"{found}: zero_optimization.stage is {stage}. Set it to 1, 2 or 3")
     foreign = [key for key in values if key not in POLICY_KEYS]
     if foreign:
         raise UserError(
-            f"{found}: {', '.join(foreign)} does not belong in a ZeRO policy; set batch sizes, precision, optimizer "
+            f"{found}: {', '.join(foreign)} does not belong in a ZeRO policy. Set batch sizes, precision, optimizer "
             "and clipping in the recipe"
         )
     for key, value in values["zero_optimization"].items():
         if isinstance(value, dict) and value.get("device") == "nvme":
             raise UserError(
-                f"{found}: zero_optimization.{key}.device: nvme is unsupported, as checkpoints cannot hold it; use cpu"
+                f"{found}: zero_optimization.{key}.device: nvme is unsupported, as checkpoints cannot hold it. Use cpu"
             )
     return ZeroPolicy(values, stage)

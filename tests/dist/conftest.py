@@ -1,4 +1,4 @@
-"""Real launches on CPU ranks over gloo."""
+"""Data and a recipe for tests that launch CPU ranks over gloo."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.unit.data.toy_shards import write_shards
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """A folder with `shards` (different lengths, one sample without frames) and `recipe.yaml`; runs go there too."""
+    """Return the folder of all runs, with `recipe.yaml` and `shards` (different lengths, one sample without frames)."""
     folder = tmp_path_factory.mktemp("dist")
     write_shards(folder / "shards", [(3, 4), (0, 5), (7, 2), (1, 9), (2, 3), (5, 5), (4, 12), (1, 1), (6, 3)])
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))

@@ -22,7 +22,7 @@ def refused(folder, ranks, *overrides, run="refused") -> str:
 def test_a_bad_recipe_names_every_key_once(folder):
     said = refused(folder, 2, "optimiser.eps=1", "global_batch=many", "magc.stash=disk")
     assert said.count("error:") == 1
-    for key in ("optimiser: unknown key; did you mean optimizer?", "global_batch: 'many'", "magc.stash: 'disk'"):
+    for key in ("optimiser: unknown key. Did you mean optimizer?", "global_batch: 'many'", "magc.stash: 'disk'"):
         assert said.count(key) == 1
 
 

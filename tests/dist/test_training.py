@@ -91,7 +91,7 @@ def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monk
     monkeypatch.setenv("MA2MBA_TEST_FAULT", "slow:1:4")
     slowly = command(2, *overrides, script=FAULTY)
     said, second = ask_when_slow(folder, slowly, lambda process: signal_one_rank(process.pid))
-    assert re.search(r"signal to another rank: stopped after step \d of 9; run the same command again to resume", said)
+    assert re.search(r"signal to another rank: stopped after step \d of 9\. Run the same command again to resume", said)
     assert second == 3
     train(folder, 2, *overrides)
     assert chaos.compare(undisturbed, folder / "asked") == []

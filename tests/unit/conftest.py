@@ -1,4 +1,4 @@
-"""A model small enough to run in milliseconds, with random weights, and the toy's tokenizer."""
+"""A random model that runs in milliseconds, and the tokenizer of the toy corpus."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def model(tokenizer) -> VideoMa2mba:
-    """4 visual tokens a frame of 56 x 56 pixels."""
+    """Return a model that turns a frame of 56 x 56 pixels into 4 visual tokens."""
     torch.manual_seed(0)
     language = Mamba2Config(
         d_model=32, n_layer=3, d_state=8, headdim=8, ssd_block=16, vocab_size=tokenizer.get_vocab_size()
@@ -29,7 +29,7 @@ def model(tokenizer) -> VideoMa2mba:
         hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
     )
     model = VideoMa2mba(ModelConfig(language_model=language, vision=vision)).eval()
-    with torch.no_grad():  # as initialised, the tied embedding makes a model repeat its last token
+    with torch.no_grad():  # with its initial weights, a model with a tied embedding repeats the last token
         for layer in model.language_model.backbone.layers:
             layer.mixer.out_proj.weight.mul_(30)
     return model

@@ -38,7 +38,10 @@ BROKEN_COLLECTIVE = (
     "distnetworkerror",
     "lostrank",
 )
-"""Words (in lower case) in the errors of gloo, NCCL, the store on rank 0 and `stop_vote.py` when another rank ended."""
+"""Lower-case words of the errors that a rank raises when another rank has ended.
+
+They come from gloo, from NCCL, from the store on rank 0 and from `stop_vote.py`.
+"""
 UNKNOWN_RANK = {"rank": "another", "what": "failed"}
 """Stands for the first failure while its report cannot be read."""
 

@@ -1,4 +1,4 @@
-"""Who decides that a run stops before its last step, and at which points of a step it may stop."""
+"""Stop a run before its last step: decide whether it stops, and define the points of a step at which it may stop."""
 
 from types import TracebackType
 
@@ -42,7 +42,7 @@ class StopPoints:
         self.signals.__exit__(kind, error, trace)
 
     def before_micro_batch(self, last: bool) -> None:
-        """`last` says that the micro-batch is the step's last one."""
+        """Call it before each micro-batch; `last` is True for the step's last one."""
         self._last = last
         self.before_chunk()
 
@@ -51,7 +51,7 @@ class StopPoints:
             self._meet()
 
     def before_chunk(self) -> None:
-        """In forward and in backward. On a GPU, backward calls this from another thread."""
+        """Call it before each chunk, in forward and in backward. On a GPU, backward calls it from another thread."""
         if self._vote.given_up(self.signals.received()):
             raise self._stopped()
 
@@ -60,7 +60,7 @@ class StopPoints:
             self._meet()
 
     def before_reduction(self) -> None:
-        """In backward, when this rank has the micro-batch's gradients."""
+        """Call it at the end of backward, when this rank has all gradients of the micro-batch."""
         if self._zero_stage > 1 or self._last:
             self._meet()
 

@@ -93,8 +93,8 @@ def _choose(planners: list[tuple[Planner, Workload]], machine: Machine) -> Fitte
     if choice is None:
         heaviest_pair = max(planners, key=lambda pair: pair[0].smallest(pair[1]).device_bytes)
         raise UserError(
-            f"magc: no plan fits {length(workload)} into {machine.device_bytes / GIB:.1f} GiB; "
-            f"{smallest(*heaviest_pair)}; use a smaller micro_batch, or ZeRO 2 or 3 on more ranks"
+            f"magc: no plan fits {length(workload)} into {machine.device_bytes / GIB:.1f} GiB: "
+            f"{smallest(*heaviest_pair)}. Use a smaller micro_batch, or ZeRO 2 or 3 on more ranks"
         )
     plan = choice.best.plan
     predictions = [choice.best, *(planner.predict(workload, plan) for planner, workload in others)]
@@ -152,7 +152,7 @@ def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) ->
         raise UserError(
             f"magc.chunk_tokens: {plan.chunk_tokens} gives each of {workload.ranks} ranks {workload.chunk(plan):,} "
             f"tokens of a chunk, but one call of the kernels takes at most {planner.longest_call:,} of this many "
-            f"rows; {remedy(planner, workload)}"
+            f"rows. {remedy(planner, workload)}"
         )
     prediction = planner.predict(workload, plan)
     budget = planner.budget if machine.host_bytes is not None else replace(planner.budget, host=1 << 62)
@@ -162,16 +162,16 @@ def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) ->
         f"magc: {describe(plan)} needs {memory(prediction)} for {length(workload)}, but only "
         f"{planner.budget.device / GIB:.1f} GiB of {machine.device_bytes / GIB:.1f} GiB"
         + ("" if machine.host_bytes is None else f" and {machine.host_bytes / GIB:.1f} GiB of host memory")
-        + f" can be used; {remedy(planner, workload)}"
+        + f" can be used. {remedy(planner, workload)}"
     )
 
 
 def remedy(planner: Planner, workload: Workload) -> str:
-    """Return a plan that fits as a recipe writes it, or the memory that the smallest plan needs."""
+    """Return a sentence: which plan fits, as a recipe writes it, or how much memory the smallest plan needs."""
     choice = planner.choose(workload)
     if choice is None:
-        return f"no plan fits: {smallest(planner, workload)}"
-    return f"this would fit: magc: {{{', '.join(f'{key}: {value}' for key, value in _keys(choice.best.plan).items())}}}"
+        return f"No plan fits: {smallest(planner, workload)}"
+    return f"Use magc: {{{', '.join(f'{key}: {value}' for key, value in _keys(choice.best.plan).items())}}}"
 
 
 def smallest(planner: Planner, workload: Workload) -> str:
@@ -197,9 +197,10 @@ def length(workload: Workload) -> str:
 def describe(plan: Plan) -> str:
     """Return a plan in words."""
     every = "" if plan.stash_every == 1 else f" every {plan.stash_every} chunks"
+    layers = f"{plan.group_layers} layer{'s' * (plan.group_layers > 1)}"
     memos = f", memos of {plan.memo_chunks} chunk{'s' * (plan.memo_chunks > 1)}" if plan.memo_chunks else ""
     return (
-        f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {plan.group_layers} layers, "
+        f"{plan.nesting} nesting, chunks of {plan.chunk_tokens:,} tokens, groups of {layers}, "
         f"states on the {plan.stash}{every}{memos}{', captured as CUDA graphs' if plan.graphs else ''}"
     )
 

@@ -31,13 +31,16 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         values = yaml.safe_load(_read(path))
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a recipe, or a name: "
+            f"{path}: cannot be read ({error.strerror}). Give the path of a recipe, or a name: "
             f"{', '.join(recipe_names())}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error}); see `ma2mba recipes`") from error
+        raise UserError(f"{path}: not YAML ({error}). Compare it with a recipe that `ma2mba recipes` lists") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds {type(values).__name__} instead of keys and values; see `ma2mba recipes`")
+        raise UserError(
+            f"{path}: holds {type(values).__name__} instead of keys and values. "
+            "Compare it with a recipe that `ma2mba recipes` lists"
+        )
     misplaced = make_absolute(values, path.parent)
     for override in overrides:
         key = _override(values, override)
@@ -82,12 +85,12 @@ def _override(values: dict[str, Any], text: str) -> Key:
     """Apply one `key=value` to `values`. Return the key."""
     path, equals, value = text.partition("=")
     if not equals or not path.strip("."):
-        raise UserError(f"{text}: not an override; write key=value, as in trainable.vision=4e-6")
+        raise UserError(f"{text}: not an override. Write key=value, as in trainable.vision=4e-6")
     *sections, key = path.split(".")
     try:
         change = {key: yaml.safe_load(value)}
     except yaml.YAMLError as error:
-        raise UserError(f"{text}: the value is not YAML ({error}); quote it") from error
+        raise UserError(f"{text}: the value is not YAML ({error}). Quote it") from error
     for section in reversed(sections):
         change = {section: change}
     make_absolute(change, Path.cwd())
@@ -134,16 +137,16 @@ def _problem(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_suggestion(loc)}"
     if error["type"] == "missing":
-        return f"{path}: missing; it is required"
+        return f"{path}: missing. Give it a value"
     return f"{path}: {error['input']!r} is wrong: {message[0].lower()}{message[1:]}"
 
 
 def _suggestion(loc: Sequence[str]) -> str:
     fields = _fields(loc[:-1])
     if loc[-1] in ("lr", "learning_rate"):
-        return "; learning rates belong under trainable, one for each component"
+        return ". Set learning rates under trainable, one for each component"
     near = difflib.get_close_matches(loc[-1], fields, 1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
+    return f". Did you mean {near[0]}?" if near else f". Use one of: {', '.join(fields)}"
 
 
 def _fields(loc: Sequence[str]) -> list[str]:

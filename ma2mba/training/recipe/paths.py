@@ -80,5 +80,5 @@ def _message(key: Key, text: str, folder: Path) -> str:
     return (
         f"{name}: {path} does not exist, but {text} exists in the current directory. A path in a recipe counts from "
         f"the recipe's folder: write {name}: {from_folder} in the recipe, or {option} on the command line"
-        + (f"; to start a new run, create {path}" if key == ("run",) else "")
+        + (f". To start a new run, create {path}" if key == ("run",) else "")
     )

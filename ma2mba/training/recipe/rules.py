@@ -14,29 +14,29 @@ def conflicts(recipe: Recipe) -> list[Conflict]:
         (
             r.global_batch % r.micro_batch != 0,
             ("global_batch", "micro_batch"),
-            f"global_batch: {r.global_batch} is not a multiple of micro_batch {r.micro_batch}; change one",
+            f"global_batch: {r.global_batch} is not a multiple of micro_batch {r.micro_batch}. Change one",
         ),
         (
             r.epochs is None and r.steps is None,
             ("epochs", "steps"),
-            "epochs: missing, and so is steps; give one of the two",
+            "epochs: missing, and so is steps. Give one of the two",
         ),
         (
             r.epochs is not None and r.steps is not None,
             ("epochs", "steps"),
-            f"epochs: {r.epochs} is incompatible with steps: {r.steps}; set one of them to null",
+            f"epochs: {r.epochs} is incompatible with steps: {r.steps}. Set one of them to null",
         ),
         (
             not r.trainable.components,
             ("trainable",),
-            "trainable: nothing is trained; give a learning rate to one of projector, language_model, vision",
+            "trainable: nothing is trained. Give a learning rate to one of projector, language_model, vision",
         ),
         (
             not all(0 <= beta < 1 for beta in r.optimizer.betas),
             ("optimizer",),
             f"optimizer.betas: {list(r.optimizer.betas)} must each be at least 0 and below 1, as [0.9, 0.95]",
         ),
-        (r.data == [], ("data",), "data: an empty list; name at least one shard folder"),
+        (r.data == [], ("data",), "data: an empty list. Name at least one shard folder"),
     ]
     found: list[Conflict] = [(keys, text) for broken, keys, text in rules if broken]
     return found + _magc_conflicts(recipe) + _start_conflicts(recipe)
@@ -70,13 +70,13 @@ def _start_conflicts(recipe: Recipe) -> list[Conflict]:
     source = recipe.init_from
     found: list[Conflict] = []
     if source is None and recipe.model is None:
-        text = "init_from: missing, and so is model; name a run or model folder, or describe a new model under model"
+        text = "init_from: missing, and so is model. Name a run or model folder, or describe a new model under model"
         found.append((("init_from", "model"), text))
     if source is not None and not isinstance(source, str):
         if not source.language_model and not source.vision:
-            text = "init_from: names neither language_model nor vision; name one of them, or a run or model folder"
+            text = "init_from: names neither language_model nor vision. Name one of them, or a run or model folder"
             found.append((("init_from",), text))
         if recipe.model is None and not (source.language_model and source.vision):
-            text = "model: missing, and init_from does not name both language_model and vision; describe the model"
+            text = "model: missing, and init_from does not name both language_model and vision. Describe the model"
             found.append((("init_from", "model"), text))
     return found

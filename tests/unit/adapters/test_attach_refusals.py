@@ -17,7 +17,7 @@ from tests.parity.other_models import TOKENS, hf_model, ids, ssm_model
         (lambda: hf_model(hidden_act="gelu"), "hidden_act=gelu"),
         (lambda: ssm_model(norm_before_gate=True), "norm_before_gate=True"),
         (lambda: ssm_model(norm_epsilon=1e-3), "norms with different eps"),
-        (lambda: nn.Linear(2, 2), "Linear is not supported; attach a MambaLMHeadModel or Mamba2ForCausalLM"),
+        (lambda: nn.Linear(2, 2), "Linear is not supported. Attach a MambaLMHeadModel or Mamba2ForCausalLM"),
     ],
 )
 def test_an_unsupported_model_is_an_error_and_stays_unchanged(make, problem):

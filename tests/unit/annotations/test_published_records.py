@@ -142,7 +142,7 @@ def test_videos_are_found_by_their_stem(tmp_path):
         (tmp_path / name).touch()
     folder = MediaFolder(tmp_path)
     assert (folder.find("a"), folder.find("c"), folder.find("gone/c")) == ("a.webm", "c.mp4", "gone/c.mp4")
-    with pytest.raises(RecordError, match=r"b\.mkv and b\.mp4 both fit b; keep one"):
+    with pytest.raises(RecordError, match=r"b\.mkv and b\.mp4 both fit b. Keep one"):
         folder.find("b")
     with pytest.raises(RecordError, match="does not stay below"):
         folder.find("../a")

@@ -1,4 +1,4 @@
-"""Write small shard folders of noise for the tests of data and training."""
+"""Write small shard folders of random frames, for tests of data loading and training."""
 
 import shutil
 from collections.abc import Sequence
@@ -37,7 +37,10 @@ def write_shards(
     weights: Sequence[float] = (1.0,),
     prefix: str = "s",
 ) -> Path:
-    """Write one sample for each (frames, words of the answer), in turn for data sets noise0, noise1, ..."""
+    """Write a shard folder with one sample for each pair (number of frames, words of the answer). Return the folder.
+
+    `weights` has one weight for each data set. The data sets are noise0, noise1, ...; samples belong to them in turn.
+    """
     folder.mkdir(parents=True)
     words = tokenizer()
     words.save(str(folder / TOKENIZER_FILE))
@@ -121,7 +124,7 @@ def _finish(
 
 
 def join_shards(folder: Path, shards: Sequence[Path]) -> Path:
-    """Join folders of `write_shards` into one folder. Each becomes one shard."""
+    """Join folders of `write_shards` into `folder`, each as one of its shards. Return `folder`."""
     rows, image_size = [], 0
     for number, shard in enumerate(shards):
         reader = ShardReader(shard)

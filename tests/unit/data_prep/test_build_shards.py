@@ -142,7 +142,7 @@ def test_what_cannot_be_used_is_named_with_the_reason(built):
     assert "not a readable image" in found["p1", "short.png"]
     assert found["p2", "empty.mp4"] == "the file is empty"
     assert found["p3", "gone.mp4"] == "no such file"
-    assert found["p5", "still.png"] == "malformed record: turn 1 holds <image> 0 times"
+    assert found["p5", "still.png"] == "malformed record: turn 1 has 0 <image> marks, not 1"
     assert found["late", "0.mp4"] == "its last scene starts at frame 150, but it has 150 frames"
     assert [json.loads(line)["reason"] for line in (out / "rejects.jsonl").read_text().splitlines()] == [
         reject.reason for reject in rejects

@@ -95,7 +95,7 @@ def test_unknown_and_missing_keys_are_named(tmp_path):
     with pytest.raises(UserError, match=r"the recipe has 3 fault\(s\)") as caught:
         load_recipe(tmp_path / "r.yaml")
     lines = str(caught.value).splitlines()[1:]
-    assert "  stage: missing; it is required" in lines
+    assert "  stage: missing. Give it a value" in lines
     assert "  sources.0.medium: unknown key. Known keys: format, name, annotations, dataset, media, weight" in lines
     assert any(line.startswith("  stages: unknown key. Known keys: stage, tokenizer, sources") for line in lines)
 

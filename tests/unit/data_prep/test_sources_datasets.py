@@ -219,7 +219,7 @@ def test_perception_test(tmp_path):
         ("t.json line 1, video_1, question 5", "is a str, not an object"),
         ("t.json line 1, video_1, question 6", "has no answer_id"),
         ("t.json line 2, video_2", "mc_question is empty"),
-        ("t.json line 3, video_3", "its metadata are of video video_1"),
+        ("t.json line 3, video_3", "its key is video_3, but metadata.video_id is video_1"),
         ("t.json line 4, video_4", "is a int, not an object"),
     ]
     (clip,) = reading.clips
@@ -312,7 +312,7 @@ def test_scenewalk_segments(tmp_path):
     (tmp_path / "media/a.mkv").touch()
     reading = read(tmp_path, ("scenewalk_segments", "s.parquet"))
     assert reasons(reading) == [
-        ("s.parquet row 4", "the scene is frames 9 to 9"),
+        ("s.parquet row 4", "start_frame 9 must be at least 0 and below end_frame 9"),
         ("s.parquet row 8", "has no time_stamp"),
         ("s.parquet row 9", "has no id"),
         ("s.parquet row 10", "has 2 captions, not one"),
@@ -350,4 +350,4 @@ def test_two_videos_with_the_same_stem_reject_the_record(tmp_path):
     for suffix in (".mkv", ".mp4"):
         (tmp_path / f"media/7{suffix}").touch()
     reading = read(tmp_path, ("nextqa_mc", place(tmp_path, "v.csv", f"{CHOICES}\n{CHOICE.format(1, 'e')}")))
-    assert reasons(reading) == [("v.csv line 2", "7.mkv and 7.mp4 both fit 7; keep one")]
+    assert reasons(reading) == [("v.csv line 2", "7.mkv and 7.mp4 both fit 7. Keep one")]

@@ -48,11 +48,11 @@ MALFORMED = [
     (GOOD | {"image": "../a.jpg"}, "does not stay below"),
     (GOOD | {"video": "a.mp4"}, "both an image and a video"),
     (GOOD | {"conversations": []}, "conversations is empty"),
-    (GOOD | {"conversations": turns("q", "r")}, "turn 1 holds <image> 0 times"),
-    (GOOD | {"conversations": turns("<image><image>q", "r")}, "turn 1 holds <image> 2 times"),
-    (GOOD | {"conversations": turns("<image>q", "r", "<image>q", "r")}, "turn 3 holds <image> 1 times"),
+    (GOOD | {"conversations": turns("q", "r")}, "turn 1 has 0 <image> marks, not 1"),
+    (GOOD | {"conversations": turns("<image><image>q", "r")}, "turn 1 has 2 <image> marks, not 1"),
+    (GOOD | {"conversations": turns("<image>q", "r", "<image>q", "r")}, "turn 3 has 1 <image> marks, not 0"),
     (GOOD | {"conversations": turns("<image>q", "r", "q")}, "has no answer"),
-    (GOOD | {"conversations": turns("<image>q", "  ")}, "turn 2 says nothing"),
+    (GOOD | {"conversations": turns("<image>q", "  ")}, "turn 2: the answer is empty"),
     (GOOD | {"conversations": turns("<image>q", "r")[::-1]}, "turn 1 is from gpt, not human"),
     (GOOD | {"conversations": [{"from": "human"}]}, "has no value"),
 ]
@@ -117,7 +117,7 @@ def test_scenewalk(tmp_path):
 def test_scenes_out_of_order(tmp_path):
     reading = read(tmp_path, "scenewalk", json.dumps(WALK | {"scenes": WALK["scenes"][::-1]}))
     assert not reading.clips
-    assert "scene 2 is frames 0 to 40" in reading.rejects[0].reason
+    assert "scene 2: start_frame 0 must be at least" in reading.rejects[0].reason
 
 
 @pytest.mark.parametrize("content", ["{not json", '{"id": 1}'])

@@ -1,4 +1,4 @@
-"""Pictures (they are read as videos of one frame) and questions about them."""
+"""A task file about pictures, which are read as videos of one frame."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 @pytest.fixture
 def task_file(tmp_path) -> Path:
-    """Six questions: two tasks about each of three pictures."""
+    """Return a task file of six questions: two tasks about each of three pictures."""
     lines = []
     for i in range(3):
         pixels = np.random.default_rng(i).integers(0, 256, (56, 56, 3), dtype=np.uint8)

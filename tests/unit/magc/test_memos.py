@@ -107,7 +107,7 @@ def test_memos_fill_the_memory_that_a_plan_leaves(large):
 
 
 def test_the_remedy_is_a_valid_section_of_a_recipe(large):
-    section = yaml.safe_load(remedy(large, TOKENS).removeprefix("this would fit: magc:"))
+    section = yaml.safe_load(remedy(large, TOKENS).removeprefix("Use magc:"))
     assert given_plan(Magc(**section), 64, 1) == large.choose(TOKENS).best.plan
 
 
@@ -144,7 +144,7 @@ def test_a_ranks_share_of_a_chunk_longer_than_one_call_is_an_error():
     machine = Machine(10_000 * GIB, None, "kernels")
     ten = make_planner(Setup(config_of_size("2.7b"), rows=10), part, machine)
     fitting.check(ten, part, Plan(chunk_tokens=2 * 20_000), machine)
-    with pytest.raises(UserError, match=r"40400 gives each of 2 ranks 20,160 .* takes at most 20,224 of .*; this"):
+    with pytest.raises(UserError, match=r"40400 gives each of 2 ranks 20,160 .* takes at most 20,224 of .* Use magc"):
         fitting.check(ten, part, Plan(chunk_tokens=40_400), machine)
     alone = replace(part, ranks=1)
     fitting.check(ten, alone, Plan(chunk_tokens=40_400), machine)

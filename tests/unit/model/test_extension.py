@@ -119,8 +119,8 @@ def test_what_it_does_not_offer_is_refused(model):
 @pytest.mark.parametrize(
     ("section", "fields", "key", "message"),
     [
-        ("language_model", {"layer": "typo"}, "layer", "'typo' is unknown; use one of: gated, mamba2"),
-        ("vision", {"encoder": "typo"}, "encoder", "'typo' is unknown; use one of: clip, patches"),
+        ("language_model", {"layer": "typo"}, "layer", "'typo' is unknown. Use one of: gated, mamba2"),
+        ("vision", {"encoder": "typo"}, "encoder", "'typo' is unknown. Use one of: clip, patches"),
         ("language_model", {"d_model": 0}, "d_model", "greater than 0"),
         ("language_model", {"headdim": 8}, "headdim", "not permitted"),
     ],
@@ -153,7 +153,7 @@ def test_a_name_is_registered_once_and_declared_by_its_config(monkeypatch):
     with pytest.raises(ValueError, match="gated is already registered"):
         register_backbone("gated", GatedConfig, PatchesEncoder)
     register_backbone("other", GatedConfig, GatedLayer)
-    with pytest.raises(ValueError, match=r'declare it as Literal\["other"\]'):
+    with pytest.raises(ValueError, match=r'Declare it as Literal\["other"\]'):
         BACKBONES.config("other")
 
 

@@ -1,4 +1,4 @@
-"""The bytes that a run of the engine takes, counted."""
+"""Count the bytes that a run of the engine takes."""
 
 import torch
 from torch import nn

@@ -1,5 +1,7 @@
 """Prices of layers: counted storages, meta device against CPU, and lengths that were not run."""
 
+import time
+
 import pytest
 import torch
 from torch import nn
@@ -101,7 +103,32 @@ def test_curve():
         Curve(((2, 1.0), (2, 1.0)))
 
 
-def test_clock_times_longer_chunks_as_longer():
-    layer, x = mamba(), torch.zeros(1, 1, 64)
-    speed = clock([layer], x, measure([layer], x, lengths=(64, 128)), lengths=(32, 2048)).layers[0]
-    assert 0 < speed.forward.at(32) < speed.forward.at(2048) < speed.backward.at(2048)
+class Ticking(nn.Module):
+    """A layer that moves a clock: a forward takes 2 s and 1 s per token, a backward 100 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 0.0
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, state):
+        self.seconds += 2 + x.shape[1]
+        y = x * self.scale
+        if y.requires_grad:
+            y.register_hook(self.tick_backward)
+        return y, state
+
+    def tick_backward(self, gradient):
+        self.seconds += 100
+
+    def initial_state(self, x):
+        return (x.new_zeros(1),)
+
+
+def test_clock_returns_the_seconds_of_one_run(monkeypatch):
+    layer, x = Ticking(), torch.zeros(1, 1, 4)
+    cost = measure([layer], x, lengths=(8, 16))
+    monkeypatch.setattr(time, "perf_counter", lambda: layer.seconds)
+    speed = clock([layer], x, cost, lengths=(16, 8)).layers[0]
+    assert speed.forward.points == ((8, 10), (16, 18))
+    assert speed.backward.points == ((8, 110), (16, 118)), "a forward with a graph and a backward"

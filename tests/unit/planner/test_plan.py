@@ -275,9 +275,9 @@ def test_a_plan_that_does_not_fit_is_an_error_that_names_one_that_fits():
     fits = checked(Plan("sequence", 1024, 1), 40)
     assert fits.device_bytes < 40 * GIB
     assert fits.device["gradients"] == 2 * fits.device["weights"]
-    with pytest.raises(UserError, match=r"needs .* GiB \(weights .*this would fit: magc: \{nesting: "):
+    with pytest.raises(UserError, match=r"needs .* GiB \(weights .*Use magc: \{nesting: "):
         checked(Plan("layer", 65536, 48), 40)
-    with pytest.raises(UserError, match="no plan fits: the smallest plan needs"):
+    with pytest.raises(UserError, match="No plan fits: the smallest plan needs"):
         checked(Plan(), 5)
 
 

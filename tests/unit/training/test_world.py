@@ -27,7 +27,7 @@ def test_the_launchers_environment():
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused():
     check_ranks(recipe(), World(0, 3, CPU))
-    with pytest.raises(UserError, match=r"global_batch: 12 is not a multiple of micro_batch 2 \* 4 ranks; use 8 or 16"):
+    with pytest.raises(UserError, match=r"global_batch: 12 is not a multiple of micro_batch 2 \* 4 ranks. Use 8 or 16"):
         check_ranks(recipe(), World(0, 4, CPU))
 
 
@@ -38,10 +38,10 @@ def test_ranks_that_share_sequences():
     assert [world.place for world in places] == [0, 1, 0, 1, 0, 1]
     assert {world.groups for world in places} == {3}
     check_ranks(grid, places[0])  # 12 samples for 3 groups in micro-batches of 2
-    with pytest.raises(UserError, match=r"12 is not a multiple of micro_batch 2 \* 4 groups of 2 ranks; use 8 or 16"):
+    with pytest.raises(UserError, match=r"12 is not a multiple of micro_batch 2 \* 4 groups of 2 ranks. Use 8 or 16"):
         check_ranks(grid, share_sequences(grid, World(0, 8, CPU)))
     with pytest.raises(
-        UserError, match=r"parallel\.sequence: 2 does not divide the number of ranks, 3; use one of 1, 3"
+        UserError, match=r"parallel\.sequence: 2 does not divide the number of ranks, 3. Use one of 1, 3"
     ):
         share_sequences(grid, World(0, 3, CPU))
 
@@ -64,8 +64,8 @@ def test_a_policy_of_ones_own(tmp_path):
     [
         (None, "p.json does not exist. Use one of: zero1, zero1_offload, zero2, zero3, or a path"),
         ("{", "not a ZeRO policy"),
-        ("{}", "set zero_optimization.stage"),
-        ('{"zero_optimization": {"stage": 0}}', "stage is 0; it must be 1, 2 or 3"),
+        ("{}", "Set zero_optimization.stage"),
+        ('{"zero_optimization": {"stage": 0}}', "stage is 0. Set it to 1, 2 or 3"),
         (
             '{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}',
             "offload_optimizer.device: nvme is unsupported",

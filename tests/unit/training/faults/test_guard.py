@@ -81,7 +81,7 @@ def test_a_plan_that_needs_less_is_named(job, activity, monkeypatch):
     predicted = float(re.search(r"predicted peak: ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
     assert predicted > 80
     assert "the device has 80.00 GiB, of which other processes hold 3.00 GiB" in said
-    assert re.search(r"this would fit: magc: \{nesting: sequence, chunk_tokens: \d+, group_layers: \d+", said)
+    assert re.search(r"Use magc: \{nesting: sequence, chunk_tokens: \d+, group_layers: \d+", said)
     said = guard.out_of_memory(replace(large, world=replace(large.world, sequence=2)), activity)
     share = float(re.search(r"predicted peak: ([\d.]+) GiB \(sequence nesting, chunks of 65,536", said)[1])
     assert share < 0.7 * predicted

@@ -24,7 +24,7 @@ def job(monkeypatch):
 @pytest.mark.parametrize(
     "error",
     [
-        MemoryError("5,000 bytes of host memory cannot be pinned (2); keep fewer boundaries"),
+        MemoryError("5,000 bytes of host memory cannot be pinned (2). Keep fewer boundaries"),
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 5000 bytes."),
     ],

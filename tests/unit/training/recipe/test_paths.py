@@ -105,7 +105,7 @@ def test_a_path_that_exists_only_in_the_current_directory_is_explained(places):
         f"data.0: {folder}/shards does not exist, but shards exists in the current directory. {rule}: "
         "write data.0: ../here/shards in the recipe, or 'data=[shards, ...]' on the command line",
         f"run: {folder}/run does not exist, but run exists in the current directory. {rule}: "
-        f"write run: ../here/run in the recipe, or run=run on the command line; to start a new run, "
+        f"write run: ../here/run in the recipe, or run=run on the command line. To start a new run, "
         f"create {folder}/run",
         f"init_from.vision: {folder}/clip does not exist, but clip exists in the current directory. {rule}: "
         "write init_from.vision: ../here/clip in the recipe, or init_from.vision=clip on the command line",
