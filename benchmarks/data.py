@@ -33,6 +33,7 @@ from data_prep.features import encode_shards, rows_by_shard  # noqa: E402
 from ma2mba.data.dataset import Dataset, StoredFrames  # noqa: E402
 from ma2mba.data.loader import Loader  # noqa: E402
 from ma2mba.data.sampler import Sampler  # noqa: E402
+from ma2mba.evaluation.report import cpu_model  # noqa: E402
 from ma2mba.magc import Plan  # noqa: E402
 from ma2mba.model.clip import ClipEncoder  # noqa: E402
 from ma2mba.model.clip_config import ClipConfig  # noqa: E402
@@ -94,15 +95,10 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def machine(device: str) -> dict[str, Any]:
     """Return the hardware, its load, and the versions of the libraries."""
     names = ("av", "simplejpeg", "pyarrow", "numpy", "torch", "transformers", "xxhash")
-    about = {"processor": processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "device": device}
+    about = {"processor": cpu_model(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "device": device}
     if device.startswith("cuda"):
         about["gpu"] = torch.cuda.get_device_name()
     return about | {"python": platform.python_version(), "versions": {name: version(name) for name in names}}
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def decode_sampled(video: Path) -> list[np.ndarray]:

@@ -17,14 +17,7 @@ from data_prep.workfolder import Busy, check_folder, claim, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.shards.format import (
-    INDEX_FILE,
-    ORIGIN_FILE,
-    REJECTS_FILE,
-    REPORT_FILE,
-    TOKENIZER_FILE,
-    IndexRow,
-)
+from ma2mba.shards.format import INDEX_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, write_manifest
 from ma2mba.shards.writer import write_index
 from ma2mba.video.decode import decoder_version
@@ -68,7 +61,8 @@ def build(
     if merge and not (out / WORK_FOLDER).is_dir() and not check_folder(out, resolved):
         raise UserError(f"{out}: no shard was built here. Name the folder that the builds with --part wrote")
     reading = read_sources(recipe, base, online=online)
-    _require_clips(reading, recipe_path, reading.rejects)
+    if not reading.clips:
+        raise _no_valid_sample(recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
     shards = split_clips(reading.clips, recipe.clips_per_part)
     if not merge:
@@ -138,7 +132,7 @@ def finish(
     rejects = reading.rejects + [reject for shard in finished for reject in shard.rejects]
     if not rows:
         shutil.rmtree(out)
-        _require_clips(Reading(), recipe_path, rejects)
+        raise _no_valid_sample(recipe_path, rejects)
     remove_leftovers(out)
     silent = sum(shard.silent_scenes for shard in finished)
     report = make_report(reading, rows, rejects, silent, job.recipe.image_size)
@@ -213,12 +207,10 @@ def _by_dataset(reading: Reading, rows: list[IndexRow]) -> dict[str, dict[str, i
     return {name: counts | {"samples": samples[name]} for name, counts in reading.by_dataset.items()}
 
 
-def _require_clips(reading: Reading, recipe_path: Path, rejects: list[Reject]) -> None:
-    """Raise UserError, with the first rejects, if no clip can become a sample."""
-    if reading.clips:
-        return
+def _no_valid_sample(recipe_path: Path, rejects: list[Reject]) -> UserError:
+    """Return the error for a build without a sample. It lists the first rejects."""
     shown = [f"  {reject.where} {reject.media}: {reject.reason}" for reject in rejects[:20]]
     more = [f"  and {len(rejects) - 20} more"] if len(rejects) > 20 else []
-    raise UserError(
+    return UserError(
         "\n".join([f"{recipe_path}: the annotations contain no valid sample. Fix these records:", *shown, *more])
     )

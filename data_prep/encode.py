@@ -18,13 +18,7 @@ from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.pretrained import load_vision
 from ma2mba.model.vision import VisionEncoder, fingerprint
-from ma2mba.shards.format import (
-    INDEX_FILE,
-    ORIGIN_FILE,
-    REJECTS_FILE,
-    REPORT_FILE,
-    TOKENIZER_FILE,
-)
+from ma2mba.shards.format import INDEX_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE
 from ma2mba.shards.manifest import FeatureInfo, Manifest, checksum, file_entry, hash_json, write_manifest
 from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import payload_name, write_index

@@ -51,16 +51,7 @@ def _print_datasets(console: Console, counts: dict[str, dict[str, int]]) -> None
 
 def audit_as_json(report: AuditReport) -> dict[str, Any]:
     """Return the content of `print_audit` as a JSON object."""
-    return {
-        "folder": str(report.folder),
-        "files": report.files,
-        "samples": report.samples,
-        "bytes": report.bytes,
-        "sound": report.sound,
-        "damage": [asdict(damage) for damage in report.damage],
-        "repaired": report.repaired,
-        "unrepaired": report.unrepaired,
-    }
+    return asdict(report) | {"folder": str(report.folder), "sound": report.sound}
 
 
 def print_audit(report: AuditReport) -> None:

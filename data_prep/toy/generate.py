@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,9 @@ def generate(out: Path, amounts: Amounts, seconds: tuple[int, int], seed: int, w
     everything = {
         "stills": plan_series("stills", [(2, 2)] * amounts.stills, seed, lambda i: i % 8 != 7),
         "clips": plan_series(
-            "clips", [(s, s) for s in _cycle(CLIP_LENGTHS, amounts.clips)], seed, lambda i: i % 8 != 7
+            "clips", [(s, s) for s in islice(cycle(CLIP_LENGTHS), amounts.clips)], seed, lambda i: i % 8 != 7
         ),
-        "short": plan_series("short", _cycle(around, amounts.short), seed, lambda i: True),
+        "short": plan_series("short", islice(cycle(around), amounts.short), seed, lambda i: True),
         "long": plan_series("long", [seconds] * amounts.videos, seed, lambda i: True),
         "heldout": plan_series("heldout", [seconds] * amounts.held_out, seed + 1_000_003, lambda i: True),
     }
@@ -111,12 +112,6 @@ def _require_new(out: Path) -> None:
     """Raise UserError if `out` exists and is not an empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: already exists and is not empty. Choose a new folder or remove this one")
-
-
-def _cycle(values: Iterable, count: int) -> list:
-    """Return `count` values: repeat `values` from the start as needed."""
-    values = list(values)
-    return [values[i % len(values)] for i in range(count)]
 
 
 def write_media(jobs: list[tuple[Movie, Path]], workers: int) -> None:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ma2mba.magc.plan import Plan
 from ma2mba.planner.choose import Budget, Planner
 from ma2mba.planner.cost import Cost
-from ma2mba.planner.host_memory import Host
 from ma2mba.planner.measure import LENGTHS, first_alike, measure
-from ma2mba.planner.memory import GIB, USABLE
+from ma2mba.planner.memory import GIB, USABLE, Host
 from ma2mba.planner.schedule import Workload
 from ma2mba.planner.speed import Speed, clock, estimate
 

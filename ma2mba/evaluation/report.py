@@ -66,10 +66,11 @@ def machine() -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": _cpu_model(), "cores": os.cpu_count(), "gpus": gpus, "torch": torch.__version__}
+    return {"cpu": cpu_model(), "cores": os.cpu_count(), "gpus": gpus, "torch": torch.__version__}
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """Return the name of the CPU, from /proc/cpuinfo where it exists."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

@@ -25,7 +25,6 @@ class Session:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.chunk_tokens = chunk_tokens
-        self.tokens = 0
         self.states: list[State] | None = None
         self._last_1D: Tensor | None = None
 
@@ -36,7 +35,7 @@ class Session:
     def fork(self) -> "Session":
         """Return a second session that continues from here. Later feeds of one session do not change the other."""
         other = Session(self.model, self.tokenizer, self.chunk_tokens)
-        other.tokens, other.states, other._last_1D = self.tokens, self.states, self._last_1D
+        other.states, other._last_1D = self.states, self._last_1D
         return other
 
     @torch.no_grad()
@@ -81,4 +80,3 @@ class Session:
         states = self.model.initial_states(x_BTD) if self.states is None else self.states
         x_BTD, self.states = self.model.run(x_BTD, states)
         self._last_1D = x_BTD[0, -1:].clone()
-        self.tokens += len(ids_T)

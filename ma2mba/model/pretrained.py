@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -49,9 +48,7 @@ def save_model(
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
-def load_model(
-    folder: Path | str, device: str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[VideoMa2mba, Tokenizer]:
+def load_model(folder: Path | str, device: str = "cpu") -> tuple[VideoMa2mba, Tokenizer]:
     """Return the model of a folder, in evaluation mode, and its tokenizer.
 
     Raises UserError if a file is missing or damaged, or if the weights do not fit config.json.
@@ -60,7 +57,7 @@ def load_model(
     verify_model(folder)
     model = VideoMa2mba(read_config(folder))
     _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
-    return model.to(device=device, dtype=dtype).eval(), load_tokenizer(folder / TOKENIZER)
+    return model.to(device).eval(), load_tokenizer(folder / TOKENIZER)
 
 
 def verify_model(folder: Path) -> None:
@@ -127,14 +124,14 @@ def init_vision(model: VideoMa2mba, source: str) -> None:
     model.vision.load_state_dict(encoder.state_dict())
 
 
-def load_vision(source: str, encoder: str = DEFAULT_ENCODER) -> VisionEncoder:
-    """Return the vision encoder of a model folder of this project, else published weights of the encoder so named.
+def load_vision(source: str) -> VisionEncoder:
+    """Return the vision encoder of a model folder of this project, or published weights of the default encoder.
 
     Raises UserError if `source` is neither.
     """
     if (Path(source) / CHECKSUMS).is_file():
         return load_model(source)[0].vision
-    return VISION_ENCODERS.module(encoder).load(source)
+    return VISION_ENCODERS.module(DEFAULT_ENCODER).load(source)
 
 
 def published_config(language_model: str, vision: str, download: bool = False) -> ModelConfig:

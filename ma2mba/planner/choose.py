@@ -100,7 +100,7 @@ class Planner:
         if not fitting:
             return None
         best = _best(fitting)
-        others = [p for p in fitting if not _alike(p.plan, best.plan)]
+        others = [p for p in fitting if not _only(p.plan, best.plan, "group_layers")]
         return Choice(best, _best(others) if others else None, tuple(self._reasons(best, every)))
 
     def candidates(self, workload: Workload) -> list[Prediction]:
@@ -272,11 +272,6 @@ def _best(predictions: Sequence[Prediction]) -> Prediction:
         return p.plan.stash == "host", memos, p.seconds if memos else p.device_bytes, p.host_bytes
 
     return min((p for p in predictions if p.seconds <= AS_FAST * fastest), key=rank)
-
-
-def _alike(one: Plan, other: Plan) -> bool:
-    """Return True when plans differ at most in `group_layers` and memos."""
-    return _only(one, other, "group_layers")
 
 
 def _only(one: Plan, other: Plan, name: str) -> bool:

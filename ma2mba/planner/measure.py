@@ -120,30 +120,23 @@ class _CountedGradients(GradientSums):
 
 
 def _run(piece: Piece, values: Values, states: list[State]) -> tuple[int, int, int, int, int, int]:
-    """Return, of one run, the bytes of the inputs, saved, of forward and of backward, flops, and bytes of gradients."""
-    sink = _CountedGradients(piece.parameters)
+    """Run a piece forward and backward. Return the fields of its `Price` from `inputs` to `gradients`."""
+    cell, device, sink = Cell([piece]), _device(values, states), _CountedGradients(piece.parameters)
     with sink:
-        return _measured(Cell([piece]), values, states, sink)
-
-
-def _measured(
-    cell: Cell, values: Values, states: list[State], sink: _CountedGradients
-) -> tuple[int, int, int, int, int, int]:
-    device = _device(values, states)
-    if device.type == "cuda":  # kernels are compiled and tuned at their first use, which takes memory
-        cell.backward(cell.residual(values, states), *_seeds(cell, values, states), sink)
-        sink.nbytes = 0
-    with _counting_products() as counter, measuring(device) as meter, torch.no_grad():
-        kept = cell.run(values, states)
-        forward = meter.peak
-    del kept
-    saved = _saved(cell, values, states, device)
-    d_values, d_states = _seeds(cell, values, states)
-    residual = cell.residual(values, states)
-    with measuring(device) as meter:
-        cell.backward(residual, d_values, d_states, sink)
-    given = sum(t.nbytes for t in values)
-    return given, saved, forward, meter.peak, counter.get_total_flops(), sink.nbytes
+        if device.type == "cuda":  # kernels are compiled and tuned at their first use, which takes memory
+            cell.backward(cell.residual(values, states), *_seeds(cell, values, states), sink)
+            sink.nbytes = 0
+        with _counting_products() as counter, measuring(device) as meter, torch.no_grad():
+            kept = cell.run(values, states)
+            forward = meter.peak
+        del kept
+        saved = _saved(cell, values, states, device)
+        d_values, d_states = _seeds(cell, values, states)
+        residual = cell.residual(values, states)
+        with measuring(device) as meter:
+            cell.backward(residual, d_values, d_states, sink)
+        given = sum(t.nbytes for t in values)
+        return given, saved, forward, meter.peak, counter.get_total_flops(), sink.nbytes
 
 
 def _counting_products() -> FlopCounterMode:

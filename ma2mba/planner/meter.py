@@ -7,23 +7,13 @@ milliseconds.
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-
-
-class Meter(Protocol):
-    """Bytes allocated since the meter's block began: now (live), and at most (peak)."""
-
-    @property
-    def live(self) -> int: ...
-
-    @property
-    def peak(self) -> int: ...
 
 
 class LiveBytes(TorchDispatchMode):
@@ -37,10 +27,10 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        for tensor in _tensors([args, *(kwargs or {}).values()]):
+        for tensor in tensors_in([args, *(kwargs or {}).values()]):
             self._meet(tensor, 0)
         result = function(*args, **(kwargs or {}))
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self._meet(tensor, tensor.untyped_storage().nbytes())
         self.peak = max(self.peak, self.live)
         return result
@@ -93,8 +83,11 @@ class _OnMeta(TorchFunctionMode):
 
 
 @contextmanager
-def measuring(device: torch.device) -> Iterator[Meter]:
-    """Measure the bytes that the block allocates on `device`. Memory from before the block does not count."""
+def measuring(device: torch.device) -> Iterator["LiveBytes | _CudaBytes"]:
+    """Measure the bytes that the block allocates on `device`: at this moment (`live`), and at most so far (`peak`).
+
+    Memory from before the block does not count.
+    """
     if device.type == "cuda":
         yield _CudaBytes(device)
         torch.cuda.synchronize(device)
@@ -109,9 +102,10 @@ def _is_mask(index: Any) -> bool:
     return isinstance(index, Tensor) and index.dtype == torch.bool and index.is_meta
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield every tensor in nested lists and tuples."""
     if isinstance(tree, Tensor):
         yield tree
     elif isinstance(tree, list | tuple):
         for branch in tree:
-            yield from _tensors(branch)
+            yield from tensors_in(branch)

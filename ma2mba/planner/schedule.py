@@ -52,7 +52,7 @@ class Layout:
     """
 
     def __init__(self, cost: Cost, workload: Workload, plan: Plan):
-        self.cost, self.plan, self.workload, self.tokens = cost, plan, workload, workload.tokens
+        self.cost, self.plan, self.workload = cost, plan, workload
         self.stack, self.groups = cost.stack, cost.groups(plan.group_layers)
         self.G = len(self.groups)
         self.T = workload.chunk(plan)

@@ -130,9 +130,8 @@ def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]
                 stamp = frame.pts if frame.pts is not None else frame.dts
                 if stamp is not None:
                     spans.append((stamp, frame.duration or 0))
-        except av.FFmpegError as error:
+        except av.FFmpegError as error:  # the frames before the damage have their times
             raise_if_out_of_memory(error)
-            return spans
     return spans
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from ma2mba.data.batch import collate
 from ma2mba.data.dataset import Dataset
@@ -17,6 +17,7 @@ from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.planner.meter import tensors_in
 from ma2mba.training.checkpoint import folder as checkpoint
 from ma2mba.training.model_source import find_source
 from ma2mba.training.optimizer import set_trainable
@@ -159,7 +160,7 @@ def first_not_finite(model: VideoMa2mba) -> Iterator[list[str]]:
     names = {module: name for name, module in model.named_modules()}
 
     def look(module: nn.Module, _: Any, output: Any) -> None:
-        if not found and not all(bool(t.isfinite().all()) for t in _tensors(output)):
+        if not found and not all(bool(t.isfinite().all()) for t in tensors_in(output)):
             found.append(names[module])
 
     handles = [module.register_forward_hook(look) for module in modules]
@@ -168,14 +169,6 @@ def first_not_finite(model: VideoMa2mba) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, tuple):
-        for item in output:
-            yield from _tensors(item)
 
 
 def _check_sample(dataset: Dataset, index: int, sample_id: str) -> None:

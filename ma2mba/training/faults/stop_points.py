@@ -1,7 +1,5 @@
 """Stop a run before its last step: decide whether it stops, and define the points of a step at which it may stop."""
 
-from types import TracebackType
-
 from ma2mba.training.faults.signals import SignalListener
 from ma2mba.training.faults.stop_vote import StopVote
 
@@ -36,10 +34,8 @@ class StopPoints:
         self.signals.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.signals.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self.signals.__exit__()
 
     def before_micro_batch(self, last: bool) -> None:
         """Call it before each micro-batch; `last` is True for the step's last one."""

@@ -12,18 +12,10 @@ from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.ops import backend
 from ma2mba.planner.choose import Planner
-from ma2mba.planner.host_memory import Host
-from ma2mba.planner.memory import GIB, USABLE
+from ma2mba.planner.memory import GIB, USABLE, Host
 from ma2mba.planner.predict import Prediction
 from ma2mba.planner.schedule import Workload
-from ma2mba.training.fit.pricing import (
-    Machine,
-    Priced,
-    can_capture,
-    make_planner,
-    moves_weights,
-    setup_of_recipe,
-)
+from ma2mba.training.fit.pricing import Machine, Priced, can_capture, make_planner, moves_weights, setup_of_recipe
 from ma2mba.training.recipe.rules import in_recipe
 from ma2mba.training.recipe.schema import Magc, Recipe
 from ma2mba.training.world import World, ZeroPolicy
@@ -130,17 +122,12 @@ def heaviest(recipe: Recipe, world: World, config: ModelConfig, dataset: Dataset
 
 def machine_of(world: World, policy: ZeroPolicy) -> Machine:
     """Return one rank's share of its host and device. On a CPU, host memory and device memory are the same."""
-    share = HOST_SHARE * host_memory() / world.local_size
+    share = HOST_SHARE * Host().memory() / world.local_size
     if world.device.type == "cpu":
         return Machine(share, one_memory=True)
     priced: Priced = "kernels" if backend(world.device) == "triton" else "torch"
     graphs = can_capture(policy.stage, world.sequence)
     return Machine(torch.cuda.get_device_properties(world.device).total_memory, share, priced, graphs)
-
-
-def host_memory() -> int:
-    """Return the bytes of memory of this host, or of the container or job that this process runs in."""
-    return Host().memory()
 
 
 def check(planner: Planner, workload: Workload, plan: Plan, machine: Machine) -> Prediction:

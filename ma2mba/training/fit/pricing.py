@@ -121,11 +121,7 @@ def config_of_size(name: str) -> ModelConfig:
 
 
 def setup_of_recipe(
-    recipe: Recipe,
-    gpus: int,
-    dtype: torch.dtype,
-    config: ModelConfig,
-    policy: ZeroPolicy | None = None,
+    recipe: Recipe, gpus: int, dtype: torch.dtype, config: ModelConfig, policy: ZeroPolicy | None = None
 ) -> Setup:
     """Return how a recipe trains a model of `config`. Read the recipe's ZeRO policy unless `policy` is given."""
     policy = policy or load_policy(recipe.zero_config)

@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -90,12 +89,6 @@ def plan_needle(seconds: int, kind: str, rng: random.Random) -> Needle:
     return Needle(kind, first, first + length, rng.randint(0, spot), rng.randint(0, spot))
 
 
-def render(movie: Movie) -> Iterator[np.ndarray]:
-    """Yield every frame in order: uint8 RGB (SIZE, SIZE, 3)."""
-    for index in range(movie.seconds * FPS):
-        yield draw_frame(movie, index)
-
-
 def draw_frame(movie: Movie, index: int) -> np.ndarray:
     """Return frame number `index`: uint8 RGB (SIZE, SIZE, 3)."""
     picture = draw_scene(movie.scene_at(index / FPS), index / FPS)
@@ -112,8 +105,8 @@ def write_movie(movie: Movie, path: Path) -> None:
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.codec_context.thread_count = 1
-        for index, picture in enumerate(render(movie)):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for index in range(movie.seconds * FPS):
+            frame = av.VideoFrame.from_ndarray(draw_frame(movie, index), format="rgb24")
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -41,7 +41,7 @@ def encoded(pictures, model_folder, tmp_path_factory):
 
 
 def test_features_are_the_encoders(pictures, encoded, model_folder):
-    model, _ = load_model(model_folder, dtype=torch.bfloat16)
+    model = load_model(model_folder)[0].to(torch.bfloat16)
     seen, made = Dataset([pictures], 56, 4), Dataset([encoded], 56, 4)
     assert made.features.encoder == fingerprint(model.vision)
     assert find_damage(encoded) == []

@@ -2,8 +2,7 @@
 
 import pytest
 
-from ma2mba.planner.host_memory import Host
-from ma2mba.planner.memory import GIB
+from ma2mba.planner.memory import GIB, Host
 
 V1, V2 = ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current")
 

@@ -10,7 +10,7 @@ import yaml
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
-from ma2mba.planner.memory import USABLE
+from ma2mba.planner.memory import USABLE, Host
 from ma2mba.training.fit import fitting
 from ma2mba.training.job import build
 from ma2mba.training.recipe.loading import parse_recipe
@@ -52,11 +52,11 @@ def test_less_memory_changes_the_plan_and_too_little_is_an_error(shards, monkeyp
     roomy = build(recipe(shards, micro_batch=4), world()).fitted_plan
     needed = roomy.prediction.device_bytes - roomy.prediction.device["program"]
     room = int(needed / fitting.HOST_SHARE / USABLE)
-    monkeypatch.setattr(fitting, "host_memory", lambda: int(room * 0.97))
+    monkeypatch.setattr(Host, "memory", lambda self: int(room * 0.97))
     tight = build(recipe(shards, micro_batch=4), world()).fitted_plan
     assert tight.plan != roomy.plan
     assert tight.prediction.seconds >= roomy.prediction.seconds
-    monkeypatch.setattr(fitting, "host_memory", lambda: room // 100)
+    monkeypatch.setattr(Host, "memory", lambda self: room // 100)
     with pytest.raises(UserError, match=r"magc: no plan fits 1\d\d tokens .* the smallest plan needs"):
         build(recipe(shards, micro_batch=4), world())
 
@@ -66,7 +66,7 @@ def test_a_given_plan_that_does_not_fit_is_an_error_that_names_one_that_fits(sha
     fits = build(recipe(shards, magc=given, micro_batch=4), world())
     assert fits.plan == Plan(**given)
     needed = fits.fitted_plan.prediction.device_bytes - fits.fitted_plan.prediction.device["program"]
-    monkeypatch.setattr(fitting, "host_memory", lambda: int(0.97 * needed / fitting.HOST_SHARE / USABLE))
+    monkeypatch.setattr(Host, "memory", lambda self: int(0.97 * needed / fitting.HOST_SHARE / USABLE))
     with pytest.raises(UserError, match=r"chunks of 256 tokens, .* needs 0.0 GiB \(weights .*\. Use magc: {"):
         build(recipe(shards, magc=given, micro_batch=4), world())
 
@@ -80,7 +80,7 @@ def test_ranks_that_share_sequences_must_hold_one_share_each(shards, monkeypatch
     assert part.prediction.device["cell"] < 0.6 * whole.device["cell"]
     assert re.search(r"predicted for at most [\d,]+ tokens on each of 2 ranks", caplog.text)
     needed = part.prediction.device_bytes - part.prediction.device["program"]
-    monkeypatch.setattr(fitting, "host_memory", lambda: int(2 * 0.9 * needed / fitting.HOST_SHARE / USABLE))
+    monkeypatch.setattr(Host, "memory", lambda self: int(2 * 0.9 * needed / fitting.HOST_SHARE / USABLE))
     with pytest.raises(UserError, match=r"chunks of 256 tokens, .*\. Use magc: {") as refused:
         build(recipe(shards, magc=given, micro_batch=4, parallel={"sequence": 2}), world(2))
     named = yaml.safe_load(str(refused.value).split("Use magc: ")[1])
@@ -109,7 +109,7 @@ def test_graphs_need_all_layers_in_one_group_and_weights_that_do_not_move(shards
 
 
 def test_ranks_of_a_host_share_its_memory(monkeypatch):
-    monkeypatch.setattr(fitting, "host_memory", lambda: 1000)
+    monkeypatch.setattr(Host, "memory", lambda self: 1000)
     policy = fitting.ZeroPolicy({}, 1)
     assert fitting.machine_of(world(4), policy).device_bytes == pytest.approx(fitting.HOST_SHARE * 250)
     assert fitting.machine_of(world(4), policy).one_memory
