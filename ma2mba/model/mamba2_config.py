@@ -50,7 +50,7 @@ class Mamba2Config(BackboneConfig):
         path = Path(source) / "config.json"
         if not path.is_file():
             raise UserError(
-                f"{path}: does not exist; give a folder of state-spaces/mamba2-* "
+                f"{path}: does not exist. Give a folder of state-spaces/mamba2-* "
                 "(docs/training.md shows how to download one, under 'Published weights')"
             )
         try:
