@@ -1,6 +1,7 @@
 """Build a shard folder from a recipe: read annotations, build shards in parallel, then list them in a manifest."""
 
 import json
+import logging
 import shutil
 from collections import Counter
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from ma2mba.video.decode import decoder_version
 from ma2mba.video.limits import MEMORY
 from ma2mba.video.pool import STALL
 
+log = logging.getLogger(__name__)
 LENGTHS_PICTURE = "lengths.png"
 """A chart of the sample lengths, for people. The manifest does not list it."""
 Result = tuple[dict[str, Any], list[Reject]]
@@ -65,6 +67,9 @@ def build(
         raise _no_valid_sample(recipe_path, reading.rejects)
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
     shards = split_clips(reading.clips, recipe.clips_per_part)
+    log.debug(
+        "annotations: %d samples in %d shards, %d rejected", len(reading.clips), len(shards), len(reading.rejects)
+    )
     if not merge:
         with claim(out, resolved, shared=share is not None):
             if check_folder(out, resolved):

@@ -1,5 +1,6 @@
 """Build the missing shards with local processes or with Ray, and show the progress."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from ma2mba.errors import UserError
 from ma2mba.progress import Reporter
 from ma2mba.video.pool import Task, run_tasks
 
+log = logging.getLogger(__name__)
 LOOK_EVERY = 5.0
 """Seconds between two looks at which shards are finished."""
 
@@ -49,6 +51,10 @@ def build_missing(
     tasks = [Task(number, shards[number]) for number in wanted if load_finished(job.out, number) is None]
     if not tasks:
         return
+    log.debug(
+        "build: %d of %d shards, decoded by %s in %d workers (%s) of %d MB each",
+        *(len(tasks), len(wanted), job.recipe.decoder, workers, executor, job.memory >> 20),
+    )
     built = _Built(job, {task.number for task in tasks})
     total = sum(len(shards[number]) for number in wanted)
     rejects = 0

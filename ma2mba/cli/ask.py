@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from ma2mba.cli.output import Device, Frames, Json, ModelFolder, device_name, err, out, print_json
+from ma2mba.cli.output import Device, Frames, Json, ModelFolder, Verbose, device_name, err, out, print_json
 from ma2mba.errors import UserError
 
 
@@ -20,6 +20,7 @@ def ask(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of the answer.")] = 256,
     device: Device = "auto",
     as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ask one question about a video. The answer appears word by word."""
     if not question.strip():

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ma2mba.cli.output import Device, Frames, Json, ModelFolder, device_name, out, print_json, progress
+from ma2mba.cli.output import Device, Frames, Json, ModelFolder, Verbose, device_name, out, print_json, progress
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 
@@ -28,6 +28,7 @@ def evaluate_command(
     out_file: OutFile = None,
     device: Device = "auto",
     as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ask every question of a task file and count the right answers."""
     from ma2mba.evaluation.evaluate import evaluate

@@ -3,6 +3,7 @@
 S tokens, N frames, C colours, H and W pixels.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ma2mba.model.conversation import encode_prompt
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.video.frames import read_frames
 
+log = logging.getLogger(__name__)
 ONE_A_SECOND = "1fps"
 ANY_QUESTION = "?"
 """A placeholder: the frames are read before the question is known."""
@@ -42,6 +44,7 @@ class VideoChat:
         self.model, self.tokenizer = model, tokenizer
         self.frames = len(found.frames_NHWC)
         self.duration = found.duration
+        log.debug("video: %s, %.1f s, %d frames sampled", video, self.duration, self.frames)
         self._frames_NCHW: Tensor | None = torch.from_numpy(
             np.ascontiguousarray(found.frames_NHWC.transpose(0, 3, 1, 2))
         )

@@ -5,6 +5,7 @@ is written completely or not at all, and verified when it is read.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
 
+log = logging.getLogger(__name__)
 CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tokenizer.json", "checksums.json"
 TIED = "language_model.lm_head.weight"
 
@@ -57,7 +59,9 @@ def load_model(folder: Path | str, device: str = "cpu") -> tuple[VideoMa2mba, To
     verify_model(folder)
     model = VideoMa2mba(read_config(folder))
     _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
-    return model.to(device).eval(), load_tokenizer(folder / TOKENIZER)
+    model = model.to(device).eval()
+    log.debug("model: %s, %s on %s", folder, next(model.parameters()).dtype, device)
+    return model, load_tokenizer(folder / TOKENIZER)
 
 
 def verify_model(folder: Path) -> None:

@@ -60,6 +60,13 @@ def run_folder(model_folder, tmp_path):
     return run
 
 
+def test_verbose_shows_the_model_and_the_frames(ma2mba, picture, model_folder, caplog):
+    ma2mba("ask", picture, "Which symbol?", "--model", model_folder, "--max-tokens", 1, "--verbose")
+    decided = [record.getMessage() for record in caplog.records]
+    assert f"model: {model_folder}, torch.float32 on cpu" in decided
+    assert any("1 frames sampled" in line for line in decided)
+
+
 def test_help_is_quick():
     """Nothing slow is imported before a command needs it."""
     slow = ("torch", "transformers", "pyarrow", "matplotlib")

@@ -61,6 +61,14 @@ def test_the_text_names_what_would_be_rejected(recipe, tmp_path):
     assert "nothing was written" in said
 
 
+def test_verbose_shows_what_is_decided(recipe, tmp_path, caplog):
+    command = ["build", str(recipe), "--out", str(tmp_path / "shards"), "--workers", "1", "--verbose"]
+    CliRunner().invoke(app, command, catch_exceptions=False)
+    decided = [record.getMessage() for record in caplog.records]
+    assert "annotations: 2 samples in 1 shards, 1 rejected" in decided
+    assert any(line.startswith("build: 1 of 1 shards, decoded by pyav in 1 workers (local)") for line in decided)
+
+
 def test_another_builds_folder_is_refused(recipe, tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "mine.txt").touch()
