@@ -9,6 +9,8 @@ OLDEST ?= 3.11
 TORCH_INDEX ?=
 GPUS ?= 1
 HOSTFILE ?=
+SEED := $(or $(SEED),$(shell date +%s))
+ROUNDS ?= 200
 ARGS ?=
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
@@ -18,7 +20,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-newest test-oldest demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
+.PHONY: help setup check test test-slow fuzz test-newest test-oldest demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-OUT need-RUN
 
 help: ## list the targets
 	@echo "make <target> [VARIABLE=value ...]"
@@ -44,8 +46,17 @@ check: setup ## ruff (rules and format) and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: setup ## run all tests (15 minutes on 2 cores); ARGS='-k magc' selects some
+test: setup ## run the tests (15 minutes on 2 cores); ARGS='-k magc' selects some
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: setup ## what `make test` leaves out: long tests, fuzzing, and chaos in full (1 hour)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow or scale' $(ARGS)
+	@$(MAKE) fuzz ROUNDS=2000 ARGS=
+	@$(MAKE) chaos ARGS=
+
+fuzz: setup ## random videos, plans and recipes: ROUNDS=200 from seed SEED=<time>; a test that fails prints its round's seed
+	@echo "fuzz: SEED=$(SEED) ROUNDS=$(ROUNDS)"
+	@FUZZ_SEED=$(SEED) FUZZ_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -m fuzz tests/fuzz $(ARGS)
 
 test-newest: ## ruff, mypy and all tests with the newest version of every requirement, in .venv-newest-3.13 (NEWEST=3.12; delete it to look for newer ones)
 	@python=$$(.ci/find-python $(NEWEST)) && $(MAKE) check test PYTHON=$$python VENV=.venv-newest-$(NEWEST) CONSTRAINTS=

@@ -39,7 +39,6 @@ def test_a_rank_that_fails_is_heard_first_and_ends_the_job(fail):
     assert len(first["sample_ids"]) == 2
 
 
-@pytest.mark.slow
 def test_a_step_that_hangs_ends_every_rank_with_its_story(fail):
     code, said, run = fail("hang:1:5", "watchdog.seconds=10", "watchdog.factor=1")
     assert code == 3, said
@@ -52,7 +51,6 @@ def test_a_step_that_hangs_ends_every_rank_with_its_story(fail):
         assert "ma2mba/training/loop.py" in (run / "stuck" / f"rank-{rank}.txt").read_text()
 
 
-@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_its_step_can_be_replayed(fail):
     code, said, run = fail("nan:1:4")
     assert code == 2, said

@@ -3,8 +3,6 @@
 import re
 import shutil
 
-import pytest
-
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
@@ -39,7 +37,6 @@ def test_a_checkpoint_that_does_not_exist(folder):
     assert f"resume: {folder}/runs/gone/checkpoints/step-000003 does not exist" in said
 
 
-@pytest.mark.slow
 def test_a_damaged_shard_ends_every_rank(folder, tmp_path):
     shutil.copytree(folder / "shards", tmp_path / "damaged")
     payload = tmp_path / "damaged" / "payload" / "part-00000.parquet"

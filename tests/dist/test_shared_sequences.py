@@ -6,7 +6,7 @@ import pytest
 
 from tests.dist.launching import curve, train
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 STEPS = ("steps=4", "checkpoint.every=2")
 
 
@@ -28,6 +28,7 @@ def test_two_ranks_on_one_sequence_have_the_curve_of_one_process(alone, shared_r
     assert curve(shared_run, "gradient_norm") == pytest.approx(curve(alone, "gradient_norm"), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_groups_of_two_ranks_under_zero3_too(folder, alone):
     policy = '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
     (folder / "zero3_split.json").write_text(policy)
@@ -38,6 +39,7 @@ def test_two_groups_of_two_ranks_under_zero3_too(folder, alone):
     assert curve(folder / "grid", "gradient_norm") == pytest.approx(curve(alone, "gradient_norm"), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_ranks_shared_otherwise(folder, alone, shared_run):
     train(folder, 2, "run=rest", "resume=split/checkpoints/step-000002", *STEPS)
     lines = [json.loads(line) for line in (folder / "rest" / "metrics.jsonl").read_text().splitlines()]

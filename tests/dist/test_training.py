@@ -65,7 +65,6 @@ def test_one_rank_has_the_same_curve_as_two(alone, undisturbed):
     assert curve(alone, "gradient_norm") == pytest.approx(norms, rel=1e-5)
 
 
-@pytest.mark.slow
 def test_killed_twice_and_started_again_the_run_is_as_if_undisturbed(folder, undisturbed, monkeypatch):
     """A short `make chaos`: one kill in a save, which is slow enough to be hit, and one in a step."""
     monkeypatch.chdir(folder)
@@ -78,7 +77,6 @@ def test_killed_twice_and_started_again_the_run_is_as_if_undisturbed(folder, und
     assert curve(folder / "killed") == curve(undisturbed)
 
 
-@pytest.mark.slow
 def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monkeypatch):
     """Signals while rank 1 is slow and rank 0 waits for it: the ranks give that step up."""
     overrides = ("run=asked", "checkpoint.every=1000")

@@ -84,7 +84,6 @@ def start(node: Node, rank: int, master: str, folder: Path, *overrides: str) -> 
     return running(["ip", "netns", "exec", node.space, *script], folder, **variables)
 
 
-@pytest.mark.slow
 def test_two_nodes_train_as_one_process_does(nodes, folder):
     done = launch(nodes, folder, "run=two-nodes", "steps=3")
     assert [code for code, _ in done] == [0, 0], "\n".join(words for _, words in done)

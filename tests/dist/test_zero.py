@@ -33,7 +33,7 @@ ZERO = {
 NO_GRADIENT = "k_proj.bias"
 """Softmax does not depend on the bias of a key: its gradient is rounding error, which AdamW scales to full steps."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,7 @@ def test_bf16_sums_gradients_in_fp32_and_keeps_fp32_weights(runs):
     assert all(torch.isin(t.bfloat16().float(), rounded).all() for t in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_within_a_micro_batch_is_obeyed_there(signalled, name):
     """Also when ranks wait for each other in every micro-batch, or in every layer."""

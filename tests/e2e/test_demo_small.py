@@ -15,7 +15,7 @@ from tests.dist.launching import kill_all
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("stage1", "stage1_5", "stage2")
 TIMEOUT_SECONDS = 1100
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 
 def demo(out: Path, *options: str) -> subprocess.CompletedProcess[str]:

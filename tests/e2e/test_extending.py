@@ -42,7 +42,6 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 def test_the_commands_run_as_printed(folder):
     assert [shlex.split(command)[1] for command in COMMANDS if "cli.py" in command] == ["plan", "export", "ask"]
     said = [run(folder, command) for command in COMMANDS]

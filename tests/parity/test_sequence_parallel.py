@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor
@@ -43,7 +42,6 @@ TRAINED = {"vision": Plan("sequence", 17, 1), "projector": Plan("sequence", 6, 2
 calls as all others."""
 
 
-@pytest.mark.slow
 def test_two_ranks_that_share_a_sequence_equal_one_process(tmp_path):
     shapes = [(slices, 1 + i % 2) for i, slices in enumerate(SLICES[2])]
     cases: list[Case] = [partial(layers_outcome, *shape, plan) for shape in shapes for plan in PLANS]

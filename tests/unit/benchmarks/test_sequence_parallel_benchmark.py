@@ -10,7 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.slow
 def test_two_ranks_check_and_measure(tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["--size", "tiny", "--device", "cpu", "--tokens", "300", "--chunk", "64", "--repeats", "1"]

@@ -50,6 +50,7 @@ def kill_at_a_random_moment(process: subprocess.Popen, out: Path, turn: int, cha
     return process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_twenty_times_the_shards_are_those_of_an_undisturbed_build(plan, whole, tmp_path):
     out, kills, chance = tmp_path / "s", 0, random.Random(4)
     for turn in range(10 * KILLS):
