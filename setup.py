@@ -64,7 +64,7 @@ setup(
         "tokenizers>=0.22.2",
         "torch>=2.10",
         "transformers>=5.6",
-        "typer>=0.16",
+        "typer>=0.18",
         "xxhash>=3.5",
     ],
     extras_require={

@@ -169,4 +169,5 @@ def test_a_signal_within_a_micro_batch_is_obeyed_there(signalled, name):
     assert lines(run, "step") == [*range(1, 21)]
     loss, norm, weight = apart(run, folder / "alone")
     print(f"\n{name}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {weight:.1e}")
-    assert max(loss, norm, weight) < 1e-6  # measured: 5.5e-7 in the worst parameter
+    # Measured in the worst parameter: 5.5e-7 with PyTorch 2.13, 1.0e-6 with 2.10, which rounds differently.
+    assert max(loss, norm, weight) < 2e-6
