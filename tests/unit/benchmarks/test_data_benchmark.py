@@ -17,7 +17,7 @@ LENGTHS = {"s0": 30, "s1": 64, "s2": 30, "s3": 300}
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def program(monkeypatch):
     """benchmarks/data.py, with a small encoder."""
     spec = importlib.util.spec_from_file_location("data_benchmark", ROOT / "benchmarks" / "data.py")
     module = importlib.util.module_from_spec(spec)
@@ -28,7 +28,7 @@ def benchmark(monkeypatch):
 
 
 @pytest.fixture
-def noted(benchmark, monkeypatch):
+def noted(program, monkeypatch):
     """What its stages have processed: frames of the video, and (sample, frame) read while reading and loading."""
     noted = {"decode_all": [], "decode_sampled": [], "reading": [], "loading": []}
     frames = ShardReader.frames
@@ -48,14 +48,14 @@ def noted(benchmark, monkeypatch):
 
     for name, found in noted.items():
         note = note_reads if name.endswith("ing") else note_result
-        monkeypatch.setattr(benchmark, name, partial(note, getattr(benchmark, name), found))
+        monkeypatch.setattr(program, name, partial(note, getattr(program, name), found))
     return noted
 
 
-def test_it_measures_every_stage(benchmark, noted, monkeypatch, capsys):
+def test_it_measures_every_stage(program, noted, monkeypatch, capsys):
     amounts = ["--seconds", str(SECONDS), "--rounds", "1", "--frames", str(FRAMES), "--tokens-per-second", "1e6"]
     monkeypatch.setattr(sys, "argv", ["data.py", "--json", "--device", "cpu", *amounts])
-    benchmark.main()
+    program.main()
     result = json.loads(capsys.readouterr().out)
     assert list(result["preparation"]) == [
         "plain decoder, all frames",
@@ -67,13 +67,13 @@ def test_it_measures_every_stage(benchmark, noted, monkeypatch, capsys):
     assert noted["decode_all"] == [30 * SECONDS]
     assert {len(pictures) for pictures in noted["decode_sampled"]} == {SECONDS}
     assert result["reading"].keys() == {"read", "read + decode to pixels"}
-    long = sum(length >= benchmark.RANGE for length in LENGTHS.values())
-    assert len(noted["reading"]) == 2 * benchmark.RANGE * 4 * long
+    long = sum(length >= program.RANGE for length in LENGTHS.values())
+    assert len(noted["reading"]) == 2 * program.RANGE * 4 * long
     every = {(f"s{i}", n) for i in range(16) for n in range(LENGTHS[f"s{i % 4}"])}
     assert set(noted["loading"]) == every
     assert result["loader"]["frames_per_sample"] == len(every) / 16
     assert result["loader"]["trainer_tokens_per_second"] == 1e6
     sizes = result["bytes_per_hour"]
     # measured: 0.7%, the headers of a small file
-    assert sizes["features (bf16)"] == pytest.approx(3600 * benchmark.TOKENS_PER_FRAME * WIDTH * 2, rel=0.02)
+    assert sizes["features (bf16)"] == pytest.approx(3600 * program.TOKENS_PER_FRAME * WIDTH * 2, rel=0.02)
     assert {"processor", "cores", "versions"} <= result["machine"].keys()
