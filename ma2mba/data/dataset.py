@@ -122,7 +122,7 @@ class Dataset:
             if manifest.features != first.features:
                 raise UserError(
                     f"{folder}: holds {_kind(manifest.features)}, but {self.folders[0]} holds {_kind(first.features)}. "
-                    "Train on folders of one kind (`python -m data_prep encode` turns pictures into features)"
+                    "Train on folders of one kind (`ma2mba data encode` turns pictures into features)"
                 )
         if first.features and first.features.tokens != self.tokens_per_frame:
             raise UserError(

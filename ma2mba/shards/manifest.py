@@ -107,7 +107,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        remedy = "Give a folder that `python -m data_prep build` has finished"
+        remedy = "Give a folder that `ma2mba data build` has finished"
         raise UserError(f"{path}: not found. {remedy}") from error
     except OSError as error:
         raise ShardDamaged(f"{path}: cannot be read ({error.strerror}). Make it readable") from error
