@@ -29,7 +29,7 @@ class Progress:
 
 
 def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, activity: Activity) -> None:
-    """Run the remaining steps, or stop earlier when StopPoints decides so; save at the end. All ranks call it.
+    """Run the remaining steps, or stop earlier at a point of StopPoints; save at the end. All ranks call it.
 
     `metrics` is rank 0's report, None on other ranks. Raise UserError when the loss or the gradient is not a number.
     """

@@ -1,7 +1,8 @@
-"""Apply the learning rate of each component (vision, projector, language model).
+"""Give each component (vision, projector, language model) its base learning rate.
 
-`trainable` in the recipe gives the rates. `parameter_groups` puts them into AdamW's parameter groups. `rate_factor` is
-the schedule: `step.train_step` multiplies all rates by it before every training step (`Engine.set_rates`).
+`trainable` in the recipe gives the base rates; `parameter_groups` puts them into AdamW's parameter groups.
+`rate_factor` is the schedule. The rates are applied in `Engine.set_rates` (engine.py): `step.train_step` calls it with
+the factor before every training step.
 """
 
 import math

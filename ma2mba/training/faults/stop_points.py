@@ -1,4 +1,4 @@
-"""Stop a run before its last step: decide whether it stops, and define the points of a step at which it may stop."""
+"""Where in a step a run may stop because of a signal. The ranks decide it together (stop_vote.py)."""
 
 from ma2mba.training.faults.signals import SignalListener
 from ma2mba.training.faults.stop_vote import StopVote
@@ -9,11 +9,11 @@ class Stopped(Exception):
 
 
 class StopPoints:
-    """Decide that a run stops: the one object that the train step asks.
+    """This rank's side of the decision to stop: the train step calls it at the points below.
 
-    Who      Any rank that receives SIGTERM or SIGUSR1 asks to stop (SignalListener). The ranks then decide together
+    Who      A rank that receives SIGTERM or SIGUSR1 asks to stop (SignalListener). All ranks decide together
              (StopVote): either all give up the step in progress, or all finish it and stop at the start of the next.
-    Where    At the points below, which every step passes. Each raises Stopped on all ranks, or on none.
+    Where    Every step passes the points below. Each point raises Stopped on all ranks, or on none.
     Result   The weights stay as the last finished step left them: they change only when all ranks have all gradients.
              `loop.train` catches Stopped and saves a checkpoint.
 
