@@ -12,6 +12,7 @@ from causal_conv1d.cpp_functions import causal_conv1d_bwd_function, causal_conv1
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from ma2mba.errors import UserError
 from ma2mba.ops.sequence_parallel import exchange_input_gradients, exchange_inputs, last_inputs
 from ma2mba.ops.types import LayerWeights
 
@@ -42,8 +43,22 @@ class SmallWeights(NamedTuple):
         return small
 
 
+STRIDE = 8
+"""causal-conv1d takes rows whose distance in memory is a multiple of 8 elements."""
+
+
+def _takes(x_BTV: Tensor) -> bool:
+    return x_BTV.stride(0) % STRIDE == x_BTV.stride(1) % STRIDE == 0
+
+
 def convolve(xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor) -> Tensor:
-    x_BVT = xBC_BTV.transpose(1, 2)
+    """Return the convolved inputs. Raise UserError if the number of channels is not a multiple of 8."""
+    if xBC_BTV.shape[2] % STRIDE:
+        raise UserError(
+            f"the convolution of this Mamba-2 layer has {xBC_BTV.shape[2]} channels (expand * d_model + 2 * ngroups * "
+            f"d_state), and causal-conv1d takes multiples of {STRIDE}. Change the model, or set MA2MBA_OPS=torch"
+        )
+    x_BVT = (xBC_BTV if _takes(xBC_BTV) else xBC_BTV.contiguous()).transpose(1, 2)
     return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
 
 
@@ -77,6 +92,11 @@ def convolve_backward(
     xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor, dconvolved_BTV: Tensor, dxBC_BTV: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of taps and bias (fp32) and of the state. Write the gradient of the inputs to `dxBC_BTV`."""
+    if not _takes(xBC_BTV):
+        dx_BTV = torch.empty(xBC_BTV.shape, dtype=dxBC_BTV.dtype, device=dxBC_BTV.device)
+        gradients = convolve_backward(xBC_BTV.contiguous(), small, conv_BVW, dconvolved_BTV, dx_BTV)
+        dxBC_BTV.copy_(dx_BTV)
+        return gradients
     _, dtaps_VW, dbias_V, dconv_BVW = causal_conv1d_bwd_function(
         xBC_BTV.transpose(1, 2),
         small.taps_VW,

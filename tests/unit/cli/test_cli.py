@@ -61,7 +61,7 @@ def run_folder(model_folder, tmp_path):
 
 
 def test_verbose_shows_the_model_and_the_frames(ma2mba, picture, model_folder, caplog):
-    ma2mba("ask", picture, "Which symbol?", "--model", model_folder, "--max-tokens", 1, "--verbose")
+    ma2mba("ask", picture, "Which symbol?", "--model", model_folder, "--max-tokens", 1, "--device", "cpu", "--verbose")
     decided = [record.getMessage() for record in caplog.records]
     assert f"model: {model_folder}, torch.float32 on cpu" in decided
     assert any("1 frames sampled" in line for line in decided)

@@ -115,8 +115,9 @@ def test_a_recipe_whose_ranks_share_sequences(plan, tmp_path):
     alone.write_text(RECIPE)
     shared.write_text(RECIPE + "parallel: {sequence: 2}\n")
     common = ("--device-memory", 6, "--gpus", 4)
-    facts = json.loads(plan("--model", shared, "--tokens", 16384, *common, "--zero", 3, "--json")[1])
-    half = json.loads(plan("--model", alone, "--tokens", 8192, *common, "--zero", 3, "--json")[1])
+    estimated = (*common, "--zero", 3, "--ops", "torch", "--json")  # a GPU would measure times, twice
+    facts = json.loads(plan("--model", shared, "--tokens", 16384, *estimated)[1])
+    half = json.loads(plan("--model", alone, "--tokens", 8192, *estimated)[1])
     assert (facts["tokens"], facts["ranks"], facts["rank_tokens"]) == (16384, 2, 8192)
     assert (half["tokens"], half["ranks"], half["rank_tokens"]) == (8192, 1, 8192)
     for name in ("choice", "runner_up", "longest"):
