@@ -230,7 +230,7 @@ def test_a_data_set_that_cannot_be_found(work, dataset, said):
             {"dataset": {"path": "llava.json", "slpit": "x"}},
             "sources.0.dataset.slpit: unknown key. Known keys: path, name",
         ),
-        ({"dataset": {"split": "x"}}, "sources.0.dataset.path: missing; it is required"),
+        ({"dataset": {"split": "x"}}, "sources.0.dataset.path: missing. Give it a value"),
         ({"dataset": "llava.json"}, "sources.0.dataset: Input should be a valid dictionary"),
     ],
 )
