@@ -24,7 +24,7 @@ from av.video.reformatter import VideoReformatter
 from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
-from ma2mba.video.pyav import DECODER_VERSION, error_text, open_video, raise_if_out_of_memory
+from ma2mba.video.pyav import DECODER_VERSION, SINGLE_THREAD, error_text, open_video, raise_if_out_of_memory
 
 T = TypeVar("T")
 DecoderName = Literal["pyav", "decord"]
@@ -197,7 +197,7 @@ def to_rgb(path: Path, frame: av.VideoFrame, reformatter: VideoReformatter) -> n
     Raise MediaError naming `path` if the pixel format cannot be converted.
     """
     try:
-        picture = reformatter.reformat(frame, format="rgb24").to_ndarray()
+        picture = reformatter.reformat(frame, format="rgb24", **SINGLE_THREAD).to_ndarray()
     except av.FFmpegError as error:
         raise_if_out_of_memory(error)
         raise MediaError(path, f"cannot be converted to RGB ({error_text(error)})") from error

@@ -10,6 +10,7 @@ from typing import Any
 import av
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ma2mba.video.errors import MediaError, file_size
@@ -18,6 +19,10 @@ DECODER_VERSION = f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
 BEFORE_19 = int(av.__version__.split(".")[0]) < 19
 OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if BEFORE_19 else {}
 """Accept tags that are not UTF-8. PyAV 19 always accepts them and has no such option."""
+
+SINGLE_THREAD: dict[str, Any] = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
+"""Convert pixels in the calling thread. By default PyAV starts a thread for each core, whose stacks exceed the memory
+limit of a worker on a machine with many cores: a healthy video was rejected. PyAV 15 has no such option."""
 
 
 @contextmanager

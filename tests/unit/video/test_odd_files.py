@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import json
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import av
 import pytest
 import yaml
+from av.video.reformatter import VideoReformatter
 
 from data_prep import sample
 from data_prep.build import build
@@ -87,6 +89,16 @@ def test_a_build_survives_all_of_them_and_counts_each(built):
             said = rows[odd.name].reason if odd.name in kept else reasons[odd.name]
             assert odd.reason in said
     assert reasons["bomb.mov"] == "needs more than 384 MB of memory"
+
+
+def test_pixels_are_converted_in_the_calling_thread(files):
+    """A thread for each core has a stack for each core, which the memory limit of a worker does not allow."""
+    path = files[0] / "interlaced.mp4"
+    with pyav.open_video(path) as (container, stream):
+        reformatter, before = VideoReformatter(), len(os.listdir("/proc/self/task"))
+        for frame in container.decode(stream):
+            decode.to_rgb(path, frame, reformatter)
+            assert len(os.listdir("/proc/self/task")) == before
 
 
 def test_there_are_enough_and_the_document_lists_them():
