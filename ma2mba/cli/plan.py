@@ -11,6 +11,7 @@ from rich.table import Table
 from ma2mba.cli.output import Json, out, print_json
 from ma2mba.errors import UserError
 from ma2mba.planner.memory import GIB
+from ma2mba.shipped import recipe_names
 
 if TYPE_CHECKING:
     from ma2mba.planner.choose import Planner
@@ -29,7 +30,7 @@ class Ops(StrEnum):
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="key=value", help="Override keys of the recipe, as in training.")
 ]
-Model = Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (a YAML file).")]
+Model = Annotated[str, typer.Option("--model", help="370m, 1.3b, 2.7b, or a training recipe (a YAML file, or a name).")]
 Tokens = Annotated[
     int | None, typer.Option("--tokens", min=1, help="Plan for a text of this many tokens, all supervised.")
 ]
@@ -123,7 +124,7 @@ def _setup(model: str, overrides: list[str], gpus: int, zero: int | None) -> tup
     from ma2mba.training.model_source import find_source
     from ma2mba.training.recipe.loading import load_recipe
 
-    if Path(model).suffix not in (".yaml", ".yml"):
+    if Path(model).suffix not in (".yaml", ".yml") and model not in recipe_names():
         if overrides:
             raise UserError(
                 f"{overrides[0]}: --model {model} is not a recipe, so it has no keys to override; "

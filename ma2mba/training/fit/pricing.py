@@ -116,7 +116,10 @@ class SampleLength:
 def config_of_size(name: str) -> ModelConfig:
     """Return the configuration of one of the paper's models: 370m, 1.3b or 2.7b, with CLIP ViT-L/14-336."""
     if name not in SIZES:
-        raise UserError(f"--model {name}: unknown model. Use one of {', '.join(SIZES)}, or a recipe (a YAML file)")
+        raise UserError(
+            f"--model {name}: unknown model. Use one of {', '.join(SIZES)}, or a recipe: a YAML file, or a name that "
+            "`ma2mba recipes` lists"
+        )
     return ModelConfig(language_model=SIZES[name], vision=CLIP)
 
 

@@ -101,6 +101,7 @@ def test_a_recipe_whose_init_from_does_not_exist(plan, tmp_path):
     code, text, error = plan("--model", stage2, *common)
     assert (code, text) == (2, "")
     assert "runs/stage1_5 does not exist; give a run or model folder" in error
+    assert "runs/stage1_5 does not exist" in plan("--model", "stage2", *common)[2], "a shipped recipe has a name"
     code, text, _ = plan("--model", stage2, *shlex.split(error.split("or describe a new model: ")[1]), *common)
     assert code == 0
     assert json.loads(text)["choice"]["device_parts"]["weights"] > 5 * 2**30
