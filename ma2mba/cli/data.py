@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ma2mba.cli.output import Json, Verbose, out, print_json, readable
 from ma2mba.errors import UserError
@@ -211,8 +211,7 @@ def _show_preview(folder: Path, found: "Preview", as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table("dry run", escape(str(folder)), title_justify="left")
-    table.columns[1].justify = "right"
+    table = Table("dry run", Column(escape(str(folder)), overflow="fold", justify="right"))
     for key, value in facts.items():
         if key not in ("out", "by_dataset"):
             table.add_row(key.replace("_", " "), readable(value))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from ma2mba.cli.output import Verbose, out
 from ma2mba.errors import UserError
@@ -91,7 +91,7 @@ def _show_preview(recipe: "Recipe", gpus: int | None, hostfile: Path | None) -> 
         ranks = [min(gpus, count) if gpus else count for count in nodes]
         world = replace(world, size=sum(ranks), local_size=max(ranks))
     found = preview(recipe, world)
-    table = Table("dry run", escape(recipe.run), title_justify="left", show_lines=True)
+    table = Table("dry run", Column(escape(recipe.run), overflow="fold"), show_lines=True)
     for name, value in (*_read(found), *_planned(found), *_written(found)):
         table.add_row(name, escape(value))
     out.print(table)

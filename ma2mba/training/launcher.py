@@ -32,7 +32,9 @@ def launch(arguments: Sequence[str], gpus: int | None = None, hostfile: Path | N
     """
     count = ["--num_gpus", str(gpus)] if gpus else []
     if hostfile is None:
-        return run_launcher([*count, "--master_port", str(free_port()), "--module", RANK_MODULE, *arguments])
+        quiet = [] if "--verbose" in arguments else ["--quiet"]  # else DeepSpeed logs 15 lines before the first step
+        options = [*quiet, *count, "--master_port", str(free_port())]
+        return run_launcher([*options, "--module", RANK_MODULE, *arguments])
     nodes.slots(hostfile)
     options = [*nodes.options(hostfile, os.environ), *count, "--module", RANK_MODULE]
     with nodes.variables(os.environ) as environment:

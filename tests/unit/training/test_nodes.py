@@ -82,5 +82,5 @@ def test_the_launcher_starts_the_module_of_a_rank(hosts, monkeypatch):
     assert launcher.launch(["recipe.yaml", "run=r"], hostfile=hosts) == 7
     here, there = (" ".join(arguments) for arguments, *_ in asked)
     module = "--module ma2mba.training.rank recipe.yaml run=r"
-    assert re.fullmatch(rf"--num_gpus 2 --master_port \d+ {module}", here)
+    assert re.fullmatch(rf"--quiet --num_gpus 2 --master_port \d+ {module}", here)
     assert there == f"--hostfile {hosts} --master_port 29500 {module}"
