@@ -1,6 +1,5 @@
 """What a build would read and write: everything that is known before a video is decoded."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,13 @@ from ma2mba.video.decode import decoder_version
 class Preview:
     """A build before its start.
 
-    `wanted`: the shards to build here, by number; `finished`: those of `wanted` that need no work. `absent`: clips
-    whose media file does not exist. `done`: the folder already holds this build, finished.
+    `to_build`: the number of the `shards` that this share must still build. `absent`: clips whose media file does not
+    exist. `done`: the folder already holds this build, finished.
     """
 
     reading: Reading
     shards: int
-    wanted: Sequence[int]
-    finished: list[int]
+    to_build: int
     absent: list[Clip]
     done: bool
 
@@ -39,6 +37,6 @@ def preview(recipe_path: Path, out: Path, share: Share | None = None, *, online:
     reading = read_sources(recipe, base, online=online)
     shards = len(split_clips(reading.clips, recipe.clips_per_part))
     wanted = (share or Share(0, 1)).shards(shards)
-    finished = list(wanted) if done else [shard for shard in wanted if load_finished(out, shard)]
+    to_build = 0 if done else sum(load_finished(out, shard) is None for shard in wanted)
     absent = [clip for clip in reading.clips if clip.media and not clip.media.exists()]
-    return Preview(reading, shards, wanted, finished, absent, done)
+    return Preview(reading, shards, to_build, absent, done)

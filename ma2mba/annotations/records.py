@@ -53,7 +53,7 @@ class BadRecord:
 def each(records_of: Callable[[Path], Records], parse: Parse[T], columns: Sequence[str] = ()) -> Reader[T | BadRecord]:
     """Return the reader of a format in which every record is independent of the others.
 
-    `columns`: what a table of a data set must have, and all that `parse` needs of it; () means all that it has.
+    `columns`: the columns that a table of a data set must have, and that `parse` reads; () means all its columns.
     """
 
     def read(files: Files, media: Path) -> Iterator[T | BadRecord]:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ma2mba.cli.output import Json, Verbose, out, print_json, readable
+from ma2mba.cli.output import Json, Verbose, out, print_json, print_line, readable
 from ma2mba.errors import UserError
 from ma2mba.files import writing
 from ma2mba.video.limits import MEMORY
@@ -60,9 +60,7 @@ def build(
     verbose: Verbose = False,
 ) -> None:
     """Build shards from a recipe. To resume an interrupted build, run the same command again."""
-    from data_prep.build import build as run_build
     from data_prep.running import Share
-    from data_prep.summary import print_summary
 
     share = Share.parse(part) if part else None
     if dry_run:
@@ -70,6 +68,9 @@ def build(
 
         _show_preview(folder, preview(recipe, folder, share, online=online), as_json)
         return
+    from data_prep.build import build as run_build
+    from data_prep.summary import print_summary
+
     with writing(folder):
         report, rejects = run_build(
             recipe,
@@ -84,9 +85,8 @@ def build(
     if as_json:
         print_json(report)
     elif "parts_missing" in report:
-        print(
-            f"{folder}: --part {part} is built; {report['parts_missing']} of {report['parts']} shards are still missing"
-        )
+        missing = f"{report['parts_missing']} of {report['parts']} shards are still missing"
+        print_line(f"{folder}: --part {part} is built; {missing}")
     else:
         print_summary(folder, report, rejects)
 
@@ -156,9 +156,7 @@ def toy(
     length = parse_seconds(seconds)
     with writing(folder):
         written = generate(folder, amounts, length, seed, workers)
-    out.print(
-        f"{folder}: " + ", ".join(f"{count} {name}" for name, count in written.items()), markup=False, soft_wrap=True
-    )
+    print_line(f"{folder}: " + ", ".join(f"{count} {name}" for name, count in written.items()))
 
 
 @app.command()
@@ -175,9 +173,7 @@ def toy_eval(
     length = parse_seconds(seconds)
     with writing(folder):
         count = generate_eval(folder, videos, length, seed, workers)
-    out.print(
-        f"{folder}: {count} needle videos; the questions are in {folder / 'eval.jsonl'}", markup=False, soft_wrap=True
-    )
+    print_line(f"{folder}: {count} needle videos; the questions are in {folder / 'eval.jsonl'}")
 
 
 def parse_seconds(text: str) -> tuple[int, int]:
@@ -205,7 +201,7 @@ def _show_preview(folder: Path, found: "Preview", as_json: bool) -> None:
         "malformed_records": len(reading.rejects),
         "missing_media": len(found.absent),
         "shards": found.shards,
-        "shards_to_build": len(found.wanted) - len(found.finished),
+        "shards_to_build": found.to_build,
         "by_dataset": reading.by_dataset,
     }
     if as_json:

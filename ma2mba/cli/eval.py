@@ -9,7 +9,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from ma2mba.cli.output import Device, Frames, Json, ModelFolder, Verbose, device_name, out, print_json, progress
+from ma2mba.cli.output import (
+    Device,
+    Frames,
+    Json,
+    ModelFolder,
+    Verbose,
+    device_name,
+    out,
+    print_json,
+    print_line,
+    progress,
+)
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 
@@ -42,7 +53,7 @@ def evaluate_command(
     if as_json:
         print_json(result)
     else:
-        out.print(f"{model} on {task}, frames: {frames}", markup=False, soft_wrap=True)
+        print_line(f"{model} on {task}, frames: {frames}")
         out.print(_accuracy_table(result))
     if out_file:
         with atomic_write(out_file) as file:

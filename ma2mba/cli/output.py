@@ -44,6 +44,11 @@ def device_name(name: str) -> str:
     return "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
 
 
+def print_line(text: str) -> None:
+    """Print a line as it is: paths in it are neither wrapped nor read as markup."""
+    out.print(text, markup=False, soft_wrap=True)
+
+
 def print_json(facts: dict[str, Any]) -> None:
     """Print one JSON object, without colours. Values must be finite: JSON has no NaN."""
     print(json.dumps(facts, allow_nan=False))

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import data_prep
-from ma2mba.cli.output import Json, out, print_json
+from ma2mba.cli.output import Json, out, print_json, print_line
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 from ma2mba.shipped import policy_names, recipe_names, recipe_text
@@ -49,7 +49,7 @@ def copy_recipe(
         raise UserError(f"{file}: already exists. Name a new file, or remove this one")
     with atomic_write(file) as target:
         target.write(_text(name))
-    out.print(f"{file}: copy of {name}", markup=False, soft_wrap=True)
+    print_line(f"{file}: copy of {name}")
 
 
 def _purpose(text: str) -> str:

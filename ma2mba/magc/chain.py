@@ -32,7 +32,7 @@ class Chain:
         return values, final, residuals if keep else None
 
     def residual(self, values: Any, states: Sequence[State]) -> Any:
-        """Run all steps but the last: nobody needs the last step's output, and backward runs the last step anyway."""
+        """Run all steps but the last: backward runs the last step, and until then its output is unused."""
         last = self.steps[-1]
         split = self.depth - last.depth
         values, _, residuals = Chain(self.steps[:-1]).forward(values, states[:split], keep=True)

@@ -109,7 +109,7 @@ def estimate(cost: Cost, device: Device = Device(), lengths: Sequence[int] = EST
 def estimate_layer(layer: LayerPrice, x: Curve, device: Device, lengths: Sequence[int] = ESTIMATED) -> LayerSpeed:
     """Return the estimated speed of one layer; x as in `Cost`.
 
-    A memo saves matrix products, but never so many that the rest is faster than the launches of kernels. The memory
+    A memo saves matrix products, but the rest of a call takes at least the launches of its kernels. The memory
     traffic that it saves too is not counted: for 12 memos in 16 chunks of 16,384 tokens, the products alone predict
     that 3.1% of the time is saved, and 2.7% was measured.
     """

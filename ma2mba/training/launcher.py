@@ -27,15 +27,14 @@ PORTS = range(10000, 20000)
 def launch(arguments: Sequence[str], gpus: int | None = None, hostfile: Path | None = None) -> int:
     """Train on `gpus` ranks of this machine, or on the nodes of `hostfile`; return the exit code.
 
-    `arguments` are those of a rank: the recipe, its overrides, --verbose. Raise UserError if the hostfile is wrong, or
-    if variables of the environment are (`nodes.options`).
+    Each rank receives `arguments`: the recipe, its overrides, --verbose. Raise UserError if the hostfile or a variable
+    of the environment is wrong (`nodes.options`).
     """
     count = ["--num_gpus", str(gpus)] if gpus else []
     if hostfile is None:
         quiet = [] if "--verbose" in arguments else ["--quiet"]  # else DeepSpeed logs 15 lines before the first step
         options = [*quiet, *count, "--master_port", str(free_port())]
         return run_launcher([*options, "--module", RANK_MODULE, *arguments])
-    nodes.slots(hostfile)
     options = [*nodes.options(hostfile, os.environ), *count, "--module", RANK_MODULE]
     with nodes.variables(os.environ) as environment:
         return run_launcher([*options, *arguments], environment)

@@ -37,7 +37,11 @@ def slots(hostfile: Path) -> list[int]:
 
 
 def options(hostfile: Path, environment: Mapping[str, str]) -> list[str]:
-    """Return the deepspeed launcher's options. Raise UserError if NODE_RANK is set without MASTER_ADDR, or wrong."""
+    """Return the deepspeed launcher's options.
+
+    Raise UserError if the hostfile is wrong, or NODE_RANK, or if NODE_RANK is set without MASTER_ADDR.
+    """
+    nodes = len(slots(hostfile))
     address, rank = environment.get("MASTER_ADDR"), environment.get("NODE_RANK")
     found = ["--hostfile", str(hostfile), "--master_port", environment.get("MASTER_PORT") or PORT]
     if address:
@@ -48,7 +52,6 @@ def options(hostfile: Path, environment: Mapping[str, str]) -> list[str]:
                 f"NODE_RANK={rank} without MASTER_ADDR. Set MASTER_ADDR to an address of the first node, the same on "
                 "all nodes"
             )
-        nodes = len(slots(hostfile))
         if not rank.isdigit() or int(rank) >= nodes:
             raise UserError(f"NODE_RANK={rank}: not a line of {hostfile}. Set a number from 0 to {nodes - 1}")
         found += ["--no_ssh", "--node_rank", rank]
