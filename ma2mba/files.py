@@ -1,4 +1,6 @@
-"""Write files atomically, compute their checksums, and turn file-system errors into messages for the user."""
+"""Write files atomically, compute their checksums, keep names from others inside their folder, and turn file-system
+errors into messages for the user.
+"""
 
 import errno
 import hashlib
@@ -6,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,18 +45,81 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
+class OutsideFolder(UserError):
+    """A name that a file gives does not stay inside its folder. `reason` says why in a few words."""
+
+    def __init__(self, listed_in: object, name: str, reason: str):
+        super().__init__(f"{listed_in}: the entry {name!r} {reason}. Correct the entry, or get the folder again")
+        self.reason = reason
+
+
+def name_problem(name: str) -> str:
+    """Return why `name` cannot name a file inside a folder; "" if it can. Looks at the name only, not at the disk."""
+    if not name:
+        return "is an empty name"
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
+        return "contains control characters"
+    if not fits_utf8(name):
+        return "is not valid Unicode"
+    if os.path.isabs(name):
+        return "is an absolute path"
+    return "leads out of its folder" if os.path.normpath(name).split(os.sep)[0] == ".." else ""
+
+
+def inside(folder: Path, name: str, listed_in: object) -> Path:
+    """Return the path of the entry `name` of `folder`. The file need not exist.
+
+    `listed_in` is the file that gives the name, for the message. Use this for every name that a file gives, and for
+    fixed names in a folder that somebody else made. Raise OutsideFolder for an absolute path, for ".." or a symbolic
+    link that leads out of the folder, and for control characters.
+    """
+    problem = name_problem(name)
+    if not problem:
+        root, path = os.path.realpath(folder), os.path.realpath(folder / name)
+        if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
+            problem = "is a symbolic link that leads out of its folder"
+    if problem:
+        raise OutsideFolder(listed_in, name, problem)
+    return folder / name
+
+
+def read_bounded(path: Path | str, most: int) -> bytes:
+    """Return the bytes of a regular file. Raise UserError if it is missing, unreadable, not a regular file (a FIFO or a
+    device), or larger than `most` bytes.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path}: not a regular file. Give the path of a file")
+            content = file.read(most + 1) if status.st_size <= most else b""
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be read ({reason}). Make it readable, or give another path") from error
+    if max(status.st_size, len(content)) > most:
+        raise UserError(f"{path}: larger than {most:,} bytes. Give a file of this kind that is smaller")
+    return content
+
+
 @contextmanager
 def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path to write to. On success, fsync that file and rename it to `path`; on failure, remove it.
 
-    With `sync=False` a power failure may lose the file, but never leaves it half-written. Use `sync=False` for files
-    that are cheap to rebuild.
+    The file gets the permissions that the umask allows, whichever library writes it. Raise UserError if `path` is a
+    symbolic link: it is neither replaced nor followed. With `sync=False` a power failure may lose the file, but never
+    leaves it half-written. Use `sync=False` for files that are cheap to rebuild.
     """
     path = Path(path)
+    _refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         if sync:
             fsync(temporary)
         os.replace(temporary, path)
@@ -61,6 +127,11 @@ def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
             fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise UserError(f"{path}: a symbolic link, which is neither replaced nor followed. Name the file it points to")
 
 
 @contextmanager
@@ -92,8 +163,12 @@ def fsync(path: Path | str) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
-    """Yield a temporary folder. On success, fsync its files and rename it to `folder`; on failure, remove it."""
+    """Yield a temporary folder. On success, fsync its files and rename it to `folder`; on failure, remove it.
+
+    Raise UserError if `folder` is a symbolic link: it is neither replaced nor followed.
+    """
     folder = Path(folder)
+    _refuse_link(folder)
     temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -15,7 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPS = ("ma2mba", "data_prep", "launch", "examples", "benchmarks", "tests")
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("ma2mba.errors", "ma2mba.files", "ma2mba.progress", "ma2mba.plots", "ma2mba.shipped", "ma2mba.stage"),
+    (
+        "ma2mba.errors",
+        "ma2mba.files",
+        "ma2mba.text",
+        "ma2mba.limits",
+        "ma2mba.progress",
+        "ma2mba.plots",
+        "ma2mba.shipped",
+        "ma2mba.stage",
+    ),
     ("ma2mba.magc",),
     ("ma2mba.ops", "ma2mba.shards"),
     ("ma2mba.model", "ma2mba.video", "ma2mba.annotations"),

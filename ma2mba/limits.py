@@ -1,0 +1,44 @@
+"""What a file from somebody else may cost: one table of limits, each with the variable that raises it.
+
+A limit is checked before the memory is taken. `MA2MBA_LIMIT_VIDEO_HOURS=48` raises one for every command, and for the
+worker processes that the command starts.
+"""
+
+import os
+from functools import cache
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ma2mba.errors import UserError
+
+PREFIX = "MA2MBA_LIMIT_"
+
+
+class Limits(BaseModel):
+    """The largest accepted sizes. docs and SECURITY.md list them from this table."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    video_hours: float = Field(24.0, gt=0, description="hours that a video may last, declared or real")
+    megapixels: float = Field(100.0, gt=0, description="million pixels of a picture or of a video's frame")
+    aspect: float = Field(200.0, ge=1, description="how many times longer one side of a picture may be than the other")
+    streams: int = Field(100, gt=0, description="streams of a media file, attachments included")
+    frames_gb: float = Field(8.0, gt=0, description="GB (10^9 bytes) of frames that one question may hold in memory")
+    text_mb: float = Field(64.0, gt=0, description="MB of one record, of a task file's line or of a JSON file")
+
+
+def raise_limit(name: str) -> str:
+    """Return the sentence that says how to raise a limit."""
+    return f"Set {PREFIX}{name.upper()} to raise this limit"
+
+
+@cache
+def limits() -> Limits:
+    """Return the limits, with those that the environment raises. Raise UserError for an unknown or impossible one."""
+    given = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
+    try:
+        return Limits.model_validate({key.removeprefix(PREFIX).lower(): value for key, value in given.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = PREFIX + str(first["loc"][0]).upper()
+        known = ", ".join(PREFIX + field.upper() for field in Limits.model_fields)
+        raise UserError(f"{name}={given.get(name)}: {first['msg']}. The limits are {known}") from error
