@@ -19,7 +19,7 @@ BAD_YAML = {
     "bool": ("!!bool x", "does not fit its tag"),
     "stamp": ("!!timestamp x", "does not fit its tag"),
     "zero": ("a: \0", "character"),
-    "bytes": (b"\xff\xfe\xff", "decode"),
+    "bytes": (b"\xff\xfe\xff", "unacceptable"),
     "open": ("a: [", "expected"),
 }
 
