@@ -26,11 +26,12 @@ def test_layer_and_loss_in_bf16_are_as_near_to_fp64_as_plain_torch_in_bf16():
     assert [row for row in rows if not row.ok] == []
 
 
-def test_a_layer_whose_projection_has_rows_of_an_odd_length():
+@pytest.mark.parametrize("shape", [(2, 100), (1, 100), (2, 1), (1, 1)])
+def test_a_layer_whose_projection_has_rows_of_an_odd_length(shape):
     """454 numbers a row, as in the demo's model: causal-conv1d takes distances that are multiples of 8."""
     torch.manual_seed(0)
     layer = Mamba2Layer(Mamba2Config(d_model=96, n_layer=1, d_state=32, headdim=32, ssd_block=32)).to(torch.bfloat16)
-    x = torch.randn(2, 100, 96)
+    x = torch.randn(*shape, 96)
     found = []
     for device, dtype in (("cuda", torch.bfloat16), ("cpu", torch.float64)):
         run, given = layer.to(device, dtype), x.to(device, dtype, copy=True).requires_grad_()

@@ -51,6 +51,11 @@ def _takes(x_BTV: Tensor) -> bool:
     return x_BTV.stride(0) % STRIDE == x_BTV.stride(1) % STRIDE == 0
 
 
+def _packed(x_BTV: Tensor) -> Tensor:
+    """Return a copy without gaps. `contiguous` would keep the distances of a single token's view as they are."""
+    return x_BTV.clone(memory_format=torch.contiguous_format)
+
+
 def convolve(xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor) -> Tensor:
     """Return the convolved inputs. Raise UserError if the number of channels is not a multiple of 8."""
     if xBC_BTV.shape[2] % STRIDE:
@@ -58,7 +63,7 @@ def convolve(xBC_BTV: Tensor, small: SmallWeights, conv_BVW: Tensor) -> Tensor:
             f"the convolution of this Mamba-2 layer has {xBC_BTV.shape[2]} channels (expand * d_model + 2 * ngroups * "
             f"d_state), and causal-conv1d takes multiples of {STRIDE}. Change the model, or set MA2MBA_OPS=torch"
         )
-    x_BVT = (xBC_BTV if _takes(xBC_BTV) else xBC_BTV.contiguous()).transpose(1, 2)
+    x_BVT = (xBC_BTV if _takes(xBC_BTV) else _packed(xBC_BTV)).transpose(1, 2)
     return causal_conv1d_fwd_function(x_BVT, small.taps_VW, small.bias_V, None, conv_BVW, None, True).transpose(1, 2)
 
 
@@ -94,7 +99,7 @@ def convolve_backward(
     """Return the gradients of taps and bias (fp32) and of the state. Write the gradient of the inputs to `dxBC_BTV`."""
     if not _takes(xBC_BTV):
         dx_BTV = torch.empty(xBC_BTV.shape, dtype=dxBC_BTV.dtype, device=dxBC_BTV.device)
-        gradients = convolve_backward(xBC_BTV.contiguous(), small, conv_BVW, dconvolved_BTV, dx_BTV)
+        gradients = convolve_backward(_packed(xBC_BTV), small, conv_BVW, dconvolved_BTV, dx_BTV)
         dxBC_BTV.copy_(dx_BTV)
         return gradients
     _, dtaps_VW, dbias_V, dconv_BVW = causal_conv1d_bwd_function(
