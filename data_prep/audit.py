@@ -21,7 +21,7 @@ from ma2mba.shards.manifest import Manifest, ShardDamaged, file_entry, hash_json
 from ma2mba.shards.reader import Damage, find_damage
 from ma2mba.shards.writer import payload_name
 from ma2mba.video.decode import decoder_version
-from ma2mba.video.limits import MEMORY
+from ma2mba.video.memory import MEMORY
 from ma2mba.video.pool import STALL
 
 REPAIR_FOLDER = ".repair"

@@ -22,7 +22,7 @@ from ma2mba.shards.format import INDEX_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_F
 from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, write_manifest
 from ma2mba.shards.writer import write_index
 from ma2mba.video.decode import decoder_version
-from ma2mba.video.limits import MEMORY
+from ma2mba.video.memory import MEMORY
 from ma2mba.video.pool import STALL
 
 log = logging.getLogger(__name__)

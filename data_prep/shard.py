@@ -23,7 +23,7 @@ from ma2mba.shards.format import IndexRow
 from ma2mba.shards.manifest import FileEntry, file_entry
 from ma2mba.shards.writer import PayloadWriter, read_index, write_index
 from ma2mba.video.errors import MediaError
-from ma2mba.video.limits import MEMORY
+from ma2mba.video.memory import MEMORY
 from ma2mba.video.pool import Task
 
 WORK_FOLDER = ".build"

@@ -18,10 +18,12 @@ class Limits(BaseModel):
     """The largest accepted sizes. docs and SECURITY.md list them from this table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    video_hours: float = Field(24.0, gt=0, description="hours that a video may last, declared or real")
+    video_hours: float = Field(24.0, gt=0, description="hours from a video's first frame to its end")
     megapixels: float = Field(100.0, gt=0, description="million pixels of a picture or of a video's frame")
     aspect: float = Field(200.0, ge=1, description="how many times longer one side of a picture may be than the other")
     streams: int = Field(100, gt=0, description="streams of a media file, attachments included")
+    picture_mb: float = Field(512.0, gt=0, description="MB (10^6 bytes) of a picture's file")
+    reading_mb: float = Field(550.0, gt=0, description="MB of memory that a media file's headers and times may take")
     frames_gb: float = Field(8.0, gt=0, description="GB (10^9 bytes) of frames that one question may hold in memory")
     text_mb: float = Field(64.0, gt=0, description="MB of one record, of a task file's line or of a JSON file")
 

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from ma2mba.cli.output import Json, Verbose, out, print_json, print_line, readable
 from ma2mba.errors import UserError
 from ma2mba.files import writing
-from ma2mba.video.limits import MEMORY
+from ma2mba.video.memory import MEMORY
 
 if TYPE_CHECKING:
     from data_prep.preview import Preview

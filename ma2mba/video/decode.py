@@ -24,7 +24,14 @@ from av.video.reformatter import VideoReformatter
 from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
-from ma2mba.video.pyav import DECODER_VERSION, SINGLE_THREAD, error_text, open_video, raise_if_out_of_memory
+from ma2mba.video.pyav import (
+    DECODER_VERSION,
+    SINGLE_THREAD,
+    error_text,
+    open_video,
+    raise_if_out_of_memory,
+    raise_if_too_large,
+)
 
 T = TypeVar("T")
 DecoderName = Literal["pyav", "decord"]
@@ -166,6 +173,7 @@ def _decode_once(
         context, shown, failure = stream.codec_context, 0, ""
         packets, reformatter = container.demux(stream), VideoReformatter()
         while True:
+            packet = None
             try:
                 packet = next(packets, None)
                 if packet is None:
@@ -176,6 +184,7 @@ def _decode_once(
                 frames = packet.decode()
             except (av.FFmpegError, EOFError) as error:
                 raise_if_out_of_memory(error)
+                raise_if_too_large(path, packet, error)
                 if shown:
                     return f"damaged after frame {shown} ({error_text(error)})"
                 failure = f" ({error_text(error)})"

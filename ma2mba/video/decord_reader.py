@@ -44,7 +44,7 @@ def decode_indices(
         if container.format.name in MISREAD:
             return used, f"decord returns wrong frames of {container.format.name} files"
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+        reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         if mismatch := _mismatch(reader, facts):
             return used, mismatch
         for index in sorted(set(indices)):

@@ -1,20 +1,28 @@
-"""The error for a video or an image that cannot be used."""
+"""The errors for a video or an image that cannot be used, and the limits of what reading one may cost."""
 
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ma2mba.errors import UserError
+from ma2mba.limits import limits, raise_limit
+from ma2mba.video.memory import at_most
 
 
 class MediaError(UserError):
-    """A video or image cannot be used: `path` names the file, `reason` says why in a few words."""
+    """A video or image cannot be used: `path` names the file, `reason` says why in a few words, `remedy` what to do."""
 
-    def __init__(self, path: object, reason: str):
-        super().__init__(f"{path}: {reason}. Use a complete, readable file")
-        self.path, self.reason = str(path), reason
+    def __init__(self, path: object, reason: str, remedy: str = "Use a complete, readable file"):
+        super().__init__(f"{path}: {reason}. {remedy}")
+        self.path, self.reason, self.remedy = str(path), reason, remedy
 
     def __reduce__(self):
-        return MediaError, (self.path, self.reason)
+        return type(self), (self.path, self.reason, self.remedy)
+
+
+class OverMemory(MediaError, MemoryError):
+    """Reading a video or image takes more memory than limits() allows."""
 
 
 def file_size(path: Path) -> int:
@@ -28,3 +36,30 @@ def file_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise MediaError(path, "not a regular file")
     return status.st_size
+
+
+@contextmanager
+def reading_memory(path: Path, extra: int = 0) -> Iterator[None]:
+    """Let the block take limits().reading_mb, and `extra` bytes. Raise OverMemory naming `path` if it needs more."""
+    allowed = limits().reading_mb + extra / 1e6
+    with at_most(int(allowed * 1e6)) as lowest:
+        try:
+            yield
+        except OverMemory:
+            raise
+        except MemoryError as error:
+            if not lowest:
+                raise
+            reason = f"reading it takes more than {allowed:,.0f} MB of memory"
+            raise OverMemory(path, reason, raise_limit("reading_mb")) from error
+
+
+def check_picture_size(path: Path, width: int, height: int) -> None:
+    """Raise MediaError if a picture of this size has more pixels, or is thinner, than limits() allows."""
+    most = limits()
+    if width * height > most.megapixels * 1e6:
+        reason = f"{width:,} x {height:,} pixels are more than {most.megapixels:g} megapixels"
+        raise MediaError(path, reason, raise_limit("megapixels"))
+    if max(width, height) > most.aspect * max(1, min(width, height)):
+        reason = f"of {width:,} x {height:,} pixels, one side is more than {most.aspect:g} times longer than the other"
+        raise MediaError(path, reason, raise_limit("aspect"))

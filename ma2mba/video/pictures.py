@@ -1,14 +1,27 @@
 """Read image files, resize and crop pictures as CLIP does, and write JPEG."""
 
+import math
+import warnings
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from ma2mba.video.errors import MediaError, file_size
+from ma2mba.limits import limits, raise_limit
+from ma2mba.video.errors import MediaError, check_picture_size, file_size, reading_memory
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+BYTES_OF_A_PIXEL = 24
+"""Memory that decoding, rotating and converting a picture may take for each pixel."""
+LARGEST_RESIZED = 32_000_000
+"""Pixels of a resized picture beyond which only its centre is resized. Thin pictures alone reach this size."""
+FORMATS = "JPEG MPO PNG WEBP GIF BMP DIB TIFF AVIF JPEG2000 PPM TGA ICO PCX QOI SGI SUN PSD DDS XBM XPM"
+"""Pillow's plugins that decode a picture without any program or other file. EPS would start Ghostscript."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_picture_size refuses such pictures
 
 
 def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
@@ -16,28 +29,53 @@ def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
     height, width = picture.shape[:2]
     short = min(height, width)
     tall, wide = int(size * height / short), int(size * width / short)
+    top, left = (tall - size) // 2, (wide - size) // 2
+    if tall * wide > LARGEST_RESIZED:
+        down, right = height / tall, width / wide
+        box = (left * right, top * down, (left + size) * right, (top + size) * down)
+        return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box))
     if (tall, wide) != (height, width):
         picture = np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.BICUBIC))
-    top, left = (tall - size) // 2, (wide - size) // 2
     return np.ascontiguousarray(picture[top : top + size, left : left + size])
 
 
 def read_image(path: Path) -> np.ndarray:
     """Return an image as RGB uint8 (H, W, 3), rotated as its EXIF data says. 16-bit images keep their upper 8 bits.
 
-    Raise MediaError if the file is missing, damaged or truncated.
+    The one place that opens a picture. An animation is its first picture. Raise MediaError if the file is missing,
+    damaged or truncated, of a format not in FORMATS, or larger than limits() allows.
     """
-    file_size(path)
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would clip all values above 255
-                upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
-            return np.asarray(upright.convert("RGB"))
-    except MemoryError:
+        size = file_size(path)
+        if size > limits().picture_mb * 1e6:
+            reason = f"its {size / 1e6:,.0f} MB are more than {limits().picture_mb:g} MB"
+            raise MediaError(path, reason, raise_limit("picture_mb"))
+        if not size:
+            raise MediaError(path, "not a readable image (the file is empty)")
+        with reading_memory(path):
+            image = _open(path)
+        with image:
+            check_picture_size(path, *image.size)
+            with reading_memory(path, BYTES_OF_A_PIXEL * image.width * image.height):
+                return _pixels(image)
+    except (MemoryError, MediaError):
         raise
     except Exception as error:  # damaged EXIF data alone raises struct.error, TypeError and others
         raise MediaError(path, f"not a readable image ({error})".replace(str(path), path.name)) from error
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header of a picture. Also the pictures within an ICO file count against the limit of pixels."""
+    Image.init()  # AVIF, for example, is not in every version of Pillow
+    Image.MAX_IMAGE_PIXELS = math.ceil(limits().megapixels * 1e6 / 2)  # Pillow refuses pictures of twice this size
+    return Image.open(path, formats=[name for name in FORMATS.split() if name in Image.OPEN])
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would clip all values above 255
+        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
+    return np.asarray(upright.convert("RGB"))
 
 
 def to_jpeg(picture: np.ndarray, quality: int) -> bytes:

@@ -24,7 +24,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from ma2mba.errors import UserError
-from ma2mba.video.limits import limit_memory
+from ma2mba.video.memory import limit_memory
 
 STALL = 300.0
 """Seconds without a sign of life after which an item is given up."""

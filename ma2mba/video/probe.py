@@ -6,22 +6,24 @@ MediaError here.
 """
 
 import struct
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from ma2mba.video.errors import MediaError
+from ma2mba.limits import limits, raise_limit
+from ma2mba.video.errors import MediaError, reading_memory
 from ma2mba.video.pyav import error_text, open_video, raise_if_out_of_memory, time_base
+from ma2mba.video.references import data_elsewhere
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
-LONGEST = 48 * 3600
-"""Longest accepted video in seconds. Without it, one wrong timestamp would request millions of frames."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +48,62 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     If the packets have no presentation times, decode every frame instead. Raise MediaError if the file is not a
     readable video, or if its times are impossible.
     """
-    with open_video(path) as (container, stream):
-        spans, ends, unstamped, damage = _read_packets(container, stream, beat)
-        damage = damage or _missing_bytes(path, container) or _early_end(container, ends)
+    with reading_memory(path), open_video(path) as (container, stream):
         tick, period = time_base(stream), _period(stream)
+        times = _Times(path, tick)
+        end, unstamped, damage = _read_packets(container, stream, times, beat)
+        damage = damage or _missing_bytes(path, container) or _early_end(container, end)
     if unstamped:
-        spans = _decoded_spans(path, beat)
-    if not spans:
-        raise MediaError(path, damage or "it holds no frames with times")
-    spans.sort()
-    pts = [start for start, _ in spans]
-    last = spans[-1][1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
-    duration = float((pts[-1] + last - pts[0]) * tick)
-    if duration > LONGEST:
-        raise MediaError(
-            path, f"its frames span {duration / 3600:.0f} hours; over {LONGEST // 3600} is taken as damage"
-        )
-    return Probe(pts, tick, duration, not unstamped, damage)
+        times = _Times(path, tick)
+        for span in _decoded_spans(path, beat):
+            times.add(*span)
+    if not times.pts:
+        raise MediaError(path, damage or data_elsewhere(path) or "it holds no frames with times")
+    pts = np.sort(np.frombuffer(times.pts, np.int64)).tolist()
+    last = times.last[1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
+    return Probe(pts, tick, times.span(last), not unstamped, damage)
+
+
+class _Times:
+    """The times of frames in ticks, as they are read: 8 bytes each, since a file of a day holds millions.
+
+    `last`: pts and duration of the frame that is shown last.
+    """
+
+    def __init__(self, path: Path, tick: Fraction):
+        self.path, self.tick, self.most = path, tick, limits().video_hours * 3600
+        self.pts, self.first, self.last = array("q"), 0, (0, 0)
+
+    def add(self, pts: int, duration: int) -> None:
+        """Add a frame. Raise MediaError as soon as the frames span more hours than limits() allows."""
+        if not self.pts:
+            self.first, self.last = pts, (pts, duration)
+        self.pts.append(pts)
+        if pts < self.first or (pts, duration) > self.last:
+            self.first, self.last = min(pts, self.first), max((pts, duration), self.last)
+            self.span(0)
+
+    def span(self, last: int) -> float:
+        """Return the seconds from the first frame to the end of the last one, which is shown for `last` ticks.
+
+        Raise MediaError if this is more than limits() allows.
+        """
+        seconds = float((self.last[0] + last - self.first) * self.tick)
+        if seconds > self.most:
+            hours = f"its frames span {seconds / 3600:.0f} hours, more than {self.most / 3600:g}"
+            raise MediaError(self.path, hours, raise_limit("video_hours"))
+        return seconds
 
 
 def _read_packets(
-    container: InputContainer, stream: VideoStream, beat: Callable[[], None]
-) -> tuple[list[tuple[int, int]], list[float], bool, str]:
-    """Read all packets of all streams.
+    container: InputContainer, stream: VideoStream, times: _Times, beat: Callable[[], None]
+) -> tuple[float, bool, str]:
+    """Read all packets of all streams, and add each shown frame to `times`.
 
-    Return (pts, duration) of each shown frame, the end of every packet in seconds, whether a frame has no pts, and
-    the damage that stopped the reading ("" if none).
+    Return the end of the last packet in seconds, whether a frame has no pts, and the damage that stopped the reading
+    ("" if none).
     """
-    spans: list[tuple[int, int]] = []
-    ends, unstamped = [0.0], False
+    end, unstamped = 0.0, False
     try:
         for packet in container.demux():
             beat()
@@ -82,16 +111,16 @@ def _read_packets(
                 continue
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None and packet.time_base is not None:
-                ends.append(float((stamp + (packet.duration or 0)) * packet.time_base))
+                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
             if packet.stream.index == stream.index and not packet.is_discard:
                 if packet.pts is None:
                     unstamped = True
                 else:
-                    spans.append((packet.pts, packet.duration or 0))
+                    times.add(packet.pts, packet.duration or 0)
     except av.FFmpegError as error:
         raise_if_out_of_memory(error)
-        return spans, ends, unstamped, f"reading stopped after {len(spans)} frames ({error_text(error)})"
-    return spans, ends, unstamped, ""
+        return end, unstamped, f"reading stopped after {len(times.pts)} frames ({error_text(error)})"
+    return end, unstamped, ""
 
 
 def _missing_bytes(path: Path, container: InputContainer) -> str:
@@ -102,12 +131,12 @@ def _missing_bytes(path: Path, container: InputContainer) -> str:
         raise MediaError(path, f"cannot be read to its end ({error.strerror})") from error
 
 
-def _early_end(container: InputContainer, ends: list[float]) -> str:
+def _early_end(container: InputContainer, end: float) -> str:
     """Return by how much the last packet ends before the duration in the header; "" within TRUNCATION_TOLERANCE."""
     if not container.duration:
         return ""
     declared, start = container.duration / av.time_base, min((container.start_time or 0) / av.time_base, 0.0)
-    end = max(ends) - start
+    end -= start
     if end >= declared - TRUNCATION_TOLERANCE:
         return ""
     return f"truncated or damaged: it ends at {end:.1f} s of {declared:.1f} s"
@@ -120,19 +149,17 @@ def _period(stream: VideoStream) -> int:
     return max(1, round(1 / (stream.average_rate * time_base(stream))))
 
 
-def _decoded_spans(path: Path, beat: Callable[[], None]) -> list[tuple[int, int]]:
-    """Decode all frames and return (pts, duration) of each, for containers whose packets have only decoding times."""
-    spans = []
+def _decoded_spans(path: Path, beat: Callable[[], None]) -> Iterator[tuple[int, int]]:
+    """Decode all frames and yield (pts, duration) of each, for containers whose packets have only decoding times."""
     with open_video(path) as (container, stream):
         try:
             for frame in container.decode(stream):
                 beat()
                 stamp = frame.pts if frame.pts is not None else frame.dts
                 if stamp is not None:
-                    spans.append((stamp, frame.duration or 0))
+                    yield stamp, frame.duration or 0
         except av.FFmpegError as error:  # the frames before the damage have their times
             raise_if_out_of_memory(error)
-    return spans
 
 
 def missing_tail(path: Path) -> str:

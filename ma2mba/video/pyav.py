@@ -1,7 +1,8 @@
 """Open videos with PyAV. What differs between the versions of PyAV (15 to 19) is handled here."""
 
+import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -9,11 +10,15 @@ from typing import Any
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from ma2mba.video.errors import MediaError, file_size
+from ma2mba.limits import limits, raise_limit
+from ma2mba.video.errors import MediaError, check_picture_size, file_size, reading_memory
+from ma2mba.video.formats import VIDEO_DEMUXERS, refusal
+from ma2mba.video.references import data_elsewhere
 
 DECODER_VERSION = f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
 BEFORE_19 = int(av.__version__.split(".")[0]) < 19
@@ -27,22 +32,72 @@ limit of a worker on a machine with many cores: a healthy video was rejected. Py
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file's video stream for single-threaded decoding, then close it. Raise MediaError if there is none."""
+    """Open a file's video stream for single-threaded decoding, then close it. The one place that opens a video.
+
+    FFmpeg opens this file and no other one: see formats.py. Raise MediaError if the file has no video stream, or more
+    streams or pixels than limits() allows.
+    """
     if not file_size(path):
         raise MediaError(path, "the file is empty")
-    try:
-        container = av.open(str(path), "r", **OPTIONS)
-    except (av.FFmpegError, ValueError) as error:
-        raise_if_out_of_memory(error)
-        raise MediaError(path, f"not a readable video ({error_text(error)})") from error
-    with container:
-        if container.format.name.endswith("_pipe") or container.format.name == "image2":
-            raise MediaError(path, "a still picture, not a video")
+    with _container(path) as container:
         stream = _video_stream(path, container)
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "SLICE"
-        stream.codec_context.options = {"err_detect": "explode"}  # damage raises an error; the default guesses pixels
+        check_picture_size(path, stream.width, stream.height)
+        explode = {"err_detect": "explode"}  # damage raises an error; the default guesses pixels
+        stream.codec_context.options = explode | _most_pixels()
         yield container, stream
+
+
+def _container(path: Path) -> InputContainer:
+    with reading_memory(path):
+        try:
+            return _open(path)
+        except (av.FFmpegError, ValueError) as error:
+            refused = _refusal(path)
+            if not refused:
+                raise_if_out_of_memory(error)
+                refused = MediaError(path, f"not a readable video ({error_text(error)})")
+            raise refused from error
+
+
+def _open(path: Path) -> InputContainer:
+    """Open a file with one of VIDEO_DEMUXERS. With `file:`, a name such as `http:/x` or `concat:a.mp4` is a file."""
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": VIDEO_DEMUXERS,
+        "max_streams": str(limits().streams),
+    }
+    return av.open(f"file:{path.absolute()}", "r", options=options | _most_pixels(), **OPTIONS)
+
+
+def _most_pixels() -> dict[str, str]:
+    """Return the decoder's option that refuses larger frames before it takes memory, also where the size changes."""
+    return {"max_pixels": str(int(limits().megapixels * 1e6))}
+
+
+def _refusal(path: Path) -> MediaError | None:
+    """Return why a file is refused although FFmpeg knows its format, from FFmpeg's log; None for other reasons."""
+    for demuxer, message in _log(lambda: _open(path).close()):
+        if "not on whitelist" in message:
+            return MediaError(path, refusal(demuxer), "Name a video file")
+        if "max_streams" in message:
+            return MediaError(path, f"it has more than {limits().streams} streams", raise_limit("streams"))
+    return None
+
+
+def _log(work: Callable[[], object]) -> list[tuple[str, str]]:
+    """Return what FFmpeg logs as errors while `work` runs: (part of FFmpeg, message). Ignore the errors themselves."""
+    level, repeated = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as log, contextlib.suppress(av.FFmpegError, ValueError):
+            work()
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(repeated)
+    return [(part, message) for _, part, message in log]
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -50,7 +105,7 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         reason = "its only picture is a cover" if container.streams.video else "it has no video stream"
-        raise MediaError(path, reason)
+        raise MediaError(path, data_elsewhere(path) or reason)
     best = container.streams.best("video")
     stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
     if stream.codec_context is None or stream.time_base is None:
@@ -74,3 +129,12 @@ def raise_if_out_of_memory(error: Exception) -> None:
     """Raise MemoryError if FFmpeg reports ENOMEM: the memory limit is the cause, not a damaged file."""
     if getattr(error, "errno", None) == errno.ENOMEM:
         raise MemoryError(str(error)) from error
+
+
+def raise_if_too_large(path: Path, packet: Packet | None, error: Exception) -> None:
+    """Raise MediaError if a packet's frame, which could not be decoded, has more pixels than limits() allows."""
+    if packet is None or getattr(error, "errno", None) != errno.EINVAL:
+        return
+    if any("max pixel count" in message for _, message in _log(packet.decode)):
+        reason = f"it holds a frame of more than {limits().megapixels:g} megapixels"
+        raise MediaError(path, reason, raise_limit("megapixels")) from error

@@ -16,7 +16,7 @@ from data_prep.encode import encode
 from ma2mba.errors import UserError
 from ma2mba.shards.manifest import FileEntry, ShardDamaged
 from ma2mba.shards.reader import ShardReader, check_file
-from ma2mba.video.limits import MEMORY
+from ma2mba.video.memory import MEMORY
 from tests.unit.data.toy_shards import join_shards, write_shards
 
 

@@ -118,13 +118,21 @@ def break_tags(data: bytearray) -> None:
     data[:] = data.replace(b"Lavf", b"L\xff\xfef")
 
 
-def giant_picture(data: bytearray) -> None:
-    """Set every PNG header to 16,000 x 16,000 pixels of 16 bits with alpha: 2 GB."""
-    at = data.find(b"IHDR")
-    while at >= 0:
-        data[at + 4 : at + 17] = struct.pack(">IIBBBBB", 16000, 16000, 16, 6, 0, 0, 0)
-        data[at + 17 : at + 21] = struct.pack(">I", zlib.crc32(data[at : at + 17]))
-        at = data.find(b"IHDR", at + 1)
+def giant_pictures(side: int) -> Callable[[bytearray], None]:
+    """Set every PNG header to side x side pixels of 16 bits with alpha."""
+
+    def change(data: bytearray) -> None:
+        at = data.find(b"IHDR")
+        while at >= 0:
+            data[at + 4 : at + 17] = struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)
+            data[at + 17 : at + 21] = struct.pack(">I", zlib.crc32(data[at : at + 17]))
+            at = data.find(b"IHDR", at + 1)
+
+    return change
+
+
+def png_movie(path: Path) -> list[Fraction]:
+    return write(path, range(3), Fraction(1), codec="png", options={}, pix_fmt="rgba64be")
 
 
 def sound_only(path: Path) -> None:
@@ -173,9 +181,10 @@ ODD = [
         "truncated", True),
     Odd("leap.mkv", "one frame with a time stamp of 12 days", stamped([*range(0, 4000, 40), 10**9]),
         "its frames span 278 hours"),
-    Odd("bomb.mov", "a header that declares 16,000 x 16,000 pixels of 8 bytes each",
-        patched(lambda p: write(p, range(3), Fraction(1), codec="png", options={}, pix_fmt="rgba64be"), giant_picture),
+    Odd("bomb.mov", "frames of 9,000 x 9,000 pixels of 8 bytes each", patched(png_movie, giant_pictures(9000)),
         "needs more than"),
+    Odd("giant.mov", "a header of 160 x 32 pixels, then frames of 16,000 x 16,000",
+        patched(png_movie, giant_pictures(16000)), "a frame of more than 100 megapixels"),
     Odd("tags.mkv", "tags that are not UTF-8", patched(steady(), break_tags)),
     Odd("longer_sound.mp4", "audio longer than video", steady(sound=15)),
     Odd("one_frame.mp4", "one frame", lambda p: write(p, [0], FRAME)),
