@@ -16,12 +16,12 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 BYTES_OF_A_PIXEL = 24
 """Memory that decoding, rotating and converting a picture may take for each pixel."""
+STRIP = 256
+"""Rows that are converted together."""
 LARGEST_RESIZED = 32_000_000
 """Pixels of a resized picture beyond which only its centre is resized. Thin pictures alone reach this size."""
 FORMATS = "JPEG MPO PNG WEBP GIF BMP DIB TIFF AVIF JPEG2000 PPM TGA ICO PCX QOI SGI SUN PSD DDS XBM XPM"
 """Pillow's plugins that decode a picture without any program or other file. EPS would start Ghostscript."""
-
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # check_picture_size refuses such pictures
 
 
 def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
@@ -45,37 +45,46 @@ def read_image(path: Path) -> np.ndarray:
     The one place that opens a picture. An animation is its first picture. Raise MediaError if the file is missing,
     damaged or truncated, of a format not in FORMATS, or larger than limits() allows.
     """
+    if not (size := file_size(path)):
+        raise MediaError(path, "not a readable image (the file is empty)")
+    if size > limits().picture_mb * 1e6:
+        reason = f"its {size / 1e6:,.0f} MB are more than {limits().picture_mb:g} MB"
+        raise MediaError(path, reason, raise_limit("picture_mb"))
     try:
-        size = file_size(path)
-        if size > limits().picture_mb * 1e6:
-            reason = f"its {size / 1e6:,.0f} MB are more than {limits().picture_mb:g} MB"
-            raise MediaError(path, reason, raise_limit("picture_mb"))
-        if not size:
-            raise MediaError(path, "not a readable image (the file is empty)")
-        with reading_memory(path):
-            image = _open(path)
-        with image:
-            check_picture_size(path, *image.size)
-            with reading_memory(path, BYTES_OF_A_PIXEL * image.width * image.height):
-                return _pixels(image)
+        with warnings.catch_warnings(action="ignore"):
+            return _read(path)
     except (MemoryError, MediaError):
         raise
+    except Image.DecompressionBombError as error:
+        reason = f"it holds a picture of more than {limits().megapixels:g} megapixels"
+        raise MediaError(path, reason, raise_limit("megapixels")) from error
     except Exception as error:  # damaged EXIF data alone raises struct.error, TypeError and others
         raise MediaError(path, f"not a readable image ({error})".replace(str(path), path.name)) from error
 
 
-def _open(path: Path) -> Image.Image:
-    """Read the header of a picture. Also the pictures within an ICO file count against the limit of pixels."""
-    Image.init()  # AVIF, for example, is not in every version of Pillow
+def _read(path: Path) -> np.ndarray:
+    """Read the header, check the size, and then decode. The limit also holds for the pictures within an ICO file."""
+    Image.init()
+    known = [name for name in FORMATS.split() if name in Image.OPEN]  # not every Pillow reads AVIF
     Image.MAX_IMAGE_PIXELS = math.ceil(limits().megapixels * 1e6 / 2)  # Pillow refuses pictures of twice this size
-    return Image.open(path, formats=[name for name in FORMATS.split() if name in Image.OPEN])
+    with reading_memory(path):
+        image = Image.open(path, formats=known)
+    with image:
+        check_picture_size(path, *image.size)
+        with reading_memory(path, BYTES_OF_A_PIXEL * image.width * image.height):
+            ImageOps.exif_transpose(image, in_place=True)
+            return _pixels(image)
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode == "I" or upright.mode.startswith("I;16"):  # Pillow would clip all values above 255
-        upright = Image.fromarray((np.asarray(upright).clip(0, 65535) >> 8).astype(np.uint8))
-    return np.asarray(upright.convert("RGB"))
+    """Return RGB pixels. They are converted in strips, so that there are never three copies of a large picture."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, STRIP):
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        if strip.mode == "I" or strip.mode.startswith("I;16"):  # Pillow would clip all values above 255
+            strip = Image.fromarray((np.asarray(strip).clip(0, 65535) >> 8).astype(np.uint8))
+        pixels[top : top + STRIP] = np.asarray(strip.convert("RGB"))
+    return pixels
 
 
 def to_jpeg(picture: np.ndarray, quality: int) -> bytes:

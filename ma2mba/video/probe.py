@@ -20,7 +20,6 @@ from av.video.stream import VideoStream
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video.errors import MediaError, reading_memory
 from ma2mba.video.pyav import error_text, open_video, raise_if_out_of_memory, time_base
-from ma2mba.video.references import data_elsewhere
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
@@ -58,7 +57,7 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
         for span in _decoded_spans(path, beat):
             times.add(*span)
     if not times.pts:
-        raise MediaError(path, damage or data_elsewhere(path) or "it holds no frames with times")
+        raise MediaError(path, damage or "it holds no frames with times")
     pts = np.sort(np.frombuffer(times.pts, np.int64)).tolist()
     last = times.last[1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
     return Probe(pts, tick, times.span(last), not unstamped, damage)

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video.errors import MediaError, check_picture_size, file_size, reading_memory
 from ma2mba.video.formats import VIDEO_DEMUXERS, refusal
-from ma2mba.video.references import data_elsewhere
+from ma2mba.video.structure import check_structure
 
 DECODER_VERSION = f"{av.__version__} ffmpeg-{av.ffmpeg_version_info}"
 BEFORE_19 = int(av.__version__.split(".")[0]) < 19
@@ -39,6 +39,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """
     if not file_size(path):
         raise MediaError(path, "the file is empty")
+    check_structure(path)
     with _container(path) as container:
         stream = _video_stream(path, container)
         stream.codec_context.thread_count = 1
@@ -105,7 +106,7 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
         reason = "its only picture is a cover" if container.streams.video else "it has no video stream"
-        raise MediaError(path, data_elsewhere(path) or reason)
+        raise MediaError(path, reason)
     best = container.streams.best("video")
     stream = best if isinstance(best, VideoStream) and best in streams else streams[0]
     if stream.codec_context is None or stream.time_base is None:

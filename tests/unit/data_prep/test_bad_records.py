@@ -77,7 +77,7 @@ def test_each_bad_record_is_rejected_and_the_good_ones_are_built(tmp_path):
 def test_a_lack_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch):
     Image.fromarray(np.full((8, 8, 3), 7, np.uint8)).save(tmp_path / "a.png")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr("ma2mba.video.pictures.ImageOps.exif_transpose", fail)
