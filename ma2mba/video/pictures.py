@@ -32,8 +32,8 @@ def clip_view(picture: np.ndarray, size: int) -> np.ndarray:
     top, left = (tall - size) // 2, (wide - size) // 2
     if tall * wide > LARGEST_RESIZED:
         down, right = height / tall, width / wide
-        box = (left * right, top * down, (left + size) * right, (top + size) * down)
-        return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box))
+        centre = (left * right, top * down, (left + size) * right, (top + size) * down)
+        return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, centre))
     if (tall, wide) != (height, width):
         picture = np.asarray(Image.fromarray(picture).resize((wide, tall), Image.Resampling.BICUBIC))
     return np.ascontiguousarray(picture[top : top + size, left : left + size])
