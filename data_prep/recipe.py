@@ -1,10 +1,12 @@
 """The recipe of a build: a YAML file, checked completely before annotations are read or anything is written."""
 
 import glob
+import itertools
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,10 +25,13 @@ from ma2mba.errors import UserError
 from ma2mba.files import reading, sha256_file
 from ma2mba.shards.format import FORMAT_VERSION
 from ma2mba.stage import Stage
+from ma2mba.text import listing, read_yaml, shorten
 
 Names = Annotated[
     list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
+MOST_FOLDERS = 100_000
+"""Folders that a pattern with ** may meet: links between folders may make endlessly many."""
 FormatName = Annotated[str, AfterValidator(lambda name: find_format(name).name)]
 
 
@@ -88,7 +93,41 @@ class Source(BaseModel):
 
 
 def _expand(name: str, base: Path) -> list[str]:
-    return sorted(glob.glob(name, root_dir=base, recursive=True)) if "*" in name else [name]
+    """Return the files that a name means, relative to `base`: for a pattern, all that match."""
+    if "*" not in name:
+        return [name]
+    return sorted(set(_matches(base, "", name.split("/"), itertools.count(1))))
+
+
+def _matches(base: Path, folder: str, parts: list[str], count: Iterator[int]) -> Iterator[str]:
+    """Yield what matches a pattern below `base / folder`: what `glob` finds, which never ends where links lead back."""
+    if "**" not in parts:
+        yield from (os.path.join(folder, found) for found in glob.glob("/".join(parts), root_dir=base / folder))
+        return
+    at = parts.index("**")
+    above = "/".join((*parts[:at], "")) if at else ""
+    for start in glob.glob(above, root_dir=base / folder) if above else [""]:
+        for inner in _folders(base, os.path.join(folder, start), (), count):
+            yield from _matches(base, inner, parts[at + 1 :] or ["*"], count)
+
+
+def _folders(base: Path, folder: str, above: tuple[str, ...], count: Iterator[int]) -> Iterator[str]:
+    """Yield a folder and every folder in it, hidden ones excepted. A link to a folder above is not followed."""
+    if next(count) > MOST_FOLDERS:
+        raise UserError(
+            f"{base}: an annotation pattern with ** meets {MOST_FOLDERS:,} folders. Name a folder further down"
+        )
+    real = os.path.realpath(base / folder)
+    if real in above:
+        return
+    yield folder
+    try:
+        with os.scandir(base / folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:  # as glob does
+        return
+    for name in names:
+        yield from _folders(base, os.path.join(folder, name), (*above, real), count)
 
 
 class Recipe(BaseModel):
@@ -124,25 +163,21 @@ def load_recipe(path: Path, *, online: bool = False) -> Recipe:
 
     Only with `online` may a source be a data set on the hub.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the recipe ({error.strerror}). Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}). Correct its syntax.") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: not a recipe. A recipe is a mapping with the keys {', '.join(Recipe.model_fields)}.")
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        faults = [f"  {_fault(details)}" for details in error.errors()]
-        raise UserError(f"{path}: the recipe has {len(faults)} fault(s):\n" + "\n".join(faults)) from error
+        faults = [_fault(details) for details in error.errors()]
+        raise UserError(listing(path, f"the recipe has {len(faults):,} faults:", faults)) from error
     _check_paths(recipe, path, online)
     return recipe
 
 
 def _fault(details: Any) -> str:
-    key, message = ".".join(map(str, details["loc"])), details["msg"].removeprefix("Value error, ")
+    key = ".".join(shorten(str(part)) for part in details["loc"])
+    message = shorten(details["msg"].removeprefix("Value error, "), 1000)
     if details["type"] == "missing":
         message = "missing. Give it a value"
     if details["type"] == "extra_forbidden":
@@ -157,24 +192,24 @@ def _check_paths(recipe: Recipe, path: Path, online: bool) -> None:
     base = path.parent.absolute()
     missing = []
     if not (base / recipe.tokenizer).is_file():
-        missing.append(f"  tokenizer: {base / recipe.tokenizer}: no such tokenizer file")
+        missing.append(f"tokenizer: {base / recipe.tokenizer}: no such tokenizer file")
     for i, source in enumerate(recipe.sources):
         if not (base / source.media).is_dir():
-            missing.append(f"  sources.{i}.media: {base / source.media} is not a folder")
+            missing.append(f"sources.{i}.media: {base / source.media} is not a folder")
         try:
             _ = source.dataset and source.dataset.files(base, online)
         except UserError as error:
-            missing.append(f"  sources.{i}.dataset: {error}")
+            missing.append(f"sources.{i}.dataset: {error}")
         for j, name in enumerate(source.annotations or []):
             if not (found := _expand(name, base)):
-                missing.append(f"  sources.{i}.annotations.{j}: {base / name} matches no file")
+                missing.append(f"sources.{i}.annotations.{j}: {base / name} matches no file")
             elif not all((base / file).is_file() for file in found):
-                missing.append(f"  sources.{i}.annotations.{j}: {base / name} is not a file")
+                missing.append(f"sources.{i}.annotations.{j}: {base / name} is not a file")
     if missing:
-        raise UserError(
-            f"{path}: the recipe names missing files. Correct these keys; relative paths count from the recipe's "
-            f"folder, {base}:\n" + "\n".join(missing)
-        )
+        counting = f"relative paths count from the recipe's folder, {base}"
+        heading = f"the recipe names missing files. Correct these keys; {counting}:"
+        problems = missing if len(missing) > 1 else [f"{missing[0]}. Correct this key; {counting}"]
+        raise UserError(listing(path, heading, problems))
 
 
 def resolve(recipe: Recipe, base: Path, decoder_version: str, *, online: bool = False) -> dict[str, Any]:

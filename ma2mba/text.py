@@ -1,15 +1,16 @@
 """Parse YAML and JSON that somebody else wrote: bounded in size and depth, without duplicate keys, one error line."""
 
 import json
+import reprlib
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ma2mba.errors import UserError
-from ma2mba.files import read_bounded
+from ma2mba.files import fits_utf8, read_bounded
 
 RECIPE_BYTES = 1 << 20
 """Bytes of the largest accepted recipe."""
@@ -17,10 +18,52 @@ JSON_BYTES = 64 << 20
 """Bytes of the largest accepted JSON file that describes a run, a model or a shard folder."""
 NODES = 100_000
 """Values that a YAML file may hold after its aliases are replaced by what they stand for."""
+INTEGER_BITS = 256
+"""Bits of the largest integer in JSON: more than the state of any random generator."""
+SHOWN = 200
+"""Most characters of a foreign value that a message shows."""
+LISTED = 50
+"""Most problems of a file that a message lists."""
+
+
+def shorten(text: str, most: int = SHOWN) -> str:
+    """Return a text in at most about `most` characters: of a longer one, its beginning and its end."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}... ({len(text) - 2 * half:,} more characters) ...{text[-half:]}"
+
+
+def brief(value: Any) -> str:
+    """Return the repr of a value that may be huge or deep, in at most about SHOWN characters."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = SHOWN
+    return shorten(shown.repr(value))
+
+
+def listing(path: Path | str, heading: str, problems: Sequence[str]) -> str:
+    """Return a message about a file: one line for one problem; for several, the heading and a line for each."""
+    if len(problems) == 1:
+        return f"{path}: {problems[0]}"
+    more = [f"and {len(problems) - LISTED:,} more"] if len(problems) > LISTED else []
+    return "\n  ".join([f"{path}: {heading}", *problems[:LISTED], *more])
+
+
+def parse_integer(digits: str) -> int:
+    """Return the integer of decimal digits. Raise ValueError for more than INTEGER_BITS bits."""
+    return _bounded(int(digits), INTEGER_BITS)
+
+
+def _bounded(value: int, bits: int) -> int:
+    if value.bit_length() > bits:
+        raise ValueError(f"an integer of {value.bit_length():,} bits, and at most {bits} are read")
+    return value
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys, and aliases that expand to more than NODES values."""
+    """SafeLoader that refuses duplicate keys, more than NODES values, integers beyond 64 bits, and NUL or half a
+    surrogate pair in text.
+    """
 
     def get_single_node(self) -> Any:
         node = super().get_single_node()
@@ -33,9 +76,21 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if (key.tag, key.value) in seen:
-                    raise ValueError(f"line {key.start_mark.line + 1}: the key {key.value} is given twice")
+                    raise ValueError(f"line {key.start_mark.line + 1}: the key {shorten(key.value)} is given twice")
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if "\0" in value or not fits_utf8(value):
+            raise ValueError(f"line {node.start_mark.line + 1}: {brief(value)} holds a character that no text may hold")
+        return value
+
+    def construct_yaml_int(self, node: Any) -> int:
+        return _bounded(super().construct_yaml_int(node), 64)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _expanded(node: Any, sizes: dict[int, int], above: set[int]) -> int:
@@ -50,7 +105,7 @@ def _expanded(node: Any, sizes: dict[int, int], above: set[int]) -> int:
         sizes[id(node)] = 1 + sum(_expanded(child, sizes, above) for child in inner)
         above.remove(id(node))
         if sizes[id(node)] > NODES:
-            raise ValueError(f"its aliases stand for more than {NODES:,} values")
+            raise ValueError(f"its keys, values and aliases stand for more than {NODES:,} values")
     return sizes[id(node)]
 
 
@@ -61,7 +116,7 @@ def parse_yaml(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(shorten(" ".join(str(error).split()), 2 * SHOWN)) from error
     except (LookupError, OverflowError, AttributeError, TypeError) as error:  # of PyYAML: "!!bool x", for example
         raise ValueError("a value does not fit its tag") from error
 
@@ -72,7 +127,7 @@ def parse_json(text: str | bytes) -> Any:
     Raise ValueError in one line if it is not JSON in UTF-8, is nested too deeply, has a key twice or a huge number.
     """
     try:
-        return json.loads(text, object_pairs_hook=_without_duplicates)
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_int=parse_integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -81,7 +136,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r} is given twice")
+        raise ValueError(f"the key {brief(twice)} is given twice")
     return values
 
 

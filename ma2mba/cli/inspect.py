@@ -11,6 +11,7 @@ from rich.table import Table
 from ma2mba.cli.output import Json, out, print_json, readable
 from ma2mba.errors import UserError
 from ma2mba.files import read_jsonl
+from ma2mba.text import read_yaml
 
 Facts = dict[str, Any]
 
@@ -125,11 +126,6 @@ def _lines(path: Path) -> int:
 
 def _recipe(run: Path) -> Facts:
     """Return a run's recipe.yaml, {} if it is missing or empty."""
-    import yaml
-
     path = run / "recipe.yaml"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error}). Start the run again, which writes it, or remove it") from error
+    values = read_yaml(path) if path.is_file() else None
     return values if isinstance(values, dict) else {}

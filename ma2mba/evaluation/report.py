@@ -10,6 +10,7 @@ from typing import Any
 
 from ma2mba.files import atomic_path, atomic_write, read_jsonl
 from ma2mba.plots import draw
+from ma2mba.text import read_yaml
 
 Report = dict[str, Any]
 
@@ -80,6 +81,4 @@ def cpu_model() -> str:
 
 
 def _recipe(run: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    return read_yaml(run / "recipe.yaml")

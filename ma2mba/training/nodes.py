@@ -14,26 +14,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ma2mba.errors import UserError
+from ma2mba.files import read_bounded
+from ma2mba.text import RECIPE_BYTES, brief, shorten
 
 PORT = "29500"
 FORWARDED = re.compile(r"(NCCL|GLOO|TORCH|OMP|MA2MBA)_|DEEPSPEED_TIMEOUT$")
 """Variables for nodes that are started by ssh. DeepSpeed forwards those that begin with PYTHON, UCX, MV2 or MLFLOW."""
 
+NODE = re.compile(r"\s*(?P<name>[A-Za-z0-9_][\w.:@-]*)\s+slots=(?P<ranks>[1-9][0-9]{0,5})(?!\S)", re.ASCII)
+"""A line of a hostfile. The launcher gives the name to ssh, where one that begins with "-" would be an option."""
+MOST_RANKS = 100_000
+
 
 def slots(hostfile: Path) -> list[int]:
     """Return the number of ranks on each node of a hostfile. Raise UserError if the file is missing or malformed."""
+    where = f"--hostfile {hostfile}"
     try:
-        text = hostfile.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--hostfile {hostfile}: cannot be read ({error}). Give the path of a text file") from error
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    found = [re.match(r"\s*\S+\s+slots=([1-9]\d*)(?!\S)", line) for line in lines]
-    for line, match in zip(lines, found, strict=True):
+        text = read_bounded(hostfile, RECIPE_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: cannot be read ({error}). Give the path of a text file") from error
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = NODE.match(line)
         if match is None:
-            raise UserError(f"--hostfile {hostfile}: the line {line!r} is not NODE slots=RANKS, as node-1 slots=8")
+            raise UserError(f"{where}: the line {brief(line)} is not NODE slots=RANKS, as node-1 slots=8")
+        if match["name"] in found:
+            raise UserError(f"{where}: names {shorten(match['name'])} twice. Write one line for each node")
+        found[match["name"]] = int(match["ranks"])
     if not found:
-        raise UserError(f"--hostfile {hostfile}: names no node. Write a line for each node, as node-1 slots=8")
-    return [int(match[1]) for match in found if match]
+        raise UserError(f"{where}: names no node. Write a line for each node, as node-1 slots=8")
+    if sum(found.values()) > MOST_RANKS:
+        raise UserError(f"{where}: stands for {sum(found.values()):,} ranks. Write at most {MOST_RANKS:,} in all")
+    return list(found.values())
 
 
 def options(hostfile: Path, environment: Mapping[str, str]) -> list[str]:
@@ -52,7 +66,7 @@ def options(hostfile: Path, environment: Mapping[str, str]) -> list[str]:
                 f"NODE_RANK={rank} without MASTER_ADDR. Set MASTER_ADDR to an address of the first node, the same on "
                 "all nodes"
             )
-        if not rank.isdigit() or int(rank) >= nodes:
+        if not re.fullmatch(r"[0-9]{1,9}", rank) or int(rank) >= nodes:
             raise UserError(f"NODE_RANK={rank}: not a line of {hostfile}. Set a number from 0 to {nodes - 1}")
         found += ["--no_ssh", "--node_rank", rank]
     return found

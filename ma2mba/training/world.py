@@ -1,6 +1,5 @@
 """What a process knows before any process group exists: its rank, its device and the ZeRO policy."""
 
-import json
 import os
 import socket
 from collections.abc import Mapping, MutableMapping
@@ -12,6 +11,7 @@ import torch
 
 from ma2mba.errors import UserError
 from ma2mba.shipped import POLICIES, policy_names
+from ma2mba.text import LISTED, RECIPE_BYTES, brief, read_json, shorten
 from ma2mba.training.recipe.schema import Recipe
 
 POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown")
@@ -127,22 +127,22 @@ def load_policy(name: str) -> ZeroPolicy:
     found = POLICIES / f"{name}.json" if name in shipped else Path(name)
     if not found.is_file():
         raise UserError(f"zero_config: {name} does not exist. Use one of: {', '.join(shipped)}, or a path")
-    try:
-        values = json.loads(found.read_text(encoding="utf-8"))
-        stage = int(values["zero_optimization"]["stage"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found}: not a ZeRO policy ({error!r}). Set zero_optimization.stage") from error
-    if stage not in (1, 2, 3):
-        raise UserError(f"{found}: zero_optimization.stage is {stage}. Set it to 1, 2 or 3")
-    foreign = [key for key in values if key not in POLICY_KEYS]
+    values = read_json(found, RECIPE_BYTES)
+    zero = values.get("zero_optimization") if isinstance(values, dict) else None
+    if not isinstance(zero, dict) or "stage" not in zero:
+        raise UserError(f"{found}: not a ZeRO policy. Set zero_optimization.stage")
+    stage = zero["stage"]
+    if isinstance(stage, bool) or stage not in (1, 2, 3):
+        raise UserError(f"{found}: zero_optimization.stage is {brief(stage)}. Set it to 1, 2 or 3")
+    foreign = [shorten(key) for key in values if key not in POLICY_KEYS][:LISTED]
     if foreign:
         raise UserError(
             f"{found}: {', '.join(foreign)} does not belong in a ZeRO policy. Set batch sizes, precision, optimizer "
             "and clipping in the recipe"
         )
-    for key, value in values["zero_optimization"].items():
+    for key, value in zero.items():
         if isinstance(value, dict) and value.get("device") == "nvme":
             raise UserError(
                 f"{found}: zero_optimization.{key}.device: nvme is unsupported, as checkpoints cannot hold it. Use cpu"
             )
-    return ZeroPolicy(values, stage)
+    return ZeroPolicy(values, int(stage))

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-import yaml
-
 from ma2mba.errors import UserError
 from ma2mba.files import read_jsonl
+from ma2mba.text import read_yaml
 from ma2mba.training.checkpoint.folder import CHECKPOINTS, LATEST, Start, is_complete, latest, read, steps_in
 from ma2mba.training.recipe.schema import Recipe
 
@@ -59,10 +58,14 @@ def _newest_complete(folder: Path) -> Path | None:
 
 def _require_new(run: Path) -> None:
     """Raise UserError if a run without checkpoints must have had one: it has taken steps after its first save."""
-    try:
-        every = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["checkpoint"]["every"]
-    except FileNotFoundError:
+    path = run / "recipe.yaml"
+    if not path.exists():
         return
+    recipe = read_yaml(path)
+    saving = recipe.get("checkpoint") if isinstance(recipe, dict) else None
+    every = saving.get("every") if isinstance(saving, dict) else None
+    if not isinstance(every, int):
+        raise UserError(f"{path}: not the recipe of a run: checkpoint.every is not a number. Set run to another folder")
     steps = max((record.get("step", 0) for record in read_jsonl(run / "metrics.jsonl")), default=0)
     if steps > every:
         raise UserError(

@@ -5,18 +5,22 @@ it needs no disk, no network and no process group. Both report every problem at 
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ma2mba.errors import UserError
 from ma2mba.shipped import recipe_names, recipe_text
+from ma2mba.text import brief, listing, parse_yaml, read_yaml, shorten
 from ma2mba.training.recipe.paths import Key, make_absolute
 from ma2mba.training.recipe.rules import conflicts
 from ma2mba.training.recipe.schema import Recipe
+
+DEEPEST = 20
+"""Most sections of an override's key: more than any key of a recipe has."""
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -27,15 +31,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     Raise UserError with every key that is unknown, missing, of a wrong type or incompatible with another.
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(_read(path))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}). Give the path of a recipe, or a name: "
-            f"{', '.join(recipe_names())}"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({error}). Compare it with a recipe that `ma2mba recipes` lists") from error
+    values = _read(path)
     if not isinstance(values, dict):
         raise UserError(
             f"{path}: holds {type(values).__name__} instead of keys and values. "
@@ -43,19 +39,26 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         )
     misplaced = make_absolute(values, path.parent)
     for override in overrides:
-        key = _override(values, override)
-        misplaced = {other: text for other, text in misplaced.items() if not _overlap(key, other)}
+        key, wrong = _override(values, override)
+        misplaced = {other: text for other, text in misplaced.items() if not _overlap(key, other)} | wrong
     return parse_recipe(values, str(path), misplaced.values())
 
 
-def _read(path: Path) -> str:
-    """Return the text of a file or, if no such file exists, of the shipped recipe with this name."""
+def _read(path: Path) -> Any:
+    """Return the content of a file or, if no such file exists, of the shipped recipe with this name."""
     name = str(path)
-    return recipe_text(name) if name in recipe_names() and not path.exists() else path.read_text(encoding="utf-8")
+    if os.path.lexists(path):
+        return read_yaml(path)
+    if name in recipe_names():
+        return parse_yaml(recipe_text(name))
+    raise UserError(
+        f"{path}: cannot be read (No such file or directory). Give the path of a recipe, or a name: "
+        f"{', '.join(recipe_names())}"
+    )
 
 
 def parse_recipe(values: dict[str, Any], name: str = "recipe", found: Iterable[str] = ()) -> Recipe:
-    """Validate the keys and values of a recipe. Raise UserError with a line for each problem, `found` included."""
+    """Validate the keys and values of a recipe. Raise UserError that lists each problem, `found` included."""
     try:
         recipe = Recipe.model_validate(values)
         problems = [text for _, text in conflicts(recipe)]
@@ -67,7 +70,7 @@ def parse_recipe(values: dict[str, Any], name: str = "recipe", found: Iterable[s
         problems += [text for keys, text in conflicts(stand_in) if not wrong & set(keys)]
     problems += found
     if problems or recipe is None:
-        raise UserError("\n  ".join([f"{name}: {len(problems)} problem{'s' * (len(problems) > 1)}", *problems]))
+        raise UserError(listing(name, f"{len(problems):,} problems", problems))
     return recipe
 
 
@@ -81,26 +84,26 @@ _STAND_IN: dict[str, Any] = {
 }
 
 
-def _override(values: dict[str, Any], text: str) -> Key:
-    """Apply one `key=value` to `values`. Return the key."""
+def _override(values: dict[str, Any], text: str) -> tuple[Key, dict[Key, str]]:
+    """Apply one `key=value` to `values`. Return the key, and a message for each text that cannot be a path."""
     path, equals, value = text.partition("=")
-    if not equals or not path.strip("."):
-        raise UserError(f"{text}: not an override. Write key=value, as in trainable.vision=4e-6")
     *sections, key = path.split(".")
+    if not equals or not path.strip(".") or len(sections) > DEEPEST:
+        raise UserError(f"{shorten(text)}: not an override. Write key=value, as in trainable.vision=4e-6")
     try:
-        change = {key: yaml.safe_load(value)}
-    except yaml.YAMLError as error:
-        raise UserError(f"{text}: the value is not YAML ({error}). Quote it") from error
+        change = {key: parse_yaml(value)}
+    except ValueError as error:
+        raise UserError(f"{shorten(text)}: the value is not YAML ({error}). Quote it") from error
     for section in reversed(sections):
         change = {section: change}
-    make_absolute(change, Path.cwd())
+    problems = make_absolute(change, Path.cwd())
     for section in sections:
         change = change[section]
         if not isinstance(values.get(section), dict):
             values[section] = {}
         values = values[section]
     values.update(change)
-    return (*sections, key)
+    return (*sections, key), problems
 
 
 def _overlap(one: Key, other: Key) -> bool:
@@ -132,13 +135,13 @@ def _is_meant(loc: Sequence[int | str], values: dict[str, Any]) -> bool:
 
 def _problem(error: Any) -> str:
     forms = ("str", "list[union[str,Weighted]]", "Weighted", "Pretrained", "Magc", "literal['auto']")
-    loc = [str(key) for key in error["loc"] if key not in forms]
+    loc = [shorten(str(key)) for key in error["loc"] if key not in forms]
     path, message = ".".join(loc), str(error["msg"])
     if error["type"] == "extra_forbidden":
         return f"{path}: unknown key{_suggestion(loc)}"
     if error["type"] == "missing":
         return f"{path}: missing. Give it a value"
-    return f"{path}: {error['input']!r} is wrong: {message[0].lower()}{message[1:]}"
+    return f"{path}: {brief(error['input'])} is wrong: {message[0].lower()}{message[1:]}"
 
 
 def _suggestion(loc: Sequence[str]) -> str:

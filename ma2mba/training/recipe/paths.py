@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ma2mba.shipped import POLICIES, policy_names
+from ma2mba.text import brief
 
 Key = tuple[str, ...]
 """The way to a value in a recipe, as ("data", "0", "path")."""
@@ -19,15 +20,19 @@ def make_absolute(values: dict[str, Any], folder: Path) -> dict[Key, str]:
 
     Names stay names: `resume: auto`, a shipped ZeRO policy (`ds_configs/zero1.json` becomes zero1), and the hub name of
     a vision encoder, when there is no such folder. Returns a message for each path that exists only in the current
-    directory.
+    directory, and for each text that cannot be a path, as one of 100,000 letters.
     """
     problems = {}
     for key, holder, index in _places(values):
         text = holder[index]
-        holder[index] = _absolute(key, text, folder)
-        is_path = holder[index] != text or key[-1] == "vision"
-        if is_path and not _join(folder, text).exists() and (Path.cwd() / text).exists():
-            problems[key] = _message(key, text, folder)
+        try:
+            holder[index] = _absolute(key, text, folder)
+            is_path = holder[index] != text or key[-1] == "vision"
+            if is_path and not _join(folder, text).exists() and (Path.cwd() / text).exists():
+                problems[key] = _message(key, text, folder)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            problems[key] = f"{'.'.join(key)}: {brief(text)} cannot be a path ({reason}). Write another one"
     return problems
 
 
@@ -70,7 +75,7 @@ def _join(folder: Path, text: str) -> Path:
     """Return an absolute path without "..", unless a symbolic link gives ".." another meaning."""
     path = folder.absolute() / text
     plain = Path(os.path.abspath(path))
-    return plain if plain.resolve() == path.resolve() else path
+    return plain if os.path.realpath(plain) == os.path.realpath(path) else path
 
 
 def _message(key: Key, text: str, folder: Path) -> str:

@@ -92,7 +92,7 @@ def test_an_unknown_format_is_answered_with_the_known_ones(name, meant, tmp_path
 
 def test_unknown_and_missing_keys_are_named(tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump({"stages": "s", "tokenizer": "t", "sources": [source(medium=".")]}))
-    with pytest.raises(UserError, match=r"the recipe has 3 fault\(s\)") as caught:
+    with pytest.raises(UserError, match=r"the recipe has 3 faults") as caught:
         load_recipe(tmp_path / "r.yaml")
     lines = str(caught.value).splitlines()[1:]
     assert "  stage: missing. Give it a value" in lines

@@ -115,7 +115,7 @@ def test_all_problems_at_once_each_with_its_path():
 def test_one_problem(changes, expected):
     text = refusal(**changes)
     assert expected in text
-    assert "1 problem\n" in text
+    assert "\n" not in text
 
 
 def test_every_field_of_a_plan_is_a_key():
@@ -136,7 +136,7 @@ def test_overrides(tmp_path):
     assert recipe.trainable.vision == 4e-6
     assert recipe.trainable.projector == 1e-3
     assert (recipe.magc.nesting, recipe.epochs, recipe.steps) == ("layer", None, 5)
-    with pytest.raises(UserError, match=r"r\.yaml: 1 problem\n  optimizer.momentum: unknown key. Use one of: betas"):
+    with pytest.raises(UserError, match=r"r\.yaml: optimizer.momentum: unknown key. Use one of: betas"):
         load_recipe(path, ["optimizer.momentum=0.9"])
     with pytest.raises(UserError, match=r"steps: not an override\. Write key=value"):
         load_recipe(path, ["steps"])
