@@ -3,8 +3,9 @@
 import sys
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ma2mba.terminal import Terminal, write_error
 
 LINE_SECONDS = 10.0
 """Seconds between two lines where stderr is not a terminal."""
@@ -23,13 +24,13 @@ class Reporter:
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
             )
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._bar = Progress(*columns, *times, console=Console(stderr=True))
+            times = (TimeElapsedColumn(), TextColumn("left", markup=False), TimeRemainingColumn())
+            self._bar = Progress(*columns, *times, console=Terminal(stderr=True))
             self._task = self._bar.add_task(title, total=total, completed=done, note="")
 
     def __enter__(self) -> "Reporter":
@@ -50,7 +51,7 @@ class Reporter:
             self._bar.update(self._task, completed=self.done, note=note)
         elif now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            print(self._line(now - self._started), file=sys.stderr, flush=True)
+            write_error(self._line(now - self._started) + "\n")
 
     def _line(self, elapsed: float) -> str:
         fresh = self.done - self._done_at_start

@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ma2mba.evaluation.report import build_report, write_report
 from ma2mba.files import atomic_write
+from ma2mba.terminal import Arguments, Terminal
 from ma2mba.training.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ RECIPES = Path("examples/demo/recipes")
 STAGES = ("stage1", "stage1_5", "stage2")
 RANKS = 2
 PORT = "{port}"
-console = Console(highlight=False)
+console = Terminal()
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ def main() -> int:
     for step in [*training_steps(out, size), *trial_steps(out, size)]:
         code = journal.run(step)
         if code:
-            console.print(f"[bold red]error:[/] {step.name} failed (exit code {code}); `make demo` resumes there")
+            console.error(f"{step.name} failed (exit code {code}); `make demo` resumes there")
             return code
     finish(out, size, journal.seconds())
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: runs/demo)")
     parser.add_argument("--fresh", action="store_true", help="remove the output folder first")
     parser.add_argument("--tiny", action="store_true", help="two videos and two steps a stage, as a check")
@@ -147,7 +148,7 @@ class Journal:
         entry = self.entries.get(step.name, {})
         same = entry.get("fingerprint") == step.fingerprint
         if same and entry["finished"] and (step.output is None or step.output.exists()):
-            console.print(f"[green]✓[/] {step.name} [dim]finished earlier, in {entry['seconds']:.0f} s[/]")
+            console.print(f"✓ {step.name} finished earlier, in {entry['seconds']:.0f} s", style="green")
             return 0
         if step.output and not (same and step.resumes):
             remove(step.output)
@@ -176,8 +177,8 @@ class Journal:
 def execute(step: Step) -> int:
     """Print a step's command and run it from the repository's root, with this interpreter's tools."""
     command = [str(free_port()).join(word.split(PORT)) for word in step.command]
-    console.rule(f"[bold]{step.name}", align="left")
-    console.print(f"$ {shlex.join(command)}", style="cyan", markup=False, soft_wrap=True)
+    console.rule(Text(step.name, "bold"), align="left")
+    console.print(f"$ {shlex.join(command)}", style="cyan", soft_wrap=True)
     tools = {"python": [sys.executable], "ma2mba": [sys.executable, "-m", "ma2mba"]}
     tools["deepspeed"] = [str(Path(sys.executable).with_name("deepspeed"))]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -197,19 +198,17 @@ def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
     results = {frames: json.loads((out / f"eval-{frames}.json").read_text()) for frames in size.frames}
     report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds)
     numbers, picture = write_report(report, out)
-    console.rule("[bold]report", align="left")
+    console.rule(Text("report", "bold"), align="left")
     record = results[size.frames[-1]]["records"][0]
     said, right = record["prediction"], record["answer"]
-    console.print(
-        f"{Path(record['video']).name}: {record['question']} {said!r}, where {right!r} is right", markup=False
-    )
+    console.print(f"{Path(record['video']).name}: {record['question']} {said!r}, where {right!r} is right")
     console.print(f"needle: {report['questions']} questions about held-out videos")
     table = Table()
     table.add_column("frames")
     table.add_column("right", justify="right")
     for frames, accuracy in report["accuracy_by_frames"].items():
         table.add_row("1 a second" if frames == "1fps" else frames, f"{accuracy:.0%}")
-    table.add_row("[dim]by chance", f"[dim]{100 * report['chance']:.3g}%")
+    table.add_row("by chance", f"{100 * report['chance']:.3g}%", style="dim")
     console.print(table)
     rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in report["tokens_per_second"].items() if rate)
     console.print(f"tokens a second: {rates or 'not measured'}; {sum(seconds.values()) / 60:.1f} minutes in all")

@@ -5,7 +5,7 @@ A command imports slow packages only when it runs, so that `ma2mba --help` answe
 
 import errno
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -21,6 +21,10 @@ from ma2mba.cli.plan import plan
 from ma2mba.cli.replay import replay
 from ma2mba.cli.train import train
 from ma2mba.errors import UserError
+from ma2mba.terminal import guard_reports
+
+WrongUsage: Any = typer.BadParameter.__bases__[0]
+"""What typer raises for a wrong command line; the class has no public name."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -57,8 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     Exit with code 2 and one message for bad input, an unusable path or a full disk.
     """
+    guard_reports()
     try:
-        app(arguments, prog_name="ma2mba")
+        # Called by itself, `app` would report unexpected errors in its own way.
+        code = typer.main.get_command(app)(arguments, prog_name="ma2mba", standalone_mode=False)
     except UserError as error:
         refuse(str(error))
     except OSError as error:
@@ -67,3 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.filename is None:
             raise
         refuse(f"{error.filename}: cannot be used ({error.strerror}): give another path, or fix this one")
+    except typer.Abort:
+        raise SystemExit(130) from None
+    except WrongUsage as error:
+        _refuse_usage(error)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    """Print what is wrong with a command line, and how to get help. Without arguments, typer has printed the help."""
+    message, context = error.format_message().rstrip("."), error.ctx
+    if not message:
+        raise SystemExit(error.exit_code) from None
+    refuse(f"{message}. `{context.command_path if context else 'ma2mba'} --help` helps")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ma2mba.cli.output import Device, Frames, Json, ModelFolder, Verbose, device_name, err, out, print_json
 from ma2mba.errors import UserError
@@ -31,7 +30,7 @@ def ask(
     from ma2mba.model.pretrained import load_model
 
     count = parse_frames(frames)
-    with err.status(f"watching {escape(str(video))}"):
+    with err.status(f"watching {video}"):
         network, tokenizer = load_model(model, device=device_name(device))
         began = time.monotonic()
         chat = VideoChat(network, tokenizer, video, count)
@@ -50,6 +49,6 @@ def _print_as_it_comes(pieces: Iterator[str]) -> None:
     for piece in pieces:
         shown = piece if begun else piece.lstrip()
         begun = begun or bool(shown)
-        out.print(shown, end="", markup=False, soft_wrap=True)
+        out.print(shown, end="", soft_wrap=True)
         out.file.flush()
     out.print()

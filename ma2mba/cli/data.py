@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from ma2mba.cli.output import Json, Verbose, out, print_json, print_line, readable
 from ma2mba.errors import UserError
 from ma2mba.files import writing
+from ma2mba.terminal import one_line
 from ma2mba.video.memory import MEMORY
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ def _show_preview(folder: Path, found: "Preview", as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    table = Table("dry run", Column(escape(str(folder)), overflow="fold", justify="right"))
+    table = Table("dry run", Column(one_line(str(folder)), overflow="fold", justify="right"))
     for key, value in facts.items():
         if key not in ("out", "by_dataset"):
             table.add_row(key.replace("_", " "), readable(value))
@@ -217,7 +217,7 @@ def _show_preview(folder: Path, found: "Preview", as_json: bool) -> None:
     if bad:
         faults = Table("record", "media", "reason", title="would be rejected")
         for row in bad[:SHOWN]:
-            faults.add_row(*map(escape, row))
+            faults.add_row(*map(one_line, row))
         out.print(faults)
         if len(bad) > SHOWN:
             out.print(f"{len(bad) - SHOWN:,} more")

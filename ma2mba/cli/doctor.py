@@ -5,8 +5,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ma2mba.cli.output import Json, err, out, print_json
 from ma2mba.planner.memory import GIB
@@ -91,20 +91,20 @@ def _show(facts: dict[str, Any], rows: "list[Row]", wrong: int) -> None:
     for name, number in facts["versions"].items():
         machine.add_row(name, number or "not installed")
     for gpu in facts["devices"]:
-        machine.add_row("GPU", f"{escape(gpu['name'])}, {_gib(gpu['bytes'])} GiB, {_gib(gpu['free_bytes'])} GiB free")
+        machine.add_row("GPU", f"{gpu['name']}, {_gib(gpu['bytes'])} GiB, {_gib(gpu['free_bytes'])} GiB free")
     if not facts["devices"]:
         machine.add_row("GPU", "PyTorch finds none")
     machine.add_row("host memory", f"{_gib(facts['host_free_bytes'])} GiB free")
     operations = facts["operations"]
-    machine.add_row("operations", escape(f"run in {operations['run_in']}: {operations['because']}"))
+    machine.add_row("operations", f"run in {operations['run_in']}: {operations['because']}")
     out.print(machine)
     tested = Table("self-test", "case", "results", "worst", "error", "at most", "")
     for case in dict.fromkeys((row.operation, row.case) for row in rows):
         of_case = [row for row in rows if (row.operation, row.case) == case]
         shown = [row for row in of_case if not row.ok] or [max(of_case, key=lambda row: row.error / row.bound)]
         for row in shown:
-            verdict = "[green]ok" if row.ok else "[bold red]wrong"
-            what = escape(row.note or row.what)
+            verdict = Text("ok", "green") if row.ok else Text("wrong", "bold red")
+            what = row.note or row.what
             tested.add_row(*case, str(len(of_case)), what, f"{row.error:.1e}", f"{row.bound:.1e}", verdict)
     out.print(tested)
     out.print(f"{wrong} of {len(rows)} results are wrong" if wrong else f"all {len(rows)} results are right")

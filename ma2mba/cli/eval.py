@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ma2mba.cli.output import (
@@ -23,6 +22,7 @@ from ma2mba.cli.output import (
 )
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
+from ma2mba.terminal import one_line
 
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
 OutFile = Annotated[
@@ -76,5 +76,5 @@ def _accuracy_table(result: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     rows = {**result["tasks"], "all": result} if len(result["tasks"]) > 1 else result["tasks"]
     for name, means in rows.items():
-        table.add_row(escape(name), str(means["n"]), f"{means['accuracy']:.1%}", f"{means['chance']:.1%}")
+        table.add_row(one_line(name), str(means["n"]), f"{means['accuracy']:.1%}", f"{means['chance']:.1%}")
     return table

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ma2mba.cli.output import out
+from ma2mba.cli.output import print_line
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_folder
 
@@ -18,7 +18,7 @@ def export(
 ) -> None:
     """Copy a checkpoint's model to a folder of its own, and verify its checksums."""
     source = export_model(run, out_dir, step)
-    out.print(f"{out_dir}: the model of {source}, checksums verified", markup=False, soft_wrap=True)
+    print_line(f"{out_dir}: the model of {source}, checksums verified")
 
 
 def export_model(run: Path, out_dir: Path, step: int | None = None) -> Path:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ma2mba.cli.output import Json, out, print_json, readable
 from ma2mba.errors import UserError
 from ma2mba.files import read_jsonl
+from ma2mba.terminal import one_line
 from ma2mba.text import read_yaml
 
 Facts = dict[str, Any]
@@ -22,9 +22,9 @@ def inspect(folder: Annotated[Path, typer.Argument(help="Shard, run or model fol
     if as_json:
         print_json(facts)
         return
-    table = Table("", escape(str(folder)), title=f"{facts['kind']} folder", title_justify="left")
+    table = Table("", one_line(str(folder)), title=f"{facts['kind']} folder", title_justify="left")
     for key, value in facts.items():
-        table.add_row(key.replace("_", " "), escape(readable(value)))
+        table.add_row(key.replace("_", " "), readable(value))
     out.print(table)
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from ma2mba.errors import UserError
 from ma2mba.progress import Reporter
+from ma2mba.terminal import Terminal, log_to_stderr, one_line
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+out, err = Terminal(), Terminal(stderr=True)
 
 ModelFolder = Annotated[Path, typer.Option("--model", help="Model folder (see `ma2mba export`).")]
 Frames = Annotated[str, typer.Option("--frames", help="1fps, or the number of frames to sample from the video.")]
@@ -27,7 +26,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
 def _log_decisions() -> bool:
     """Print the package's debug messages on stderr."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log_to_stderr()
     for package in ("ma2mba", "data_prep"):
         logging.getLogger(package).setLevel(logging.DEBUG)
     return True
@@ -45,17 +44,17 @@ def device_name(name: str) -> str:
 
 
 def print_line(text: str) -> None:
-    """Print a line as it is: paths in it are neither wrapped nor read as markup."""
-    out.print(text, markup=False, soft_wrap=True)
+    """Print a line as it is: paths in it are not wrapped."""
+    out.print(text, soft_wrap=True)
 
 
 def print_json(facts: dict[str, Any]) -> None:
     """Print one JSON object, without colours. Values must be finite: JSON has no NaN."""
-    print(json.dumps(facts, allow_nan=False))
+    print(json.dumps(facts, allow_nan=False).replace("\x7f", r"\u007f"))
 
 
 def readable(value: Any) -> str:
-    """Return a value as text for a table cell."""
+    """Return a value as text for a table cell, without control characters."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -67,8 +66,8 @@ def readable(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(readable, value)) or "none"
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {readable(item)}" for key, item in value.items())
-    return str(value)
+        return "\n".join(f"{one_line(str(key))}: {readable(item)}" for key, item in value.items())
+    return one_line(str(value))
 
 
 @contextmanager
@@ -87,5 +86,5 @@ def progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def refuse(text: str) -> NoReturn:
     """Print an error in red on stderr and exit with code 2."""
-    err.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    err.error(text)
     raise SystemExit(2) from None

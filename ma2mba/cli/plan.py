@@ -211,7 +211,7 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_section()
     for use in dict.fromkeys(use for _, p in shown for use in p["device_parts"]):
         table.add_row(f"{use}, GiB", *(_gib(p["device_parts"].get(use, 0)) for _, p in shown))
-    table.add_row("[bold]device memory, GiB", *(f"[bold]{_gib(p['device_bytes'])}" for _, p in shown))
+    table.add_row("device memory, GiB", *(_gib(p["device_bytes"]) for _, p in shown), style="bold")
     table.add_row("host memory, GiB", *(_gib(p["host_bytes"]) for _, p in shown))
     table.add_section()
     table.add_row("seconds, forward and backward", *(f"{p['seconds']:,.1f}" for _, p in shown))

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import data_prep
@@ -31,7 +30,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
         return
     table = Table("recipe", "purpose")
     for name, purpose in purposes.items():
-        table.add_row(escape(name), escape(purpose))
+        table.add_row(name, purpose)
     out.print(table)
     out.print(f"ZeRO policies, for the key zero_config: {', '.join(policy_names())}")
     out.print("Copy a recipe: ma2mba recipes copy stage2 my.yaml")

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from ma2mba.cli.output import Device, Json, device_name, err, out, print_json
+from ma2mba.terminal import one_line
 
 if TYPE_CHECKING:
     from ma2mba.training.faults.replay import Replayed
@@ -42,19 +42,21 @@ def replay(
 
 
 def _table(rows: "list[Replayed]", checkpoint: str | None) -> Table:
-    table = Table("sample", title=f"weights: {escape(checkpoint or 'initial weights')}", title_justify="left")
+    table = Table("sample", title=f"weights: {one_line(checkpoint or 'initial weights')}", title_justify="left")
     for heading in ("rank", "tokens", "frames", "loss", "gradient norm"):
         table.add_column(heading, justify="right")
     table.add_column("first output that is not finite", overflow="fold")
     for row in rows:
         numbers = (str(row.rank), f"{row.tokens:,}", f"{row.frames:,}", f"{row.loss:.4g}", f"{row.gradient_norm:.4g}")
-        table.add_row(escape(row.sample_id), *numbers, row.first_not_finite or "", style="" if row.fine else "bold red")
+        table.add_row(
+            one_line(row.sample_id), *numbers, row.first_not_finite or "", style="" if row.fine else "bold red"
+        )
     return table
 
 
 def _verdict(again: "list[Replayed]", step: int) -> str:
     if again:
-        return f"Not finite again: {escape(', '.join(row.sample_id for row in again))}"
+        return f"Not finite again: {one_line(', '.join(row.sample_id for row in again))}"
     return (
         f"All samples of step {step} are finite alone, with these weights. The cause is in the steps in between (try "
         "smaller learning rates, or precision=fp32), or in the machine"

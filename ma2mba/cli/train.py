@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
 
 from ma2mba.cli.output import Verbose, out
 from ma2mba.errors import UserError
+from ma2mba.terminal import one_line
 
 if TYPE_CHECKING:
     from ma2mba.training.preview import Preview
@@ -91,9 +91,9 @@ def _show_preview(recipe: "Recipe", gpus: int | None, hostfile: Path | None) -> 
         ranks = [min(gpus, count) if gpus else count for count in nodes]
         world = replace(world, size=sum(ranks), local_size=max(ranks))
     found = preview(recipe, world)
-    table = Table("dry run", Column(escape(recipe.run), overflow="fold"), show_lines=True)
+    table = Table("dry run", Column(one_line(recipe.run), overflow="fold"), show_lines=True)
     for name, value in (*_read(found), *_planned(found), *_written(found)):
-        table.add_row(name, escape(value))
+        table.add_row(name, value)
     out.print(table)
     out.print("Nothing was trained and nothing was written.")
 
@@ -112,7 +112,7 @@ def _read(found: "Preview") -> Iterator[tuple[str, str]]:
     for source, reader in zip(found.data.recipe.sources, dataset.readers, strict=True):
         weight = "" if source.weight == 1 else f", weight {source.weight:g}"
         frames = sum(row.frames for row in reader.rows)
-        yield "shards", f"{source.path}\n{len(reader.rows):,} samples, {frames:,} frames{weight}"
+        yield "shards", f"{one_line(source.path)}\n{len(reader.rows):,} samples, {frames:,} frames{weight}"
     longest = int(dataset.length_N.argmax())
     yield "longest sample", f"{dataset.length_N[longest]:,} tokens, {dataset.frames_N[longest]:,} frames"
 

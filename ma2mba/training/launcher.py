@@ -17,6 +17,7 @@ from types import FrameType
 
 import psutil
 
+from ma2mba.terminal import write_error
 from ma2mba.training import nodes
 
 RANK_MODULE = "ma2mba.training.rank"
@@ -49,7 +50,7 @@ def run_launcher(arguments: Sequence[str], environment: Mapping[str, str] | None
 
     def ask_ranks(number: int, frame: FrameType | None) -> None:
         ranks = ranks_of(process.pid)
-        print(f"{signal.Signals(number).name}: asking {len(ranks)} ranks to save and stop", file=sys.stderr, flush=True)
+        write_error(f"{signal.Signals(number).name}: asking {len(ranks)} ranks to save and stop\n")
         ask(ranks, number)
         if not ranks:
             with suppress(ProcessLookupError):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ma2mba.files import atomic_write
+from ma2mba.terminal import Terminal
 from ma2mba.training.flops import ModelFlops
 
 LINE_SECONDS = 10.0
@@ -81,7 +81,7 @@ class Metrics:
         keep_until(self.path, first_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-        self._console = Console(stderr=True)
+        self._console = Terminal(stderr=True)
         self._bar = _bar(self._console)
         self._task = self._bar.add_task(
             title, total=tokens, completed=first_tokens, steps=first_step, of=steps, loss="-", speed="-"
@@ -140,7 +140,7 @@ class Metrics:
 
     def message(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text)
 
     def _reset(self) -> None:
         self._since, self._tokens, self._frames = time.perf_counter(), 0, 0
@@ -193,13 +193,13 @@ def keep_until(path: Path, step: int) -> None:
         file.writelines(kept)
 
 
-def _bar(console: Console) -> Progress:
+def _bar(console: Terminal) -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.fields[steps]}/{task.fields[of]}"),
-        TextColumn("loss {task.fields[loss]}  {task.fields[speed]}"),
-        TextColumn("left"),
+        TextColumn("{task.fields[steps]}/{task.fields[of]}", markup=False),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]}", markup=False),
+        TextColumn("left", markup=False),
         TimeRemainingColumn(),
         console=console,
     )

@@ -16,9 +16,8 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from rich.console import Console
-
 from ma2mba.errors import UserError
+from ma2mba.terminal import Arguments, Terminal, guard_reports, log_to_stderr
 from ma2mba.training.recipe.loading import load_recipe
 from ma2mba.training.recipe.schema import Recipe
 
@@ -29,7 +28,7 @@ HEAD_START_SECONDS = 60.0
 
 def main() -> int:
     """Train as the command line says, and return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a YAML file, or a name: stage1, stage1_5 or stage2")
     parser.add_argument(
         "overrides",
@@ -45,7 +44,8 @@ def main() -> int:
 
 def train_stage(recipe: str, overrides: Sequence[str], *, verbose: bool = False) -> int:
     """Train one stage in this process, as the rank that the environment names; return the exit code."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    log_to_stderr()
+    guard_reports()
     level = logging.DEBUG if verbose else logging.INFO
     logging.getLogger("ma2mba").setLevel(level if RANK == 0 else logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
@@ -89,7 +89,7 @@ def run(recipe: Recipe) -> None:
 def say(text: str) -> None:
     """Print on rank 0."""
     if RANK == 0:
-        Console(stderr=True).print(text, markup=False, highlight=False)
+        Terminal(stderr=True).print(text)
 
 
 def refuse(error: UserError) -> int:
@@ -98,10 +98,7 @@ def refuse(error: UserError) -> int:
     if LOCAL_RANK > 0 and not joined:
         # When the node's first rank ends, the launcher ends this one. It wakes up only if it alone has an error.
         time.sleep(HEAD_START_SECONDS)
-    console = Console(stderr=True, soft_wrap=True)
-    console.print("error:", style="bold red", end=" ")
-    text = f"rank {RANK} on {socket.gethostname()}: {error}" if RANK else str(error)
-    console.print(text, markup=False, highlight=False)
+    Terminal(stderr=True).error(f"rank {RANK} on {socket.gethostname()}: {error}" if RANK else str(error))
     return 2
 
 

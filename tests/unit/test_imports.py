@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "ma2mba.files",
         "ma2mba.text",
         "ma2mba.limits",
+        "ma2mba.terminal",
         "ma2mba.progress",
         "ma2mba.plots",
         "ma2mba.shipped",

@@ -8,7 +8,6 @@ RUN/failures/rank-N.txt.
 import json
 import os
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from uuid import uuid4
 
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
+from ma2mba.terminal import error_text, write_error
 from ma2mba.training.faults.activity import Activity, describe_activity
 from ma2mba.training.faults.heartbeat import ALIVE
 from ma2mba.training.faults.stop_vote import LostRank
@@ -109,16 +109,16 @@ def report(error: Exception, run: Path, rank: int, activity: Activity, explain: 
     if collective_broke:
         _wait_for_first_failure(run, LOST_RANK_PATIENCE_SECONDS if isinstance(error, LostRank) else PATIENCE_SECONDS)
     if not claim_first(run, facts):
-        sys.stderr.write(f"rank {rank} ends: {describe_first_failure(run)}\n")
+        write_error(f"rank {rank} ends: {describe_first_failure(run)}\n")
         _write_report(run, rank, facts, text)
         return first_exit_code(run)
     if code == EXIT_USER:
-        sys.stderr.write(f"error: {error}\n  (rank {rank}, {describe_activity(facts)})\n")
+        write_error(f"error: {error_text(str(error))}\n  (rank {rank}, {describe_activity(facts)})\n")
         _write_report(run, rank, facts, str(error))
         return code
     explained = _explained(explain, text)
     heading = "lost contact with a rank that left no report (was it killed?)" if collective_broke else "failed first"
-    sys.stderr.write(f"rank {rank} {heading} ({describe_activity(facts)}):\n{explained.rstrip()}\n")
+    write_error(f"rank {rank} {heading} ({describe_activity(facts)}):\n{explained.rstrip()}\n")
     _write_report(run, rank, facts, text if explained == text else f"{explained}\n\n{text}")
     return code
 
@@ -158,4 +158,4 @@ def _write_report(run: Path, rank: int, facts: dict[str, Any], text: str) -> Non
         with atomic_write(run / FAILURES / f"rank-{rank}.txt") as file:
             file.write(f"rank {rank}: {describe_activity(facts)}\n\n{text}\n")
     except OSError as error:
-        sys.stderr.write(f"rank {rank}: {run / FAILURES} cannot be written ({error.strerror})\n")
+        write_error(f"rank {rank}: {run / FAILURES} cannot be written ({error.strerror})\n")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ma2mba.files import atomic_write
+from ma2mba.terminal import write_error
 from ma2mba.training.faults.activity import Activity, describe_activity
 from ma2mba.training.faults.failures import (
     EXIT_FAILED,
@@ -90,11 +91,11 @@ class Watchdog:
             return  # another rank was faster: the next poll follows it
         self._write_report(facts)
         stuck = f"stuck for {self.activity.seconds:.0f} s (the limit is {self.limit:.0f} s)"
-        sys.stderr.write(f"rank {self.rank}: {stuck}: {describe_activity(facts)}\n")
+        write_error(f"rank {self.rank}: {stuck}: {describe_activity(facts)}\n")
         faulthandler.dump_traceback(all_threads=True)
         self._wait_for_reports()
         ranks = "".join(f"  {line}\n" for line in summary(self.run))
-        sys.stderr.write(
+        write_error(
             f"What every rank was doing (stacks of all threads: {self.run / STUCK}):\n{ranks}"
             "All ranks end. If the step was slow but not stuck, raise watchdog.seconds in the recipe.\n"
         )
@@ -104,7 +105,7 @@ class Watchdog:
         """End this rank because rank `lost` has no heartbeat."""
         facts = {"rank": lost, "what": "was lost", "exit_code": EXIT_FAILED, "noticed_by": self.rank}
         if claim_first(self.run, facts):
-            sys.stderr.write(
+            write_error(
                 f"rank {lost} has sent no heartbeat for {LOST_SECONDS:.0f} s (did its node fail, or lose the run "
                 f"folder?); all ranks end (rank {self.rank}: {describe_activity(self._facts())})\n"
             )
@@ -119,7 +120,7 @@ class Watchdog:
             time.sleep(2 * POLL_SECONDS)
             self._end(EXIT_STUCK)
         if not self._stop.wait(PATIENCE_SECONDS):
-            sys.stderr.write(f"rank {self.rank} ends: {describe_first_failure(self.run)}\n")
+            write_error(f"rank {self.rank} ends: {describe_first_failure(self.run)}\n")
             self._end(first_exit_code(self.run))
 
     def _facts(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class Watchdog:
                 json.dump(facts, file, indent=1)
         except OSError as error:
             activity = describe_activity(facts)
-            sys.stderr.write(f"rank {self.rank}: {folder} cannot be written ({error.strerror}); {activity}\n")
+            write_error(f"rank {self.rank}: {folder} cannot be written ({error.strerror}); {activity}\n")
 
     def _wait_for_reports(self) -> None:
         until = time.monotonic() + PATIENCE_SECONDS
