@@ -14,7 +14,8 @@ class Clip:
     """The plan of one sample: what to watch, and what is said about it (either `turns` or `scenes`).
 
     `media` is the file's path, None for text alone; `name` is the path in the annotations, "" for text alone. `where`
-    is the place of the annotation record. `dataset` is the name of the source in the recipe; readers leave it empty.
+    is the place of the annotation record. `dataset` is the name of the source in the recipe, and `folder` the folder
+    of its media, which `media` may not leave; readers leave both empty.
     """
 
     sample_id: str
@@ -25,6 +26,7 @@ class Clip:
     scenes: tuple[Scene, ...] = ()
     is_image: bool = False
     dataset: str = ""
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)

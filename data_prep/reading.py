@@ -5,10 +5,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep.clips import Clip, Reject, join_scenes, join_videos
-from data_prep.recipe import Recipe
+from data_prep.recipe import Recipe, Source
 from data_prep.sources import find_format
 from ma2mba.annotations.records import BadRecord
+from ma2mba.errors import UserError
 from ma2mba.files import fits_utf8
+
+MOST_BAD = 100_000
+"""Malformed records of a source that are listed even if nine of ten records are malformed."""
+LONGEST_NAME = 4096
+"""Characters of the longest id and the longest path. Every frame of a sample stores its id."""
 
 
 @dataclass
@@ -36,15 +42,19 @@ def read_sources(recipe: Recipe, base: Path, *, online: bool = False) -> Reading
     records, before = Counter[str](), Counter[str]()
     for source in recipe.sources:
         form = find_format(source.format)
-        for item in form.read(source.files(base, online), base / source.media):
+        media, bad = base / source.media, 0
+        for number, item in enumerate(form.read(source.files(base, online), media), 1):
             records[source.name] += 1
             clip = encodable(item)
             if isinstance(clip, Reject):
                 reading.rejects.append(clip)
+                bad += 1
+                if bad > MOST_BAD and bad > number * 9 // 10:
+                    raise _not_of_this_format(source, number, bad, clip)
                 incomplete |= {clip.sample_id} if form.join == "scenes" else set()
             else:
                 before[source.name] += 1
-                found[form.join].append(replace(clip, dataset=source.name))
+                found[form.join].append(replace(clip, dataset=source.name, folder=media))
     reading.records, reading.ungrouped = records.total(), before.total()
     joined = [*found["nothing"], *join_scenes(found["scenes"], incomplete), *join_videos(found["videos"])]
     reading.rejects += [clip for clip in joined if isinstance(clip, Reject)]
@@ -55,6 +65,13 @@ def read_sources(recipe: Recipe, base: Path, *, online: bool = False) -> Reading
         for name in dict.fromkeys(source.name for source in recipe.sources)
     }
     return reading
+
+
+def _not_of_this_format(source: Source, records: int, bad: int, last: Reject) -> UserError:
+    return UserError(
+        f"{last.where}: {bad:,} of {records:,} records of the source {source.name} are malformed, this one too "
+        f"({last.reason}). Check its format, {source.format}"
+    )
 
 
 def _resolve_repeated_ids(reading: Reading, clips: list[Clip]) -> None:
@@ -77,6 +94,8 @@ def encodable(item: Clip | BadRecord) -> Clip | Reject:
     r"""Return a clip whose texts UTF-8 can encode, or a reject: of a bad record or an unpaired surrogate ("\ud83d")."""
     if isinstance(item, BadRecord):
         return _reject(item.id, item.media, item.where, item.reason)
+    if max(len(item.sample_id), len(item.name)) > LONGEST_NAME:
+        return _reject(item.sample_id[:100], item.name[:100], item.where, f"its id exceeds {LONGEST_NAME:,} characters")
     texts = [item.sample_id, item.name, *(t.text for t in item.turns), *(s.caption for s in item.scenes)]
     if all(fits_utf8(text) for text in texts):
         return item

@@ -1,8 +1,9 @@
 """Build a sample from a clip: decode and resize its frames, and encode its conversation as tokens."""
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from tokenizers import Tokenizer
 from data_prep.clips import Clip
 from data_prep.recipe import Recipe
 from data_prep.spool import Slot, Spool, SpooledFrames
+from ma2mba.annotations.media import follow
 from ma2mba.annotations.scenewalk import Scene
-from ma2mba.files import sha256_file
+from ma2mba.files import OutsideFolder, sha256_file
 from ma2mba.model.conversation import Encoded, encode_conversation, encode_scenes
+from ma2mba.model.plain_text import UnencodableText
 from ma2mba.shards.format import IndexRow
 from ma2mba.shards.writer import PayloadFrame, payload_hash
 from ma2mba.video.decode import decode_video, decoder_version
@@ -71,8 +74,12 @@ def build_sample(
     Raise MediaError when the medium cannot be used, MemoryError when decoding reaches the process's memory limit.
     """
     spool.clear()
+    clip = replace(clip, media=_resolved(clip))
     watched = watch(clip, recipe, spool, beat)
-    encoded, silent = _encode(clip, watched, tokenizer)
+    try:
+        encoded, silent = _encode(clip, watched, tokenizer)
+    except UnencodableText as error:
+        raise MediaError(clip.media, f"its text {error}") from error
     size, digest = _identity(clip.media, beat)
     row = IndexRow(
         sample_id=clip.sample_id,
@@ -96,6 +103,16 @@ def build_sample(
         reason=watched.damage,
     )
     return Built(row, watched.frames, silent)
+
+
+def _resolved(clip: Clip) -> Path | None:
+    """Return the path of a clip's medium. Raise MediaError when it leads out of the media folder, by links too."""
+    if clip.media is None or clip.folder is None:
+        return clip.media
+    try:
+        return follow(clip.folder, os.path.relpath(clip.media, clip.folder), clip.where)
+    except OutsideFolder as error:
+        raise MediaError(clip.media, f"its path {error.reason}") from error
 
 
 def _each(frames: Sequence[PayloadFrame], beat: Callable[[], None]) -> Iterator[bytes]:

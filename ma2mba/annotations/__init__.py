@@ -4,8 +4,9 @@ A module per format has one frozen dataclass for its records and `read(files, me
 or a `BadRecord`. Every format is described in docs/data.md. These helpers are what a parser of a new format needs:
 """
 
+from ma2mba.annotations.csv_files import csv_rows
 from ma2mba.annotations.fields import RecordError, need, need_id, need_number, need_text
-from ma2mba.annotations.files import Files, Records, csv_rows, json_lines, json_list, json_object
+from ma2mba.annotations.files import Files, Records, json_lines, json_list, json_object
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import BadRecord, Record, each
 

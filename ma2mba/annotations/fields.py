@@ -13,13 +13,16 @@ class RecordError(ValueError):
 def need(record: Any, key: str, kind: type[T]) -> T:
     """Return record[key], a `kind` that is not an empty text or list. Raise RecordError otherwise.
 
-    A float like 16.0 is an int: a table stores all numbers of a column as floats if one of them has a fraction.
+    An int has at most 64 bits. A float like 16.0 is an int: a table stores all numbers of a column as floats if one of
+    them has a fraction.
     """
     if not isinstance(record, dict):
         raise RecordError(f"is a {type(record).__name__}, not an object")
     if key not in record:
         raise RecordError(f"has no {key}")
     value = _whole(record[key]) if kind is int else record[key]
+    if kind is int and isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise RecordError(f"{key} is a number of {len(str(abs(value)))} digits")
     if not isinstance(value, kind) or isinstance(value, bool):
         raise RecordError(f"{key} is a {type(value).__name__}, not a {kind.__name__}")
     if kind in (str, list) and not value:

@@ -1,16 +1,19 @@
-"""Annotation files (JSON, JSON lines, CSV), read record by record.
+"""Annotation files of JSON and JSON lines, read record by record, and what all annotation files have in common.
 
-A null in a record counts as a missing field, because in a table every row has every field.
+A null in a record counts as a missing field, because in a table every row has every field. A file is never in memory
+as a whole: one record may have MA2MBA_LIMIT_TEXT_MB megabytes.
 """
 
-import csv
-import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from ma2mba.annotations.fields import RecordError
+from ma2mba.annotations.json_values import JsonValues, most_bytes, too_long
+from ma2mba.annotations.json_window import Window
 from ma2mba.errors import UserError
 from ma2mba.files import reading
 
@@ -30,7 +33,6 @@ class Table(Protocol):
 
 Files = list[tuple[str, Path | Table]]
 """Annotation files: (name for messages, path or table)."""
-_BLANK = re.compile(r"[ \t\r\n]*")
 
 
 def without_nulls(value: Any) -> Any:
@@ -40,29 +42,62 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes. Raise UserError if it cannot be read, or if it is a FIFO, a device or a folder."""
+    with reading(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UserError(f"{path}: not a regular file. Name an annotation file")
+            yield file
+
+
+def lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number, line), ...; None instead of a line that exceeds the limit, which is never in memory."""
+    most, number = most_bytes(), 0
+    while line := file.readline(most + 1):
+        number += 1
+        if len(line) <= most:
+            yield number, line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(1 << 20)
+        yield number, None
+
+
 def json_records(path: Path) -> Records:
     """Yield the records of a file that holds a JSON list, JSON lines or a single JSON object.
 
     Raise UserError if the file holds anything else.
     """
-    with reading(path), open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
         file.seek(0)
-        line = file.readline() if start.startswith(b"{") else b""
-    if not line:
+        line = next(lines(file), (0, None))[1] if start.startswith(b"{") else None
+    if not start.startswith(b"{"):
         yield from json_list(path)
-    elif _is_json(line):
+    elif line and _is_json(line):
         yield from json_lines(path)
     else:
-        yield "line 1", {key: value for _, key, value in json_object(path)}
+        yield "line 1", _single_object(path)
 
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        JsonValues().parse(line.decode("utf-8-sig"))
+    except ValueError:
         return False
     return True
+
+
+def _single_object(path: Path) -> Any:
+    values = {}
+    for _, key, value in json_object(path):
+        if isinstance(value, RecordError):
+            return value
+        values[key] = value
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def json_list(path: Path) -> Records:
@@ -72,94 +107,45 @@ def json_list(path: Path) -> Records:
 
 
 def json_object(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Yield ("line 7, abc", "abc", value), ... of a file that holds one JSON object. Raise UserError otherwise."""
+    """Yield ("line 7, abc", "abc", value), ... of a file that holds one JSON object. Raise UserError otherwise.
+
+    The value of a key that was there before is a RecordError.
+    """
+    seen = set[str]()
     for line, key, value in _members(path, "{}", "object"):
-        yield f"line {line}, {key}", key, value
+        twice = RecordError(f"the key {key!r} is given twice") if key in seen else None
+        seen.add(key)
+        yield f"line {line}, {key}", key, twice or value
 
 
 def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, Any]]:
     """Yield (line, key or "", value) of each member. Only one member is parsed at a time, to save memory."""
-    try:
-        with reading(path):
-            text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}). The file must hold one JSON {kind}.") from error
-    decoder, keyed = json.JSONDecoder(), brackets == "{}"
-    line, counted = 1, 0
-
-    def expect(sign: str, at: int) -> int:
-        if text[at : at + 1] not in tuple(sign):
-            place = f"line {text.count(chr(10), 0, at) + 1}"
-            raise UserError(f"{path}: {place}: expected {' or '.join(sign)}. The file must hold one JSON {kind}.")
-        return _BLANK.match(text, at + 1).end()  # type: ignore[union-attr]
-
-    def value_at(at: int) -> tuple[Any, int]:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error}). The file must hold one JSON {kind}.") from error
-        return value, _BLANK.match(text, end).end()  # type: ignore[union-attr]
-
-    at = expect(brackets[0], _BLANK.match(text).end())  # type: ignore[union-attr]
-    more = text[at : at + 1] != brackets[1]
-    while more:
-        line, counted = line + text.count("\n", counted, at), at
-        key = ""
-        if keyed:
-            key, at = value_at(at)
-            at = expect(":", at)
-        value, at = value_at(at)
-        yield line, key, without_nulls(value)
-        more = text[at : at + 1] == ","
-        at = expect("," + brackets[1], at) if more else at
-    if (end := expect(brackets[1], at)) != len(text):
-        raise UserError(f"{path}: text follows the JSON {kind}: {text[end : end + 20]!r}. Remove this text.")
+    with open_regular(path) as file:
+        window = Window(path, file, f"The file must hold one JSON {kind}.")
+        window.expect(brackets[0])
+        more = not window.at_sign(brackets[1])
+        while more:
+            line, key = window.line, ""
+            if brackets == "{}":
+                key = window.key()
+                window.expect(":")
+            yield line, key, window.value()
+            if more := window.at_sign(","):
+                window.expect(",")
+        window.expect(brackets[1], "," + brackets[1])
+        if rest := window.rest():
+            raise UserError(f"{path}: text follows the JSON {kind}: {rest[:20]!r}. Remove this text.")
 
 
 def json_lines(path: Path) -> Records:
     """Yield ("line 1", value), ... of a file with one JSON value per line. Blank lines are skipped."""
-    with reading(path), open(path, "rb") as file:
-        for i, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                yield f"line {i}", without_nulls(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                yield f"line {i}", RecordError(f"not JSON ({error})")
-
-
-def csv_rows(*columns: str) -> Callable[[Path], Records]:
-    """Return a reader of CSV files that have at least these columns.
-
-    The reader yields ("line 2", {column: text}), ... and raises UserError when a column is missing.
-    """
-
-    def read(path: Path) -> Records:
-        with reading(path), open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            try:
-                header = next(rows, [])
-            except csv.Error as error:
-                raise UserError(f"{path}: the first line is not CSV ({error}). It must name the columns.") from error
-            if missing := [name for name in columns if name not in header]:
-                raise UserError(f"{path}: no column {', '.join(missing)}. The file's columns are {', '.join(header)}.")
-            while True:
-                where = f"line {rows.line_num + 1}"
+    values = JsonValues()
+    with open_regular(path) as file:
+        for i, line in lines(file):
+            if line is None:
+                yield f"line {i}", too_long()
+            elif line.strip():
                 try:
-                    row = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield where, RecordError(f"not CSV ({error})")
-                    continue
-                yield where, _by_column(header, row)
-
-    return read
-
-
-def _by_column(header: list[str], row: list[str]) -> dict[str, str] | RecordError:
-    if len(row) != len(header):
-        return RecordError(f"has {len(row)} fields, not {len(header)}")
-    if any("\udc80" <= letter <= "\udcff" for text in row for letter in text):
-        return RecordError("is not UTF-8")
-    return dict(zip(header, row, strict=True))
+                    yield f"line {i}", values.parse(line.decode("utf-8-sig" if i == 1 else "utf-8"))
+                except ValueError as error:
+                    yield f"line {i}", RecordError(f"not JSON ({error})")

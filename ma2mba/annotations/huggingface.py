@@ -7,7 +7,6 @@ and a field that is a text in one record and a number in another becomes a JSON 
 No code of a data set runs. Without `online`, nothing outside the folder is read and no network is used.
 """
 
-import json
 import logging
 import os
 import re
@@ -19,9 +18,13 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ma2mba.annotations.files import Records, csv_rows, json_records, without_nulls
+from ma2mba.annotations.csv_files import csv_rows
+from ma2mba.annotations.files import Records, json_records, without_nulls
+from ma2mba.annotations.media import follow
 from ma2mba.errors import UserError
-from ma2mba.files import reading
+from ma2mba.files import OutsideFolder, read_bounded
+from ma2mba.shards.tables import ROW_GROUP_BYTES, SPARE, decompressing, memory_for
+from ma2mba.text import JSON_BYTES, RECIPE_BYTES, parse_yaml, read_json
 
 SUFFIXES = {
     "parquet": (".parquet",),
@@ -61,10 +64,17 @@ class DatasetFile:
         path = self.path or _download(self.address)
         return json_records(path) if self.kind == "json" else csv_rows(*columns)(path)
 
+    def _memory(self, columns: Sequence[str]) -> int:
+        """Return the bytes that reading the file may need. Raise UserError if a part of it is too large."""
+        if self.path and self.kind == "parquet":
+            return memory_for(self.path, columns)
+        return SPARE + (4 * min(self.path.stat().st_size, ROW_GROUP_BYTES) if self.path else 4 * ROW_GROUP_BYTES)
+
     def _streamed(self, columns: Sequence[str]) -> Records:
         import datasets
         from datasets.data_files import DataFilesDict, DataFilesList
 
+        memory = self._memory(columns)
         files = DataFilesDict({"all": DataFilesList([self.address], [()])})  # a plain list would be patterns
         try:
             with _session(online=not self.path) as cache:
@@ -76,15 +86,27 @@ class DatasetFile:
             for column, feature in rows.features.items():
                 if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
                     rows = rows.cast_column(column, type(feature)(decode=False))
-            for i, row in enumerate(rows, 1):
+            for i, row in enumerate(_bounded(iter(rows), memory), 1):
                 yield f"row {i}", without_nulls(row)
         except UserError:
             raise
+        except MemoryError as error:
+            raise UserError(f"{self.address}: needs more memory than it declares. Download or copy it again") from error
         except Exception as error:  # `datasets` raises errors of many libraries
             kind = self.kind.capitalize()
             raise UserError(
                 f"{self.address}: not a complete {kind} file ({_line(error)}). Download or copy it again"
             ) from error
+
+
+def _bounded(rows: Iterator[Any], memory: int) -> Iterator[Any]:
+    """Yield the rows. Raise MemoryError if reading one takes more than `memory` bytes."""
+    while True:
+        with decompressing(memory):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 Named = list[tuple[str, DatasetFile]]
@@ -189,45 +211,57 @@ def _saved_splits(folder: Path) -> Splits:
     """Return the splits of a folder that `save_to_disk` of `datasets` wrote; {} for another folder."""
     try:
         if (whole := folder / "dataset_dict.json").is_file():
-            return {split: _saved_files(folder, split) for split in _json(whole)["splits"]}
+            _check_inside(folder, [str(whole)])
+            return {split: _saved_files(folder, _text(split)) for split in read_json(whole)["splits"]}
         return {"train": _saved_files(folder, "")} if (folder / "state.json").is_file() else {}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder}: not a complete folder of save_to_disk ({error!r}). Save or copy it again"
+            f"{folder}: not a complete folder of save_to_disk ({error!r:.200}). Save or copy it again"
         ) from error
 
 
 def _saved_files(folder: Path, split: str) -> list[str]:
     state = folder / split / "state.json"
     _check_inside(folder, [str(state)])
-    return [str(state.parent / file["filename"]) for file in _json(state)["_data_files"]]
+    return [str(state.parent / _text(file["filename"])) for file in read_json(state)["_data_files"]]
 
 
-def _json(path: Path) -> Any:
-    with reading(path):
-        return json.loads(path.read_bytes())
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ValueError(f"{value!r:.100} is not a name")
+    return value
 
 
 def _check_metadata(folder: Path) -> None:
     """Raise UserError if the configurations of a folder name a file outside the folder, or an address."""
-    import yaml
-    from huggingface_hub import metadata_load
-
     for file in (folder / name for name in _METADATA):
         if not file.is_file():
             continue
         try:
-            with reading(file):
-                content = metadata_load(file) if file.suffix == ".md" else yaml.safe_load(file.read_bytes())
-            configs = (content or {}).get("configs") or []
+            configs = (_metadata(file) or {}).get("configs") or []
             named = [
                 text for config in configs for key in ("data_files", "data_dir") for text in _texts(config.get(key))
             ]
-        except (ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{file}: its configs cannot be read ({_line(error)}). Correct them") from error
         for text in named:
             if "::" in text or "://" in text or text.startswith(("/", "~")) or ".." in PurePosixPath(text).parts:
                 raise UserError(f"{file}: names {text}, which is not inside the folder. Correct its configs")
+
+
+def _metadata(file: Path) -> Any:
+    """Return the content of a metadata file: of a README, its YAML block. Raise ValueError if it is not YAML."""
+    if file.suffix == ".json":
+        return read_json(file)
+    content = read_bounded(file, JSON_BYTES if file.suffix == ".md" else RECIPE_BYTES)
+    if file.suffix == ".md":
+        from huggingface_hub.repocard import REGEX_YAML_BLOCK  # what `datasets` will find and parse
+
+        block = REGEX_YAML_BLOCK.search(content.decode())
+        content = block[2].encode() if block else b""
+        if len(content) > RECIPE_BYTES:
+            raise ValueError(f"its YAML block is larger than {RECIPE_BYTES:,} bytes")
+    return parse_yaml(content)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -239,17 +273,14 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _check_inside(folder: Path, files: list[str]) -> None:
-    """Raise UserError unless all files exist in `folder`, also after links.
-
-    In the cache of the hub, a folder `snapshots/COMMIT` consists of links to the folder `blobs` beside `snapshots`.
-    """
-    roots = [folder.resolve()]
-    if folder.parent.name == "snapshots":
-        roots.append((folder.parent.parent / "blobs").resolve())
+    """Raise UserError unless all files exist in `folder`, also after links."""
     for file in files:
-        real = Path(file).resolve()
-        if not any(real.is_relative_to(root) for root in roots):
-            raise UserError(f"{file} leads out of the folder {folder}, to {real}. Copy the file into the folder")
+        try:
+            real = follow(folder, os.path.relpath(file, folder), folder)
+        except OutsideFolder as error:
+            raise UserError(
+                f"{file} leads out of the folder {folder}, to {os.path.realpath(file)}. Copy the file into the folder"
+            ) from error
         if not real.is_file():
             raise UserError(f"{file} is not a file. Download or copy the data set again")
 

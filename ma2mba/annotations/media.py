@@ -1,12 +1,31 @@
 """The folder of the images and videos that annotations name."""
 
+import os
 import re
 from pathlib import Path
 
 from ma2mba.annotations.fields import RecordError
+from ma2mba.files import OutsideFolder, inside, name_problem
 
 VIDEO_SUFFIX = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|ts|webm|wmv)", re.IGNORECASE)
 """Suffixes that `find` accepts. Files beside a video (.json, .vtt, .jpg) often have the same stem."""
+
+
+def follow(folder: Path, name: str, listed_in: object) -> Path:
+    """Return the path of the entry `name` of `folder`, which must stay inside, also after symbolic links.
+
+    In the cache of the Hugging Face hub, `snapshots/COMMIT` consists of links to `blobs` beside `snapshots`: they are
+    inside. Raise OutsideFolder otherwise, as `ma2mba.files.inside`.
+    """
+    try:
+        return inside(folder, name, listed_in)
+    except OutsideFolder:
+        real = os.path.realpath(folder / name) if not name_problem(name) else ""
+        above = Path(os.path.realpath(folder))
+        for commit in (above, *above.parents):
+            if commit.parent.name == "snapshots" and real.startswith(f"{commit.parent.parent / 'blobs'}{os.sep}"):
+                return folder / name
+        raise
 
 
 class MediaFolder:
@@ -17,9 +36,15 @@ class MediaFolder:
         self._videos: dict[Path, dict[str, list[str]]] = {}
 
     def path(self, name: str) -> Path:
-        """Return root/name; the file need not exist. Raise RecordError when the path leaves the folder."""
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise RecordError(f"the path {name} does not stay below the media folder")
+        """Return root/name; the file need not exist. Raise RecordError when the path leaves the folder.
+
+        This looks at the name only. Where a file is opened, `follow` looks at symbolic links too.
+        """
+        if problem := name_problem(name):
+            leaves = "folder" in problem or "absolute" in problem
+            raise RecordError(
+                f"the path {name} does not stay below the media folder" if leaves else f"the path {name!r} {problem}"
+            )
         return self.root / name
 
     def inside(self, name: str) -> str:
@@ -43,10 +68,13 @@ class MediaFolder:
         if folder not in self._videos:
             listed: dict[str, list[str]] = {}
             try:
+                follow(self.root, str(folder.relative_to(self.root)), "the annotations")
                 for path in folder.iterdir() if folder.is_dir() else ():
                     if VIDEO_SUFFIX.fullmatch(path.suffix):
                         listed.setdefault(path.stem, []).append(path.name)
             except OSError as error:
                 raise RecordError(f"its folder {folder} cannot be listed ({error.strerror})") from error
+            except OutsideFolder as error:
+                raise RecordError(f"its folder {folder} {error.reason}") from error
             self._videos[folder] = listed
         return self._videos[folder]

@@ -3,18 +3,18 @@
 Without map_vid_vidorID.json the video's file is {video}.*; with this file among the annotations it is {mapped path}.*
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ma2mba.annotations.csv_files import csv_rows
 from ma2mba.annotations.fields import RecordError, as_texts, need_number, need_text
-from ma2mba.annotations.files import Files, csv_rows
+from ma2mba.annotations.files import Files
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import BadRecord, Parse, Reader, Record, each
 from ma2mba.errors import UserError
-from ma2mba.files import reading
+from ma2mba.text import read_json
 
 COLUMNS = ("video", "frame_count", "width", "height", "question", "answer", "qid", "type")
 OPTIONS = ("a0", "a1", "a2", "a3", "a4")
@@ -83,14 +83,10 @@ def _video_paths(files: list[Path]) -> dict[str, str]:
     """Return the path of each video below the media folder, without its suffix. Raise UserError for another file."""
     paths: dict[str, str] = {}
     for file in files:
-        try:
-            with reading(file):
-                content = file.read_bytes()
-            paths |= {str(key): str(value) for key, value in json.loads(content).items()}
-        except (ValueError, AttributeError) as error:
-            raise UserError(
-                f"{file}: not a JSON object of video: path ({error}). List map_vid_vidorID.json here."
-            ) from error
+        content = read_json(file)
+        if not isinstance(content, dict) or not all(isinstance(path, str) for path in content.values()):
+            raise UserError(f"{file}: not a JSON object of video: path. List map_vid_vidorID.json here.")
+        paths |= content
     return paths
 
 

@@ -14,6 +14,8 @@ Parse = Callable[[Any, MediaFolder, str], T]
 """(JSON value or row, media folder, place of the record) -> parsed record. Raises RecordError."""
 Reader = Callable[[Files, Path], Iterator[T]]
 """(annotation files, media folder) -> parsed records. Raises UserError for a file of another format."""
+_SHOWN = 1000
+"""Characters of a record that its reject repeats."""
 _ID_KEYS = ("id", "question_id", "videoid", "qid")
 _MEDIA_KEYS = ("video", "image", "video_name", "videoid", "url")
 
@@ -45,9 +47,15 @@ class BadRecord:
         fields = value if isinstance(value, dict) else {}
 
         def first(keys: tuple[str, ...]) -> str:
-            return next((str(fields[key]) for key in keys if fields.get(key)), "")
+            given = (fields[key] for key in keys if isinstance(fields.get(key), str | int | float) and fields[key])
+            return _short(str(next(given, "")))
 
-        return cls(where, first(_ID_KEYS), first(_MEDIA_KEYS), reason)
+        return cls(where, first(_ID_KEYS), first(_MEDIA_KEYS), _short(reason))
+
+
+def _short(text: str) -> str:
+    """Return a text, without its middle if it is too long for a message."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 2 :]}"
 
 
 def each(records_of: Callable[[Path], Records], parse: Parse[T], columns: Sequence[str] = ()) -> Reader[T | BadRecord]:

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ma2mba.annotations.csv_files import csv_rows
 from ma2mba.annotations.fields import RecordError, as_texts, need_text
-from ma2mba.annotations.files import csv_rows
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.records import Record, each
 

@@ -12,8 +12,8 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from ma2mba.errors import UserError
+from ma2mba.model.plain_text import END, UnencodableText, plain_text
 
-END = "<|endoftext|>"
 SYSTEM = "<|system|>You are a helpful assistant." + END
 USER, ASSISTANT = " <|user|>", " <|assistant|>"
 IGNORE = -100
@@ -40,8 +40,15 @@ class Encoded:
     supervised: list[bool] = field(default_factory=list)
     frame_positions: list[int] = field(default_factory=list)
 
+    def add_template(self, tokenizer: Tokenizer, piece: str, *, supervised: bool = False) -> None:
+        """Append a piece of the template, in which control tokens are tokens."""
+        self._add(tokenizer.encode(piece, add_special_tokens=False).ids, supervised)
+
     def add_text(self, tokenizer: Tokenizer, text: str, *, supervised: bool = False) -> None:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        """Append a text that END follows. A control token that the text spells stays text."""
+        self._add(plain_text(tokenizer).ids(text), supervised)
+
+    def _add(self, ids: list[int], supervised: bool) -> None:
         self.token_ids += ids
         self.supervised += [supervised] * len(ids)
 
@@ -60,48 +67,63 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer.json ({error}). Save it with tokenizers' Tokenizer.save") from error
     if tokenizer.token_to_id(END) is None:
         raise UserError(f"{path}: has no token {END}. Use the GPT-NeoX tokenizer, or add this token")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
 def encode_conversation(tokenizer: Tokenizer, turns: Sequence[Turn], frames: int) -> Encoded:
     """Encode a conversation (stages 1 and 2). All frames come before the text of the first user turn.
 
-    Only answers are supervised. Raises ValueError unless the turns alternate user, assistant, ..., and start with user.
+    Only answers are supervised. Raise ValueError unless the turns alternate user, assistant, ..., and start with user,
+    and UnencodableText if the tokenizer cannot encode a text.
     """
     roles = [turn.role for turn in turns]
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise ValueError(f"the turns are {', '.join(roles) or 'none'}. Alternate user, assistant")
     encoded = Encoded()
-    encoded.add_text(tokenizer, SYSTEM)
+    encoded.add_template(tokenizer, SYSTEM)
     for i, turn in enumerate(turns):
         if turn.role == "user":
             _add_question(encoded, tokenizer, turn.text, frames if i == 0 else 0)
         else:
-            encoded.add_text(tokenizer, turn.text + END, supervised=True)
+            _add_answer(encoded, tokenizer, turn.text)
     return encoded
 
 
 def encode_scenes(tokenizer: Tokenizer, scenes: Sequence[tuple[int, str]]) -> Encoded:
     """Encode frames of scene 1, its caption, frames of scene 2, ... (stage 1.5). Only captions are supervised."""
     encoded = Encoded()
-    encoded.add_text(tokenizer, SYSTEM)
+    encoded.add_template(tokenizer, SYSTEM)
     for frames, caption in scenes:
         encoded.add_frames(frames)
-        encoded.add_text(tokenizer, caption + END, supervised=True)
+        _add_answer(encoded, tokenizer, caption)
     return encoded
 
 
 def encode_prompt(tokenizer: Tokenizer, question: str, frames: int) -> Encoded:
-    """Encode a question about `frames` frames, up to where the answer starts. Raise UserError for an empty question."""
+    """Encode a question about `frames` frames, up to where the answer starts.
+
+    Raise UserError for an empty question, and for a question that the tokenizer cannot encode.
+    """
     if not question.strip():
         raise UserError('the question is empty. Ask one, as in: ma2mba ask video.mp4 "What happens?" --model DIR')
     encoded = Encoded()
-    encoded.add_text(tokenizer, SYSTEM)
-    _add_question(encoded, tokenizer, question, frames)
+    encoded.add_template(tokenizer, SYSTEM)
+    try:
+        _add_question(encoded, tokenizer, question, frames)
+    except UnencodableText as error:
+        raise UserError(f"the question {error}. Write it in other words") from error
     return encoded
 
 
 def _add_question(encoded: Encoded, tokenizer: Tokenizer, text: str, frames: int) -> None:
-    encoded.add_text(tokenizer, USER)
+    encoded.add_template(tokenizer, USER)
     encoded.add_frames(frames)
-    encoded.add_text(tokenizer, text + END + ASSISTANT)
+    encoded.add_text(tokenizer, text)
+    encoded.add_template(tokenizer, END + ASSISTANT)
+
+
+def _add_answer(encoded: Encoded, tokenizer: Tokenizer, text: str) -> None:
+    encoded.add_text(tokenizer, text, supervised=True)
+    encoded.add_template(tokenizer, END, supervised=True)

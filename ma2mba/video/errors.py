@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ma2mba.errors import UserError
 from ma2mba.limits import limits, raise_limit
-from ma2mba.video.memory import at_most
+from ma2mba.memory import at_most
 
 
 class MediaError(UserError):

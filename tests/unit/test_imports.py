@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "ma2mba.text",
         "ma2mba.limits",
         "ma2mba.terminal",
+        "ma2mba.memory",
         "ma2mba.progress",
         "ma2mba.plots",
         "ma2mba.shipped",

@@ -1,0 +1,44 @@
+"""Limit the memory of this process for a while: a small file may take much memory when it is decompressed."""
+
+import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class _Inner:
+    """How many `at_most` blocks are open in this process, in all its threads: the limit belongs to the process."""
+
+    lock, depth = threading.Lock(), 0
+
+
+@contextmanager
+def at_most(extra: int) -> Iterator[bool]:
+    """Limit this process to `extra` more bytes of data in the block. Larger requests raise MemoryError.
+
+    Yield True if this limit is the lowest: False within another `at_most`, and in a process that may use less anyway.
+    """
+    with _Inner.lock:
+        before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        held, first = data_bytes(), _Inner.depth == 0
+        lowest = first and held > 0 and (before == resource.RLIM_INFINITY or held + extra < before)
+        if lowest:
+            resource.setrlimit(resource.RLIMIT_DATA, (held + extra, hard))
+        _Inner.depth += 1
+    try:
+        yield lowest
+    finally:
+        with _Inner.lock:
+            _Inner.depth -= 1
+            if lowest:
+                resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+def data_bytes() -> int:
+    """Return the bytes of data that this process holds; 0 if the system does not report it."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) << 10
+    return 0
