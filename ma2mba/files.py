@@ -4,7 +4,6 @@ errors into messages for the user.
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -12,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import xxhash
 
@@ -83,21 +82,26 @@ def inside(folder: Path, name: str, listed_in: object) -> Path:
     return folder / name
 
 
-def read_bounded(path: Path | str, most: int) -> bytes:
-    """Return the bytes of a regular file. Raise UserError if it is missing, unreadable, not a regular file (a FIFO or a
-    device), or larger than `most` bytes.
-    """
+@contextmanager
+def open_regular(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a regular file for reading. Raise UserError if it is missing, unreadable, a folder, a FIFO or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UserError(f"{path}: not a regular file. Give the path of a file")
-            content = file.read(most + 1) if status.st_size <= most else b""
+            yield file
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be read ({reason}). Make it readable, or give another path") from error
-    if max(status.st_size, len(content)) > most:
+
+
+def read_bounded(path: Path | str, most: int) -> bytes:
+    """Return the bytes of a file. Raise UserError if `open_regular` does, or if it is larger than `most` bytes."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(most + 1) if size <= most else b""
+    if max(size, len(content)) > most:
         raise UserError(f"{path}: larger than {most:,} bytes. Give a file of this kind that is smaller")
     return content
 
@@ -165,7 +169,8 @@ def fsync(path: Path | str) -> None:
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
     """Yield a temporary folder. On success, fsync its files and rename it to `folder`; on failure, remove it.
 
-    Raise UserError if `folder` is a symbolic link: it is neither replaced nor followed.
+    The files get the permissions that the umask allows, whichever library writes them. Raise UserError if `folder` is a
+    symbolic link: it is neither replaced nor followed.
     """
     folder = Path(folder)
     _refuse_link(folder)
@@ -173,8 +178,11 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         yield temporary
         for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(mode)
             fsync(path)
         os.rename(temporary, folder)
         fsync(folder.parent)
@@ -200,22 +208,6 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: cannot be written ({error}). Free disk space or name another --out, then run the command again"
         ) from error
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file, or [] if the file does not exist.
-
-    Reading stops at the first line that is not JSON: a crash may cut off the last line.
-    """
-    records: list[dict[str, Any]] = []
-    if not path.is_file():
-        return records
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def fits_utf8(text: str) -> bool:

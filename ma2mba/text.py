@@ -3,19 +3,21 @@
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ma2mba.errors import UserError
-from ma2mba.files import fits_utf8, read_bounded
+from ma2mba.files import fits_utf8, open_regular, read_bounded
 
 RECIPE_BYTES = 1 << 20
 """Bytes of the largest accepted recipe."""
 JSON_BYTES = 64 << 20
 """Bytes of the largest accepted JSON file that describes a run, a model or a shard folder."""
+LINE_BYTES = 1 << 20
+"""Bytes of the longest accepted line of a file of JSON lines."""
 NODES = 100_000
 """Values that a YAML file may hold after its aliases are replaced by what they stand for."""
 INTEGER_BITS = 256
@@ -156,3 +158,35 @@ def read_json(path: Path | str, most: int = JSON_BYTES) -> Any:
         return parse_json(content)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}). Write or copy the file again") from error
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines; nothing if the file does not exist.
+
+    The last line may be cut off, as a crash leaves it. Raise UserError for any other line that is not a JSON object in
+    UTF-8, or is longer than LINE_BYTES.
+    """
+    if not path.exists():
+        return
+    wrong: str | None = None
+    with open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
+            if len(line) > LINE_BYTES:
+                wrong = f"line {number} is longer than {LINE_BYTES:,} bytes"
+            if wrong:
+                break
+            try:
+                record = parse_json(line.decode())
+            except UnicodeDecodeError:
+                wrong = f"line {number} is not UTF-8"
+                break
+            except ValueError as error:
+                wrong = f"line {number} is not JSON: {error}"
+                continue
+            if not isinstance(record, dict):
+                wrong = f"line {number} is not a JSON object"
+                break
+            yield record
+        else:
+            return
+    raise UserError(f"{path}: {wrong}. Copy the file again, or remove it")

@@ -8,7 +8,7 @@ import typer
 
 from ma2mba.cli.output import print_line
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_folder
+from ma2mba.files import atomic_folder, inside
 
 
 def export(
@@ -24,16 +24,19 @@ def export(
 def export_model(run: Path, out_dir: Path, step: int | None = None) -> Path:
     """Copy the model of a run's checkpoint to `out_dir` and verify it there; return the checkpoint's folder.
 
-    Raises UserError if `out_dir` is not empty, if there is no such checkpoint, and if a checksum differs.
+    Copies the files of a model folder and nothing else. Raises UserError if `out_dir` is a symbolic link or not empty,
+    if there is no such checkpoint, if a checksum differs, and for NaN and infinite weights.
     """
-    from ma2mba.model.pretrained import verify_model
-    from ma2mba.training.checkpoint.folder import find_checkpoint
+    from ma2mba.model.pretrained import CHECKSUMS, FILES, open_model
+    from ma2mba.training.checkpoint.folder import MODEL, find_checkpoint
 
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir}: exists and is not empty. Choose another --out or remove it")
     checkpoint = find_checkpoint(run, step)
-    verify_model(checkpoint / "model")
+    model = inside(run, str((checkpoint / MODEL).relative_to(run)), run)
+    open_model(model)
     with atomic_folder(out_dir) as temporary:
-        shutil.copytree(checkpoint / "model", temporary, dirs_exist_ok=True)
-        verify_model(temporary)
+        for name in (*FILES, CHECKSUMS):
+            shutil.copyfile(inside(model, name, model), temporary / name)
+        open_model(temporary).weights.require_finite()
     return checkpoint

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from ma2mba.cli.output import Json, out, print_json, readable
 from ma2mba.errors import UserError
-from ma2mba.files import read_jsonl
+from ma2mba.files import inside
 from ma2mba.terminal import one_line
-from ma2mba.text import read_yaml
+from ma2mba.text import read_jsonl, read_yaml
 
 Facts = dict[str, Any]
 
@@ -70,62 +70,64 @@ def describe_shards(folder: Path) -> Facts:
 
 
 def describe_run(folder: Path) -> Facts:
-    from ma2mba.training.checkpoint.folder import find_checkpoint
+    from ma2mba.training.checkpoint.folder import find_checkpoint, steps_in
 
-    checkpoints = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
-    records = read_jsonl(folder / "metrics.jsonl")
-    last: Facts = next((record for record in reversed(records) if "loss" in record), {})
-    loss = float(last.get("loss", math.nan))
+    checkpoints = [path.name for path in steps_in(inside(folder, "checkpoints", folder)).values()]
+    path = inside(folder, "metrics.jsonl", folder)
+    step, loss = 0, math.nan
+    for record in read_jsonl(path):
+        if "loss" in record:
+            step, loss = record.get("step", 0), record["loss"]
+    if not (type(step) is int and 0 <= step < 1 << 53) or not _is_number(loss):
+        raise UserError(f"{path}: its last step or loss is not a number. Copy the file again, or remove it")
     return {
         "kind": "run",
-        "stage": _recipe(folder).get("stage", "unknown"),
-        "steps": last.get("step", 0),
-        "loss": loss if math.isfinite(loss) else None,
+        "stage": _stage(folder),
+        "steps": step,
+        "loss": float(loss) if math.isfinite(loss) else None,
         "checkpoints": checkpoints,
         "latest": find_checkpoint(folder).name if checkpoints else "none",
     }
 
 
 def describe_model(folder: Path) -> Facts:
-    from safetensors import safe_open
+    from ma2mba.model.pretrained import open_model
 
-    from ma2mba.model.pretrained import read_config, verify_model
-
-    verify_model(folder)
-    config = read_config(folder)
+    model = open_model(folder)
     parts: dict[str, int] = {}
-    dtypes = set()
-    with safe_open(folder / "model.safetensors", framework="pt") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 (a safe_open is not a mapping)
-            piece = tensors.get_slice(name)
-            size = 1
-            for length in piece.get_shape():
-                size *= length
-            part = name.split(".", 1)[0]
-            parts[part] = parts.get(part, 0) + size
-            dtypes.add(piece.get_dtype())
-    language = config.language_model
+    for name, tensor in model.weights.tensors.items():
+        part = name.split(".", 1)[0]
+        parts[part] = parts.get(part, 0) + math.prod(tensor.shape)
+    language = model.config.language_model
     return {
         "kind": "model",
-        "architecture": config.architecture,
+        "architecture": model.config.architecture,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
-        "dtype": sorted(dtypes),
+        "dtype": sorted({tensor.dtype for tensor in model.weights.tensors.values()}),
         "layers": language.n_layer,
         "width": language.d_model,
         "vocabulary": language.vocab_size,
-        "image_size": config.image_size,
-        "tokens_per_frame": config.tokens_per_frame,
+        "image_size": model.config.image_size,
+        "tokens_per_frame": model.config.tokens_per_frame,
         "checksums": "right",
     }
+
+
+def _is_number(value: Any) -> bool:
+    """Return True for a float, NaN included, and for an int that a float can hold."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
 
 
 def _lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
-def _recipe(run: Path) -> Facts:
-    """Return a run's recipe.yaml, {} if it is missing or empty."""
-    path = run / "recipe.yaml"
-    values = read_yaml(path) if path.is_file() else None
-    return values if isinstance(values, dict) else {}
+def _stage(run: Path) -> str:
+    """Return the stage that a run's recipe.yaml names, "unknown" if the file is missing or empty."""
+    path = inside(run, "recipe.yaml", run)
+    values = read_yaml(path) if path.exists() else None
+    stage = values.get("stage", "unknown") if isinstance(values, dict) else values or "unknown"
+    if not isinstance(stage, str) or not isinstance(values, dict | None):
+        raise UserError(f"{path}: not the recipe of a run. Start the run again, which writes it, or remove it")
+    return stage

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ma2mba.files import atomic_path, atomic_write, read_jsonl
+from ma2mba.files import atomic_path, atomic_write
 from ma2mba.plots import draw
-from ma2mba.text import read_yaml
+from ma2mba.text import read_jsonl, read_yaml
 
 Report = dict[str, Any]
 

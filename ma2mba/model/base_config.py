@@ -1,9 +1,17 @@
 """What every backbone's and every vision encoder's configuration has. Imports no torch."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from ma2mba.errors import UserError
 
@@ -11,10 +19,23 @@ DEFAULT_LAYER, DEFAULT_ENCODER = "mamba2", "clip"
 """The names that a configuration need not give. A `config.json` does not hold them either."""
 
 
-class StrictConfig(BaseModel):
-    """A configuration that refuses unknown keys."""
+Size = Annotated[int, Field(gt=0, le=1 << 20)]
+"""A width or a number of something. The bound keeps products of sizes below 2^63."""
+Layers = Annotated[int, Field(gt=0, le=10_000)]
+Pixels = Annotated[int, Field(gt=0, le=8192)]
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+def problem(error: ValidationError) -> str:
+    """Return the first key that is wrong and what is wrong with it, on one line."""
+    first = error.errors()[0]
+    text = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+    return " ".join(text.split())[:300]
+
+
+class StrictConfig(BaseModel):
+    """A configuration that refuses unknown keys, and numbers that are NaN or infinite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NamedConfig(StrictConfig):
@@ -48,11 +69,11 @@ class BackboneConfig(NamedConfig):
     KEY, DEFAULT, LAST = "layer", DEFAULT_LAYER, ("vocab_size", "pad_vocab_size_multiple", "norm_eps")
 
     layer: str
-    d_model: PositiveInt
-    n_layer: PositiveInt
-    vocab_size: PositiveInt = 50277
-    pad_vocab_size_multiple: PositiveInt = 16
-    norm_eps: float = 1e-5
+    d_model: Size
+    n_layer: Layers
+    vocab_size: Size = 50277
+    pad_vocab_size_multiple: Size = 16
+    norm_eps: NonNegativeFloat = 1e-5
 
     @property
     def padded_vocab_size(self) -> int:
@@ -66,7 +87,7 @@ class VisionConfig(NamedConfig):
     KEY, DEFAULT = "encoder", DEFAULT_ENCODER
 
     encoder: str
-    image_size: PositiveInt
+    image_size: Pixels
 
     @property
     @abstractmethod

@@ -13,8 +13,10 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import cached_file
 
 from ma2mba.errors import UserError
-from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig, normalisation
+from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig
+from ma2mba.model.published import published_file
 from ma2mba.model.vision import VisionEncoder, VisionFlops
+from ma2mba.model.weights import INDEX, WEIGHTS, is_finite, on_meta, open_weights
 
 
 class ClipEncoder(VisionEncoder):
@@ -29,8 +31,7 @@ class ClipEncoder(VisionEncoder):
 
     def __init__(self, config: ClipConfig):
         super().__init__(config)
-        fields = config.model_dump(exclude={"image_mean", "image_std"})
-        self.clip = _cut(CLIPVisionModel(CLIPVisionConfig(**fields)))
+        self.clip = _cut(CLIPVisionModel(_own_config(config)))
         self.register_buffer("mean_C11", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
 
@@ -52,20 +53,60 @@ class ClipEncoder(VisionEncoder):
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """Read a folder, or download a hub repository. The weights must be in safetensors."""
+        """Read a folder, or download a hub repository. The weights must be in safetensors. Runs no code of either."""
+        if not Path(source).is_dir():
+            return cls._download(source)
+        folder = Path(source)
+
+        def file_in(name: str) -> Path:
+            return published_file(folder, name)
+
+        if not any(file_in(name).exists() for name in (WEIGHTS, INDEX)):
+            raise UserError(
+                f"{folder}: has no {WEIGHTS}. Give a hub repository or a folder with config.json and {WEIGHTS}"
+            )
+        config = ClipConfig.of_files(file_in("config.json"), file_in(PREPROCESSOR))
+        weights = open_weights(file_in).renamed(lambda name: "clip." + name.removeprefix("vision_model."))
+        weights.require(on_meta(lambda: cls(config), weights, file_in("config.json")), extra=True)
+        encoder = cls(config)
+        weights.copy_into(encoder)
+        return encoder
+
+    @classmethod
+    def _download(cls, source: str) -> Self:
         try:
-            clip = CLIPVisionModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-        except (OSError, ValueError) as error:
+            config = ClipConfig.of_files(Path(str(cached_file(source, "config.json"))), _preprocessor(source))
+            encoder = cls(config)
+            # With our own configuration, no key of the repository's config.json chooses code or other weights.
+            loaded: Any = CLIPVisionModel.from_pretrained(
+                source,
+                config=_own_config(config),
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{source}: cannot be loaded as a CLIP vision encoder ({str(error).strip().splitlines()[0]}). "
                 "Give a hub repository or a folder with config.json and model.safetensors"
             ) from error
-        names = ClipConfig.model_fields.keys() - {"encoder", "image_mean", "image_std"}
-        fields: dict[str, Any] = {name: getattr(clip.config, name) for name in names}
-        preprocessor = cached_file(source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
-        encoder = cls(ClipConfig(**fields, **normalisation(Path(preprocessor) if preprocessor else None)))
+        clip, about = loaded
         encoder.clip = _cut(clip)
+        missing = sorted(encoder.clip.state_dict().keys() & about["missing_keys"])
+        broken = [name for name, t in encoder.clip.state_dict().items() if not is_finite(t)]
+        if missing or broken:
+            reason = f"has no {missing[0]}" if missing else f"the tensor {broken[0]} has NaN or infinite values"
+            raise UserError(f"{source}: {reason}. Give another vision encoder")
         return encoder
+
+
+def _preprocessor(source: str) -> Path | None:
+    path = cached_file(source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def _own_config(config: ClipConfig) -> CLIPVisionConfig:
+    return CLIPVisionConfig(**config.model_dump(exclude={"image_mean", "image_std"}))
 
 
 def _cut(clip: CLIPVisionModel) -> CLIPVisionModel:

@@ -1,13 +1,14 @@
 """The configuration of a CLIP vision encoder. In a file of its own, because it must not import torch."""
 
-import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from ma2mba.errors import UserError
-from ma2mba.model.base_config import VisionConfig
+from ma2mba.model.base_config import Pixels, Size, VisionConfig, problem
+from ma2mba.model.published import published_file
+from ma2mba.text import RECIPE_BYTES, read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -20,16 +21,16 @@ class ClipConfig(VisionConfig):
     LAST = ("image_size", "patch_size", "hidden_act", "layer_norm_eps", "image_mean", "image_std")
 
     encoder: Literal["clip"] = "clip"
-    hidden_size: PositiveInt = 1024
-    intermediate_size: PositiveInt = 4096
-    num_hidden_layers: PositiveInt = Field(default=24, ge=2)
-    num_attention_heads: PositiveInt = 16
-    image_size: PositiveInt = 336
-    patch_size: PositiveInt = 14
+    hidden_size: Size = 1024
+    intermediate_size: Size = 4096
+    num_hidden_layers: Annotated[int, Field(ge=2, le=10_000)] = 24
+    num_attention_heads: Size = 16
+    image_size: Pixels = 336
+    patch_size: Pixels = 14
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: NonNegativeFloat = 1e-5
     image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
+    image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = CLIP_STD
 
     @property
     def width(self) -> int:
@@ -59,19 +60,23 @@ class ClipConfig(VisionConfig):
 
         Return ViT-L/14-336 for the name of a hub repository: this method downloads nothing.
         """
-        path = Path(source) / "config.json"
-        if not path.is_file():
-            return cls()
+        path = published_file(Path(source), "config.json")
+        return cls.of_files(path, published_file(Path(source), PREPROCESSOR)) if path.is_file() else cls()
+
+    @classmethod
+    def of_files(cls, path: Path, preprocessor: Path | None) -> Self:
+        """Read a config.json, and the preprocessor_config.json if it exists. Raise UserError if one cannot be read."""
+        values = read_json(path, RECIPE_BYTES)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             values = values.get("vision_config", values)
             fields = {name: values[name] for name in cls.model_fields if name in values}
-            return cls(**fields, **normalisation(path.with_name(PREPROCESSOR)))
-        except (ValueError, AttributeError) as error:
-            raise UserError(f"{path}: cannot be read as the config.json of a CLIP vision encoder ({error})") from error
+            return cls(**fields, **normalisation(preprocessor))
+        except (AttributeError, TypeError, ValidationError) as error:
+            reason = problem(error) if isinstance(error, ValidationError) else error
+            raise UserError(f"{path}: cannot be read as the config.json of a CLIP vision encoder ({reason})") from error
 
 
 def normalisation(preprocessor: Path | None) -> dict[str, Any]:
     """Return `image_mean` and `image_std` of a preprocessor_config.json, and CLIP's own where a value is missing."""
-    values = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor and preprocessor.is_file() else {}
+    values = read_json(preprocessor, RECIPE_BYTES) if preprocessor and preprocessor.exists() else {}
     return {"image_mean": values.get("image_mean", CLIP_MEAN), "image_std": values.get("image_std", CLIP_STD)}

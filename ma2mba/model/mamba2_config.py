@@ -1,25 +1,26 @@
 """The configuration of a Mamba-2 language model. In a file of its own, because it must not import torch."""
 
-import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ma2mba.errors import UserError
-from ma2mba.model.base_config import BackboneConfig
+from ma2mba.model.base_config import BackboneConfig, Size, problem
+from ma2mba.model.published import published_file
+from ma2mba.text import RECIPE_BYTES, read_json
 
 
 class Mamba2Config(BackboneConfig):
     """The names of the fields are those of state-spaces/mamba; `ssd_block` is the block of the SSD scan, in tokens."""
 
     layer: Literal["mamba2"] = "mamba2"
-    d_state: PositiveInt = 128
-    headdim: PositiveInt = 64
-    expand: PositiveInt = 2
-    d_conv: PositiveInt = 4
-    ngroups: PositiveInt = 1
-    ssd_block: PositiveInt = 256
+    d_state: Annotated[int, Field(gt=0, le=1 << 16)] = 128
+    headdim: Size = 64
+    expand: Annotated[int, Field(gt=0, le=64)] = 2
+    d_conv: Annotated[int, Field(gt=0, le=1024)] = 4
+    ngroups: Size = 1
+    ssd_block: Annotated[int, Field(gt=0, le=1024)] = 256
 
     @property
     def d_inner(self) -> int:
@@ -47,14 +48,14 @@ class Mamba2Config(BackboneConfig):
 
         Raises UserError for a model that is not pure Mamba-2.
         """
-        path = Path(source) / "config.json"
+        path = published_file(Path(source), "config.json")
         if not path.is_file():
             raise UserError(
                 f"{path}: does not exist. Give a folder of state-spaces/mamba2-* "
                 "(docs/training.md shows how to download one, under 'Published weights')"
             )
+        values = read_json(path, RECIPE_BYTES)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             ssm = values.get("ssm_cfg") or {}
             if ssm.get("layer") != "Mamba2" or values.get("attn_layer_idx"):
                 raise UserError(
@@ -63,8 +64,9 @@ class Mamba2Config(BackboneConfig):
             fields = {name: values[name] for name in ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")}
             names = ("d_state", "headdim", "expand", "d_conv", "ngroups")
             return cls(**fields, **{name: ssm[name] for name in names if name in ssm})
-        except (OSError, ValueError, KeyError) as error:
+        except (KeyError, AttributeError, TypeError, ValidationError) as error:
+            reason = problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{path}: cannot be read as a config.json of state-spaces/mamba ({error}). "
+                f"{path}: cannot be read as a config.json of state-spaces/mamba ({reason}). "
                 "Give a folder in the format of state-spaces/mamba2-*"
             ) from error

@@ -8,26 +8,32 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_folder, sha256_file
-from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER
+from ma2mba.files import atomic_folder, inside, sha256_file
+from ma2mba.model.backbone import LanguageModel
+from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig, problem
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.published import published_file
 from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
+from ma2mba.model.weights import WEIGHTS, Weights, on_meta, one_line, open_weights
+from ma2mba.text import JSON_BYTES, RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
-CONFIG, WEIGHTS, TOKENIZER, CHECKSUMS = "config.json", "model.safetensors", "tokenizer.json", "checksums.json"
-TIED = "language_model.lm_head.weight"
+CONFIG, TOKENIZER, CHECKSUMS = "config.json", "tokenizer.json", "checksums.json"
+FILES = (CONFIG, WEIGHTS, TOKENIZER)
+"""The files that checksums.json lists."""
+TIED, TIED_LANGUAGE = "language_model.lm_head.weight", "lm_head.weight"
 
 
 def save_model(
@@ -46,64 +52,115 @@ def save_model(
         tensors = {name: t.detach().contiguous().cpu() for name, t in weights.items() if name != TIED}
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         shutil.copyfile(tokenizer_path, temporary / TOKENIZER)
-        sums = {name: sha256_file(temporary / name) for name in (CONFIG, WEIGHTS, TOKENIZER)}
+        sums = {name: sha256_file(temporary / name) for name in FILES}
         (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
-def load_model(folder: Path | str, device: str = "cpu") -> tuple[VideoMa2mba, Tokenizer]:
+@dataclass(frozen=True)
+class OpenModel:
+    """The verified files of a model folder, before memory is taken for its weights."""
+
+    config: ModelConfig
+    weights: Weights
+    tokenizer: Tokenizer
+
+
+def load_model(folder: Path | str, device: str = "cpu", *, finite: bool = True) -> tuple[VideoMa2mba, Tokenizer]:
     """Return the model of a folder, in evaluation mode, and its tokenizer.
 
-    Raises UserError if a file is missing or damaged, or if the weights do not fit config.json.
+    Raises UserError if a file is missing or damaged, if weights and tokenizer do not fit config.json, and (unless
+    `finite` is False) for NaN and infinite weights.
     """
-    folder = Path(folder)
-    verify_model(folder)
-    model = VideoMa2mba(read_config(folder))
-    _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    opened = open_model(Path(folder))
+    model = VideoMa2mba(opened.config)
+    opened.weights.copy_into(model, TIED, finite=finite)
     model = model.to(device).eval()
     log.debug("model: %s, %s on %s", folder, next(model.parameters()).dtype, device)
-    return model, load_tokenizer(folder / TOKENIZER)
+    return model, opened.tokenizer
 
 
-def verify_model(folder: Path) -> None:
-    """Compare the files of a model folder with their checksums. Raise UserError that names the first wrong file."""
-    try:
-        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def open_model(folder: Path) -> OpenModel:
+    """Verify a model folder: checksums, and that weights and tokenizer fit config.json. Takes no memory for weights.
+
+    Raise UserError that names the first wrong file.
+    """
+    sums = _read_checksums(folder)
+    for name in (CONFIG, TOKENIZER):
+        _verify(folder, name, sums)
+    config = read_config(folder)
+    weights = _open_weights(folder, config)
+    tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
+    _require_embedded(tokenizer, config, folder / TOKENIZER)
+    _verify(folder, WEIGHTS, sums)
+    return OpenModel(config, weights, tokenizer)
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    path = inside(folder, CHECKSUMS, folder)
+    if not path.is_file():
+        raise UserError(f"{folder}: not a model folder ({CHECKSUMS} is missing). Export one with `ma2mba export`")
+    sums = read_json(path, RECIPE_BYTES)
+    if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
+        raise UserError(f"{path}: not a list of files and their SHA-256. Export the model again with `ma2mba export`")
+    for name in sums:
+        inside(folder, name, path)
+    if odd := sorted(sums.keys() ^ set(FILES)):
+        fault = f"lists {odd[0]!r}, which a model does not have" if odd[0] in sums else f"does not list {odd[0]}"
+        raise UserError(f"{path}: {one_line(fault)}. Export the model again with `ma2mba export`")
+    return sums
+
+
+def _verify(folder: Path, name: str, sums: Mapping[str, str]) -> None:
+    path = inside(folder, name, folder)
+    if not path.is_file():
+        raise UserError(f"{path}: is missing. Export the model again with `ma2mba export`")
+    if name != WEIGHTS and path.stat().st_size > JSON_BYTES:
+        raise UserError(f"{path}: larger than {JSON_BYTES:,} bytes. Export the model again with `ma2mba export`")
+    if sha256_file(path) != sums[name]:
+        raise UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
+
+
+def _open_weights(folder: Path, config: ModelConfig) -> Weights:
+    """Open the weights of a model folder. Raise UserError unless their names and shapes are those of `config`."""
+    weights = Weights.open(inside(folder, WEIGHTS, folder))
+    weights.require(on_meta(lambda: VideoMa2mba(config), weights, folder / CONFIG), TIED)
+    return weights
+
+
+def _require_embedded(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
+    largest, known = max(tokenizer.get_vocab().values(), default=0), config.language_model.padded_vocab_size
+    if largest >= known:
         raise UserError(
-            f"{folder}: not a model folder ({CHECKSUMS} is missing or unreadable). Export one with `ma2mba export`"
-        ) from error
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path}: is missing. Export the model again with `ma2mba export`")
-        if sha256_file(path) != sums.get(name):
-            raise UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
+            f"{path}: has a token with the id {largest}, but the model embeds {known} tokens. Use the tokenizer that "
+            "the model was trained with"
+        )
 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the configuration of a model folder. Raise UserError if it is not a configuration of Video-Ma2mba."""
+    path = inside(folder, CONFIG, folder)
     try:
-        return ModelConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}). Give a model folder") from error
+        return ModelConfig.model_validate(read_json(path, RECIPE_BYTES))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "file"
         raise UserError(
-            f"{folder / CONFIG}: not a Video-Ma2mba configuration ({key}: {first['msg']}). "
-            "Export the model again with `ma2mba export`"
+            f"{path}: not a Video-Ma2mba configuration ({problem(error)}). Export the model again with `ma2mba export`"
         ) from error
+
+
+def check_weights(source: Path, config: ModelConfig) -> None:
+    """Raise UserError unless the weights of a model folder have the names and shapes of `config`. Reads no weights."""
+    _open_weights(source, config)
 
 
 def init_weights(model: VideoMa2mba, source: str) -> None:
     """Load the weights of a model folder. Raise UserError that names tensors if the architecture differs."""
-    folder = Path(source)
-    verify_model(folder)
-    _load_into(model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    opened = open_model(Path(source))
+    opened.weights.require(model, TIED)
+    opened.weights.copy_into(model, TIED)
 
 
-def init_language_model(model: VideoMa2mba, source: str) -> None:
-    """Load the language model from a folder with a model.safetensors whose tensors have its names.
+def open_language_model(source: str, config: BackboneConfig) -> Weights:
+    """Open a folder with a model.safetensors whose tensors have the names of a language model. Reads no weights.
 
     For Mamba-2 these are the names of `state-spaces/mamba2-*`. Raises UserError that names tensors if they differ.
     """
@@ -113,7 +170,15 @@ def init_language_model(model: VideoMa2mba, source: str) -> None:
             f"{folder}: holds a pickled checkpoint, which can run code when it is loaded. "
             f"Convert it to {WEIGHTS} as docs/training.md shows under 'Published weights'"
         )
-    _load_into(model.language_model, _read_tensors(folder / WEIGHTS), folder / WEIGHTS, tied="lm_head.weight")
+    weights = open_weights(lambda name: published_file(folder, name))
+    weights.require(on_meta(lambda: LanguageModel(config), weights, folder / CONFIG), TIED_LANGUAGE)
+    return weights
+
+
+def init_language_model(model: VideoMa2mba, source: str) -> None:
+    """Load the language model from published weights (`open_language_model`)."""
+    weights = open_language_model(source, model.config.language_model)
+    weights.copy_into(model.language_model, TIED_LANGUAGE)
 
 
 def init_vision(model: VideoMa2mba, source: str) -> None:
@@ -150,25 +215,3 @@ def published_config(language_model: str, vision: str, download: bool = False) -
         language_model=BACKBONES.config(DEFAULT_LAYER).of_published(language_model),
         vision=module.load(vision).config if download else config.of_published(vision),
     )
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error}). Give a folder with a {WEIGHTS}") from error
-
-
-def _load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, tied: str = TIED) -> None:
-    wanted = {name: tuple(t.shape) for name, t in module.state_dict().items() if name != tied}
-    found = {name: tuple(t.shape) for name, t in tensors.items() if name != tied}
-    if wanted != found:
-        names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        shown = "; ".join(
-            f"{name} is {found.get(name, 'absent')}, not {wanted.get(name, 'known')}" for name in names[:3]
-        )
-        raise UserError(
-            f"{path}: has another architecture than the model: {len(names)} tensors differ, first {shown}. "
-            "Change the model's configuration, or use weights of this architecture"
-        )
-    module.load_state_dict({name: tensors[name] for name in wanted}, strict=False)

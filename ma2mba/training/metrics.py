@@ -12,8 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ma2mba.files import atomic_write
+from ma2mba.errors import UserError
+from ma2mba.files import atomic_write, inside
 from ma2mba.terminal import Terminal
+from ma2mba.text import read_jsonl
 from ma2mba.training.flops import ModelFlops
 
 LINE_SECONDS = 10.0
@@ -179,18 +181,19 @@ def peak_memory(device: torch.device, captured: bool) -> int:
 
 
 def keep_until(path: Path, step: int) -> None:
-    """Drop the lines of a metrics file after `step`, and a last line that a crash cut off."""
+    """Drop the lines of a metrics file after `step`, and a last line that a crash cut off.
+
+    Raise UserError if the file is not a metrics file.
+    """
+    inside(path.parent, path.name, path.parent)
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break
     with atomic_write(path) as file:
-        file.writelines(kept)
+        for record in read_jsonl(path):
+            if not isinstance(record.get("step"), int):
+                raise UserError(f"{path}: a line has no step. Move the file away, or set run to another folder")
+            if record["step"] <= step:
+                file.write(json.dumps(record) + "\n")
 
 
 def _bar(console: Terminal) -> Progress:

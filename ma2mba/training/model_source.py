@@ -9,10 +9,12 @@ from ma2mba.errors import UserError
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import (
     TOKENIZER,
+    check_weights,
     init_language_model,
     init_vision,
     init_weights,
     load_model,
+    open_language_model,
     published_config,
     read_config,
 )
@@ -63,21 +65,24 @@ class ModelSource:
         assert self.language_model is not None, "the recipe's validation asks for a model otherwise"
         return published_config(self.language_model, self.vision or "", download)
 
-    def build(self, seed: int) -> VideoMa2mba:
+    def build(self, seed: int, *, finite: bool = True) -> VideoMa2mba:
         """Return the model with its weights, in training mode; `seed` draws all weights that no file holds.
 
-        Raise UserError when a file is missing or damaged, or holds another architecture.
+        Raise UserError when a file is missing or damaged, or holds another architecture; unless `finite` is False,
+        also for NaN and infinite weights of a model folder.
         """
         torch.manual_seed(seed)
         if self.folder and (self.resumed or self.model is None):
-            model, _ = load_model(self.folder)
+            model, _ = load_model(self.folder, finite=finite)
             if self.model not in (None, model.config):
                 raise UserError(
                     f"{self.folder.parent}: this checkpoint has another architecture than the recipe's model. Remove "
                     "model from the recipe, or train the new model in a new run folder"
                 )
             return model.train()
-        model = VideoMa2mba(self.read_config(download=True))
+        config = self.read_config(download=True)
+        self._check_sizes(config)
+        model = VideoMa2mba(config)
         if self.folder:
             init_weights(model, str(self.folder))
         if self.language_model:
@@ -85,6 +90,13 @@ class ModelSource:
         if self.vision:
             init_vision(model, self.vision)
         return model.train()
+
+    def _check_sizes(self, config: ModelConfig) -> None:
+        """Raise UserError if the files hold another architecture, before memory is taken for `config`."""
+        if self.folder:
+            check_weights(self.folder, config)
+        if self.language_model:
+            open_language_model(self.language_model, config.language_model)
 
 
 def find_source(recipe: Recipe, start: Start | None = None) -> ModelSource:

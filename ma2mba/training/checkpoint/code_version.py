@@ -21,8 +21,8 @@ def code_version() -> dict[str, str | None]:
 
 def describe(code: dict[str, str | None]) -> str:
     """Return a version as text, such as "ma2mba 0.1.0 (commit 0123456789)", and say if it differs from this code."""
-    commit = f" (commit {code['commit']})" if code["commit"] else ""
-    return f"ma2mba {code['version']}{commit}" + ("" if code == code_version() else ", a different version")
+    commit = f" (commit {code['commit']})" if code.get("commit") else ""
+    return f"ma2mba {code.get('version')}{commit}" + ("" if code == code_version() else ", a different version")
 
 
 def _commit() -> str | None:

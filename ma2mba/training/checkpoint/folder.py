@@ -18,15 +18,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_write, fsync, write_checked, xxh3_file
+from ma2mba.files import atomic_write, fsync, inside, read_bounded, write_checked, xxh3_file
+from ma2mba.model.base_config import problem
 from ma2mba.shards.manifest import FileEntry, file_entry
+from ma2mba.text import parse_json
 from ma2mba.training.checkpoint.rng import RandomState
 from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import World
@@ -34,7 +36,13 @@ from ma2mba.training.world import World
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 MODEL, OPTIMIZER, RANKS, STATE = "model", "optimizer", "ranks", "trainer.json"
 STATE_HASH = f"{STATE}.xxh3"
-TAG = re.compile(r"step-(\d{6,})")
+RUN_ENTRIES = (CHECKPOINTS, "recipe.yaml", "metrics.jsonl", "tensorboard", "replay", "failures", "stuck", "alive")
+"""What training writes in a run folder."""
+TAG = re.compile(r"step-([0-9]{6,})")
+STATE_BYTES = 16 << 20
+"""Bytes of the largest accepted trainer.json or file in ranks/."""
+TAG_BYTES = 256
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
 class Damaged(UserError):
@@ -46,11 +54,11 @@ class TrainerState(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    step: int
-    epoch: int
-    cursor: int
-    ranks: int
-    zero_stage: int
+    step: Count
+    epoch: Count
+    cursor: Count
+    ranks: Count
+    zero_stage: Count
     dtype: str
     data_fingerprint: str
     recipe: dict[str, Any]
@@ -67,6 +75,9 @@ class RankState(BaseModel):
     files: list[FileEntry]
 
 
+Content = TypeVar("Content", TrainerState, RankState)
+
+
 @dataclass(frozen=True)
 class Start:
     """A complete checkpoint to resume from."""
@@ -78,10 +89,12 @@ class Start:
         """Raise UserError, listing all differences, if a resumed run would differ from an uninterrupted run."""
         saved, now = self.state.recipe, recipe.model_dump(mode="json")
         pairs = {key: (saved.get(key), now[key]) for key in ("stage", "seed", "order", "global_batch")}
-        pairs["trainable"] = (_trained(saved["trainable"]), _trained(now["trainable"]))
+        pairs["trainable"] = (_trained(saved.get("trainable")), _trained(now["trainable"]))
         pairs["precision"] = (self.state.dtype, str(world.dtype(recipe.precision)))
         pairs["data (fingerprint)"] = (self.state.data_fingerprint, data_fingerprint)
-        changed = [f"{key}: {new} now, {old} in the checkpoint" for key, (old, new) in pairs.items() if old != new]
+        changed = [
+            f"{key}: {new} now, {str(old)[:100]} in the checkpoint" for key, (old, new) in pairs.items() if old != new
+        ]
         if changed:
             raise UserError(
                 f"{self.folder}: has different settings. Restore them, or start a new run with "
@@ -90,8 +103,14 @@ class Start:
 
     def random_of(self, rank: int) -> RandomState | None:
         """Return the random number generators of a rank; None if the checkpoint has fewer ranks."""
-        path = self.folder / RANKS / _rank_file(rank)
-        return RankState.model_validate_json(path.read_bytes()).random if path.is_file() else None
+        path = inside(self.folder, f"{RANKS}/{_rank_file(rank)}", self.folder)
+        return _parse(RankState, path, read_bounded(path, STATE_BYTES)).random if path.is_file() else None
+
+
+def check_run_folder(run: Path) -> None:
+    """Raise UserError if an entry that training writes is a symbolic link that leads out of the run folder."""
+    for name in RUN_ENTRIES:
+        inside(run, name, run)
 
 
 def latest(run: Path) -> Path | None:
@@ -99,14 +118,13 @@ def latest(run: Path) -> Path | None:
 
     Raise UserError if `latest` does not hold the name of a checkpoint.
     """
-    folder = run / CHECKPOINTS
-    try:
-        tag = (folder / LATEST).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+    path = inside(run, f"{CHECKPOINTS}/{LATEST}", run)
+    if not os.path.lexists(path):
         return None
+    tag = read_bounded(path, TAG_BYTES).decode(errors="replace").strip()
     if not TAG.fullmatch(tag):
-        raise UserError(f"{folder / LATEST}: holds {tag!r}, not the name of a checkpoint. Write the name of one there")
-    return folder / tag
+        raise UserError(f"{path}: holds {tag!r}, not the name of a checkpoint. Write the name of one there")
+    return inside(run, f"{CHECKPOINTS}/{tag}", path)
 
 
 def read(folder: Path, *, hashes: bool = False) -> Start:
@@ -122,19 +140,12 @@ def read(folder: Path, *, hashes: bool = False) -> Start:
 
 
 def _read(folder: Path, hashes: bool) -> Start:
-    try:
-        content = (folder / STATE).read_bytes()
-        stored_hash = (folder / STATE_HASH).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Damaged(f"{folder}: not a complete checkpoint ({error})") from error
-    if stored_hash != _hash_line(content):
+    content, stored_hash = _content(folder, STATE, STATE_BYTES), _content(folder, STATE_HASH, TAG_BYTES)
+    if stored_hash != _hash_line(content).encode():
         raise Damaged(f"{folder / STATE}: damaged (its hash differs from {STATE_HASH})")
-    try:
-        state = TrainerState.model_validate_json(content)
-    except ValidationError as error:
-        raise Damaged(f"{folder / STATE}: written by another version ({error.errors()[0]['msg']})") from error
+    state = _parse(TrainerState, folder / STATE, content)
     for entry in state.files:
-        path = folder / entry.name
+        path = inside(folder, entry.name, folder / STATE)
         size = path.stat().st_size if path.is_file() else None
         if size != entry.bytes:
             found = "is missing" if size is None else f"has {size} bytes instead of {entry.bytes}"
@@ -144,11 +155,28 @@ def _read(folder: Path, hashes: bool) -> Start:
     return Start(folder, state)
 
 
+def _content(folder: Path, name: str, most: int) -> bytes:
+    path = inside(folder, name, folder)
+    if not path.is_file():
+        raise Damaged(f"{folder}: not a complete checkpoint ({name} is missing)")
+    return read_bounded(path, most)
+
+
+def _parse(kind: type[Content], path: Path, content: bytes) -> Content:
+    """Return the content of a JSON file of a checkpoint. Raise Damaged if it is not what this version writes."""
+    try:
+        return kind.model_validate(parse_json(content))
+    except ValidationError as error:
+        raise Damaged(f"{path}: written by another version ({problem(error)})") from error
+    except ValueError as error:
+        raise Damaged(f"{path}: not JSON ({error})") from error
+
+
 def is_complete(folder: Path) -> bool:
     """Return True if a folder is a checkpoint with all files, and every file has its hash."""
     try:
         _read(folder, hashes=True)
-    except Damaged:
+    except UserError:
         return False
     return True
 
@@ -162,8 +190,8 @@ def model_folder(source: str | Path) -> Path:
     if not folder.is_dir():
         raise UserError(f"{folder}: does not exist. Give the folder of a run, a checkpoint or a model")
     if newest := latest(folder):
-        return read(newest).folder / MODEL
-    return folder / MODEL if (folder / MODEL).is_dir() else folder
+        return inside(folder, str((read(newest).folder / MODEL).relative_to(folder)), newest)
+    return inside(folder, MODEL, folder) if (folder / MODEL).is_dir() else folder
 
 
 def steps_in(folder: Path) -> dict[int, Path]:
@@ -186,7 +214,7 @@ def find_checkpoint(run: Path, step: int | None = None) -> Path:
         missing = "finished checkpoint" if step is None else f"checkpoint of step {step}"
         known = ", ".join(map(str, steps)) or "none"
         raise UserError(f"{run}: no {missing}. Train longer, or choose --step from the existing steps: {known}")
-    return read(chosen).folder
+    return read(inside(run, f"{CHECKPOINTS}/{chosen.name}", run)).folder
 
 
 def temporary_folder(run: Path, step: int) -> Path:
@@ -275,5 +303,7 @@ def _hash_line(content: bytes) -> str:
     return xxhash.xxh3_128(content).hexdigest() + "\n"
 
 
-def _trained(trainable: Mapping[str, float | None]) -> list[str]:
-    return [component for component in COMPONENTS if trainable.get(component) is not None]
+def _trained(trainable: Any) -> list[str]:
+    """Return the trained components of a recipe, or of what a checkpoint holds in its place."""
+    rates = trainable if isinstance(trainable, Mapping) else {}
+    return [component for component in COMPONENTS if rates.get(component) is not None]

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 
 from ma2mba.errors import UserError
-from ma2mba.files import write_checked
+from ma2mba.files import inside, write_checked
+from ma2mba.model.weights import is_finite, one_line, open_tensors
 from ma2mba.shards.manifest import FileEntry
+from ma2mba.text import parse_json
 from ma2mba.training.checkpoint.zero_state import Fragment
 
 FILE_BYTES = 1 << 30
@@ -68,14 +70,15 @@ class _StoredFragment:
 def read_fragments(fragments: Iterable[Fragment], folder: Path) -> int:
     """Fill this rank's fragments from the files of all ranks. Return the number of AdamW's steps.
 
-    Reads only the elements that this rank needs. Raise UserError if a file cannot be read or elements are missing.
+    Reads only the elements that this rank needs. Raise UserError if a file cannot be read, or if elements are missing,
+    NaN or infinite.
     """
     try:
         stored, steps = _index(folder)
         for fragment in fragments:
             _fill(fragment, stored.get(fragment.name, []), folder)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read ({error}). Resume from another checkpoint") from error
+    except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{folder}: cannot be read ({one_line(error)}). Resume from another checkpoint") from error
     return steps
 
 
@@ -84,12 +87,12 @@ def _index(folder: Path) -> tuple[dict[str, list[_StoredFragment]], int]:
     stored = defaultdict(list)
     steps = 0
     for path in sorted(folder.glob("rank-*.safetensors")):
-        file = safe_open(path, framework="pt")
-        about = json.loads(file.metadata()[ABOUT])
+        file = open_tensors(inside(folder, path.name, folder))
+        about = parse_json(file.metadata()[ABOUT])
         steps = int(about["steps"])
         for name, start in about["starts"].items():
             (length,) = file.get_slice(f"weight/{name}").get_shape()
-            stored[name].append(_StoredFragment(file, start, start + length))
+            stored[name].append(_StoredFragment(file, int(start), int(start) + length))
     return stored, steps
 
 
@@ -97,10 +100,16 @@ def _fill(fragment: Fragment, stored: list[_StoredFragment], folder: Path) -> No
     """Copy the elements of `fragment` from all stored fragments that overlap it."""
     for key, tensor in fragment.tensors.items():
         filled, first, last = 0, fragment.start, fragment.start + len(tensor)
-        for source in stored:
-            low, high = max(first, source.start), min(last, source.stop)
-            if low < high:
+        for source in sorted(stored, key=lambda source: source.start):
+            low, high = max(first + filled, source.start), min(last, source.stop)
+            if low == first + filled < high:
                 values = source.file.get_slice(f"{key}/{fragment.name}")[low - source.start : high - source.start]
+                if values.shape != (high - low,) or values.dtype != tensor.dtype:
+                    raise ValueError(f"{key}/{fragment.name} has other sizes than weight/{fragment.name}")
+                if not is_finite(values):
+                    raise UserError(
+                        f"{folder}: {key} of {fragment.name} has NaN or infinite values. Resume from another checkpoint"
+                    )
                 tensor[low - first : high - first].copy_(values)
                 filled += high - low
         if filled != len(tensor):

@@ -3,9 +3,18 @@
 from pathlib import Path
 
 from ma2mba.errors import UserError
-from ma2mba.files import read_jsonl
-from ma2mba.text import read_yaml
-from ma2mba.training.checkpoint.folder import CHECKPOINTS, LATEST, Start, is_complete, latest, read, steps_in
+from ma2mba.files import inside
+from ma2mba.text import read_jsonl, read_yaml
+from ma2mba.training.checkpoint.folder import (
+    CHECKPOINTS,
+    LATEST,
+    Start,
+    check_run_folder,
+    is_complete,
+    latest,
+    read,
+    steps_in,
+)
 from ma2mba.training.recipe.schema import Recipe
 
 
@@ -20,6 +29,7 @@ def find_start(recipe: Recipe) -> Start | None:
     given folder, or if the run's checkpoints were removed.
     """
     run = recipe.run_folder
+    check_run_folder(run)
     if recipe.resume not in ("auto", "none"):
         return _start_from(Path(recipe.resume), run)
     newest = latest(run) or _newest_complete(run / CHECKPOINTS)
@@ -58,15 +68,16 @@ def _newest_complete(folder: Path) -> Path | None:
 
 def _require_new(run: Path) -> None:
     """Raise UserError if a run without checkpoints must have had one: it has taken steps after its first save."""
-    path = run / "recipe.yaml"
+    path = inside(run, "recipe.yaml", run)
     if not path.exists():
         return
-    recipe = read_yaml(path)
-    saving = recipe.get("checkpoint") if isinstance(recipe, dict) else None
-    every = saving.get("every") if isinstance(saving, dict) else None
-    if not isinstance(every, int):
-        raise UserError(f"{path}: not the recipe of a run: checkpoint.every is not a number. Set run to another folder")
-    steps = max((record.get("step", 0) for record in read_jsonl(run / "metrics.jsonl")), default=0)
+    every = read_yaml(path)
+    for key in ("checkpoint", "every"):
+        every = every.get(key) if isinstance(every, dict) else None
+    taken = [record.get("step", 0) for record in read_jsonl(inside(run, "metrics.jsonl", run))]
+    if not all(isinstance(value, int) for value in (every, *taken)):
+        raise UserError(f"{run}: damaged (checkpoint.every or a step is not a number). Set run to another folder")
+    steps = max(taken, default=0)
     if steps > every:
         raise UserError(
             f"{run}: has taken {steps} steps and saves every {every} steps, but its checkpoints are missing. Restore "

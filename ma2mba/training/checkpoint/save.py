@@ -73,7 +73,13 @@ def resume(engine: SavedEngine, start: checkpoint.Start | None, random_seed: int
     random = start.random_of(rank) if start else None
     if start:
         engine.load(start.folder / checkpoint.OPTIMIZER)
-    if random:
-        random.restore(engine.world.device)
+    if start and random:
+        try:
+            random.restore(engine.world.device)
+        except ValueError as error:
+            raise UserError(
+                f"{start.folder / checkpoint.RANKS}: the random number generators of rank {rank} cannot be restored "
+                f"({error}). Resume from another checkpoint"
+            ) from error
     else:
         seed(random_seed, rank, start.state.step if start else 0)

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from ma2mba.data.batch import collate
@@ -16,11 +16,15 @@ from ma2mba.data.dataset import Dataset
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 from ma2mba.magc import Plan
+from ma2mba.model.base_config import problem
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.weights import one_line
 from ma2mba.planner.meter import tensors_in
+from ma2mba.text import read_json
 from ma2mba.training.checkpoint import folder as checkpoint
 from ma2mba.training.model_source import find_source
 from ma2mba.training.optimizer import set_trainable
+from ma2mba.training.recipe.rules import conflicts
 from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.streaming import streaming_loss
 
@@ -31,6 +35,9 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
+Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+
+
 class MicroBatchRecord(_Record):
     """One micro-batch of one rank.
 
@@ -39,9 +46,15 @@ class MicroBatchRecord(_Record):
     loss        mean over their supervised tokens
     """
 
-    samples: list[int]
+    samples: list[Count]
     sample_ids: list[str]
     loss: float
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.samples) != len(self.sample_ids):
+            raise ValueError(f"{len(self.samples)} samples, but {len(self.sample_ids)} sample_ids")
+        return self
 
 
 class StepRecord(_Record):
@@ -53,11 +66,11 @@ class StepRecord(_Record):
     micro_batches  `micro_batches[rank][micro_step]`
     """
 
-    step: int
+    step: Count
     loss: float
     gradient_norm: float
     checkpoint: str | None
-    dtype: str
+    dtype: Annotated[str, Field(pattern=r"^torch\.(float32|bfloat16)$")]
     plan: dict[str, Any]
     recipe: dict[str, Any]
     micro_batches: list[list[MicroBatchRecord]]
@@ -97,31 +110,54 @@ def write(path: Path, record: StepRecord) -> None:
 
 def read(path: Path) -> StepRecord:
     """Read a step's record. Raise UserError if the file is missing or is not such a record."""
+    if not path.exists():
+        raise UserError(f"{path}: No such file. Give a file in the folder {REPLAY} of a run")
     try:
-        return StepRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}. Give a file in the folder {REPLAY} of a run") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a step saved by training. Give a file in the folder {REPLAY} of a run") from error
+        record = StepRecord.model_validate(read_json(path))
+        Plan(**record.plan)
+        wrong = [text for _, text in conflicts(Recipe.model_validate(record.recipe))]
+    except ValidationError as error:
+        wrong = [problem(error)]
+    except (ValueError, TypeError) as error:
+        wrong = [f"plan: {one_line(error)}"]
+    if wrong:
+        raise UserError(
+            f"{path}: not a step saved by training ({wrong[0]}). Give a file in the folder {REPLAY} of a run"
+        )
+    return record
 
 
 def replay(record: StepRecord, device: torch.device) -> Iterator[Replayed]:
     """Run forward and backward for each sample of a step separately, with the weights of the checkpoint before it.
 
-    Raise UserError if the checkpoint is missing or the data have changed.
+    The weights may be NaN or infinite: the result names the module. Raise UserError if the checkpoint is missing or the
+    data have changed.
     """
     recipe = Recipe.model_validate(record.recipe)
-    start = checkpoint.read(Path(record.checkpoint)) if record.checkpoint else None
-    model = find_source(recipe, start).build(recipe.seed)
+    start = _start(record)
+    model = find_source(recipe, start).build(recipe.seed, finite=False)
     model = model.to(device, getattr(torch, record.dtype.removeprefix("torch.")))
     set_trainable(model, recipe.trainable)
     dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
     plan = _plan_for_one_rank(Plan(**record.plan), recipe.parallel.sequence)
+    if problems := plan.conflicts(model.config.language_model.n_layer):
+        raise UserError(f"step {record.step}: {problems[0]}. Give the replay file of this model's run")
     for rank, micro_batches in enumerate(record.micro_batches):
         for micro_batch in micro_batches:
             for index, sample_id in zip(micro_batch.samples, micro_batch.sample_ids, strict=True):
                 _check_sample(dataset, index, sample_id)
                 yield _run_sample(model, dataset, index, plan, rank)
+
+
+def _start(record: StepRecord) -> checkpoint.Start | None:
+    if record.checkpoint is None:
+        return None
+    if not Path(record.checkpoint).is_dir():
+        raise UserError(
+            f"{record.checkpoint}: the checkpoint before step {record.step} does not exist on this machine. Replay "
+            "where the run was trained, or copy the checkpoint to this path"
+        )
+    return checkpoint.read(Path(record.checkpoint))
 
 
 def _plan_for_one_rank(plan: Plan, ranks: int) -> Plan:

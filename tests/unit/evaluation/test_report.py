@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from ma2mba.evaluation.report import build_report, curve, write_report
-from ma2mba.files import read_jsonl
 from ma2mba.plots import smooth
+from ma2mba.text import read_jsonl
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_stage_that_logged_nothing_is_left_out_of_the_curves(runs, tmp_path):
 
 def test_the_later_line_of_a_step_counts_and_a_cut_line_ends_the_file(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2}\n{"step": 1, "loss": 1}\n{"step": 2, "lo')
-    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 2
+    assert len(list(read_jsonl(tmp_path / "metrics.jsonl"))) == 2
     assert curve(tmp_path, "loss") == {"step": [1], "loss": [1]}
 
 
