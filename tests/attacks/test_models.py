@@ -1,4 +1,4 @@
-"""Model folders from strangers: nothing outside is copied, no memory is taken for a lie, no code runs, NaN is refused."""
+"""Model folders from strangers: nothing outside is copied, no memory is taken for a lie, no code runs, no NaN."""
 
 import json
 import os

@@ -39,7 +39,7 @@ STATE_HASH = f"{STATE}.xxh3"
 RUN_ENTRIES = (CHECKPOINTS, "recipe.yaml", "metrics.jsonl", "tensorboard", "replay", "failures", "stuck", "alive")
 """What training writes in a run folder."""
 TAG = re.compile(r"step-([0-9]{6,})")
-STATE_BYTES = 16 << 20
+STATE_BYTES = 8 << 20
 """Bytes of the largest accepted trainer.json or file in ranks/."""
 TAG_BYTES = 256
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
