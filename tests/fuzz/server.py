@@ -1,0 +1,204 @@
+"""Fork processes that fuzz formats: python -m tests.fuzz.server ROOT, with requests on stdin and results on stdout.
+
+A request is {"format", "first", "rounds"}; each line of the answer is a round, {"seed", "said", "problems"}, and the
+last is {"end": true}. The server imports everything once. Its children, two at a time, each run some rounds; a child
+that hangs or dies ends its round, and the next round gets a new child.
+"""
+
+import faulthandler
+import gc
+import importlib
+import json
+import multiprocessing
+import os
+import pkgutil
+import select
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import data_prep
+import ma2mba
+
+LANES = 2
+ROUNDS_PER_CHILD = 40
+HANG_SECONDS = 30.0
+SKIPPED = ("triton", "ray_executor", "__main__", "adapters", "decord_reader", "plots")
+
+
+def import_everything() -> None:
+    for package in (ma2mba, data_prep):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not any(word in module.name for word in SKIPPED):
+                importlib.import_module(module.name)
+    torch.set_num_threads(1)
+
+
+def fork_workers() -> None:
+    """Let worker processes of the code under test be forks: they start in 30 ms, not in 5 s."""
+    context = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
+
+
+def keep_prices() -> None:
+    """Keep the prices of a model's layers: to price one takes 0.3 s, and most rounds have the same model."""
+    from ma2mba.training.fit import pricing
+
+    price, kept = pricing._price, {}
+
+    def keep(model: Any, setup: Any, *rest: Any) -> Any:
+        key = repr((setup, rest))
+        if key not in kept:
+            kept[key] = price(model, setup, *rest)
+        return kept[key]
+
+    pricing._price = keep
+
+
+@dataclass
+class Child:
+    """A process and the end of its pipe. `round`: the seed of the round that it is in, `doing`: the command."""
+
+    process: int
+    pipe: int
+    rest: bytes = b""
+    round: int = 0
+    doing: str = ""
+    heard: float = 0.0
+
+
+def start(root: Path, lane: int, form: str, seeds: list[int]) -> Child:
+    theirs, ours = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.setsid()
+        os.close(theirs)
+        work(root, lane, form, seeds, ours)
+    os.close(ours)
+    return Child(process, theirs, round=seeds[0], heard=time.monotonic())
+
+
+def work(root: Path, lane: int, form: str, seeds: list[int], pipe: int) -> None:
+    """Run the rounds of a child, and report each on the pipe."""
+    from tests.fuzz import bases
+    from tests.fuzz.formats import formats
+    from tests.fuzz.sandbox import Sandbox
+
+    def tell(**facts: Any) -> None:
+        os.write(pipe, json.dumps(facts).encode() + b"\n")
+
+    code = 1
+    try:
+        sandbox = Sandbox(root, lane, lambda line: tell(doing=line))
+        chosen = formats(bases.FORMATS)[form]
+        for seed in seeds:
+            tell(begin=seed)
+            said, problems = sandbox.round(form, chosen, seed)
+            tell(seed=seed, said=said, problems=problems)
+            if problems:
+                break  # what it left in this process must not change the next rounds
+        code = 0
+    except BaseException as error:
+        faulthandler.disable()
+        import traceback
+
+        tell(seed=seed, said="harness", problems=[f"harness: {error!r} {traceback.format_exc()[-1500:]}"])
+    finally:
+        os._exit(code)
+
+
+def fuzz(root: Path, form: str, first: int, rounds: int, answer: Any) -> None:
+    """Run rounds of a format in LANES children at a time."""
+    waiting = deque(range(first, first + rounds))
+    running: dict[int, Child] = {}
+
+    def refill(lane: int) -> None:
+        if waiting:
+            count = min(ROUNDS_PER_CHILD, max(1, len(waiting) // LANES))
+            left[lane] = [waiting.popleft() for _ in range(count)]
+            running[lane] = start(root, lane, form, left[lane])
+
+    left: dict[int, list[int]] = {}
+    for lane in range(LANES):
+        refill(lane)
+    while running:
+        ready, _, _ = select.select([child.pipe for child in running.values()], [], [], 1.0)
+        for lane, child in list(running.items()):
+            if child.pipe in ready:
+                text = os.read(child.pipe, 1 << 20)
+                child.heard = time.monotonic()
+                *lines, child.rest = (child.rest + text).split(b"\n")
+                for facts in map(json.loads, lines):
+                    child.round, child.doing = facts.get("begin", child.round), facts.get("doing", child.doing)
+                    if "seed" in facts:
+                        left[lane].remove(facts["seed"])
+                        answer(facts)
+                if text:
+                    continue
+                code = os.waitstatus_to_exitcode(os.waitpid(child.process, 0)[1])
+                if code and child.round in left[lane]:
+                    answer(_lost(child, f"the process ended with {code}"))
+                    left[lane].remove(child.round)
+            elif time.monotonic() - child.heard > HANG_SECONDS:
+                os.killpg(child.process, signal.SIGKILL)
+                os.waitpid(child.process, 0)
+                answer(_lost(child, "hangs"))
+                left[lane].remove(child.round)
+            else:
+                continue
+            os.close(child.pipe)
+            waiting.extendleft(reversed(left[lane]))
+            del running[lane]
+            refill(lane)
+
+
+def _lost(child: Child, problem: str) -> dict[str, Any]:
+    return {"seed": child.round, "said": "", "problems": [f"{child.doing}: {problem}"]}
+
+
+def main() -> None:
+    root = Path(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import_everything()
+    fork_workers()
+    from tests.fuzz import bases, formats, sandbox  # noqa: F401 (the children use them)
+
+    child = os.fork()
+    if child == 0:
+        os.environ["HOME"] = str(root)
+        (root / "base").mkdir()
+        os.chdir(root)
+        try:
+            bases.make(root / "base")
+            sandbox.make_canaries(root)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "the healthy examples cannot be made"
+    keep_prices()
+    gc.collect()
+    gc.freeze()
+
+    def answer(facts: dict[str, Any]) -> None:
+        answers.write(json.dumps(facts) + "\n")
+        answers.flush()
+
+    answer({"ready": sorted(formats.formats(bases.FORMATS))})
+    for line in sys.stdin:
+        request = json.loads(line)
+        fuzz(root, request["format"], request["first"], request["rounds"], answer)
+        answer({"end": True})
+
+
+if __name__ == "__main__":
+    main()
