@@ -90,10 +90,12 @@ def make(folder: Path) -> None:
 
 def command(*arguments: object) -> None:
     """Run a command of ma2mba that must succeed."""
+    code = 0
     try:
         main([str(argument) for argument in arguments])
     except SystemExit as stopped:
-        assert not stopped.code, f"{arguments}: exit code {stopped.code}"
+        code = stopped.code
+    assert not code, f"{arguments}: exit code {code}"
 
 
 def _media(folder: Path) -> None:

@@ -121,7 +121,7 @@ SHARDS = (
     Command("data audit {case}/shards --json --workers 1", codes=(1,)),
     Command("data audit {case}/shards --repair --json --workers 1", 0.15, codes=(1,), tree="shards"),
     Command("train {base}/train.yaml run={out} data={case}/shards --dry-run", 0.5),
-    Command("train {base}/train.yaml run={out} data={case}/shards --verbose", 0.08, alone=True),
+    Command("train {base}/train.yaml run={out} data={case}/shards ", 0.03, alone=True),
     Command("data encode {case}/shards --encoder {base}/model --out {out} --workers 1 --json", 0.15),
 )
 FEATURES = (
@@ -129,14 +129,14 @@ FEATURES = (
     Command("data audit {case}/features --json --workers 1", codes=(1,)),
     Command("data audit {case}/features --repair --json --workers 1", 0.1, codes=(1,), tree="features"),
     Command("train {base}/train.yaml run={out} data={case}/features --dry-run", 0.5),
-    Command("train {base}/train.yaml run={out} data={case}/features", 0.08, alone=True),
+    Command("train {base}/train.yaml run={out} data={case}/features", 0.03, alone=True),
 )
 MODEL = (
     Command("inspect {case}/model --json"),
     Command("ask {base}/media/p.png w1 --model {case}/model --json --max-tokens 2"),
     Command("eval --model {case}/model --task {base}/tasks.jsonl --json", 0.2),
     Command("train {base}/train.yaml run={out} init_from={case}/model --dry-run", 0.3),
-    Command("train {base}/train.yaml run={out} init_from={case}/model", 0.05, alone=True),
+    Command("train {base}/train.yaml run={out} init_from={case}/model", 0.02, alone=True),
     Command("plan --model {base}/train.yaml --device-memory 1 --tokens 500 --json init_from={case}/model", 0.1),
     Command("data encode {base}/shards --encoder {case}/model --out {out} --workers 1 --json", 0.1),
 )
@@ -145,7 +145,7 @@ RUN = (
     Command("export {case}/run --out {out}", tree="out"),
     Command("export {case}/run --out {out} --step 1", 0.2, tree="out"),
     Command("train {base}/train.yaml run={case}/run --dry-run", 0.5),
-    Command("train {base}/train.yaml run={case}/run steps=3", 0.15, alone=True),
+    Command("train {base}/train.yaml run={case}/run steps=3", 0.05, alone=True),
     Command("train {base}/train.yaml run={out} init_from={case}/run --dry-run", 0.2),
     Command("train {base}/train.yaml run={out} resume={case}/run/checkpoints/step-000001 --dry-run", 0.1),
 )
@@ -227,7 +227,7 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
             (
                 Command("train {case}/train.yaml run={out} --dry-run"),
                 Command("plan --model {case}/train.yaml --device-memory 1 --tokens 500 --json", 0.2),
-                Command("train {case}/train.yaml run={out} steps=1", 0.15, alone=True),
+                Command("train {case}/train.yaml run={out} steps=1", 0.05, alone=True),
             ),
         ),
         "hostfile": Format(

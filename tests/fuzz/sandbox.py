@@ -8,6 +8,7 @@ Layout of the root, on a file system in memory:
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from random import Random
 from typing import Any
 
 from ma2mba.cli.app import main
+from ma2mba.files import atomic_write
 from tests.fuzz.formats import Command, Format
 from tests.fuzz.mutations import mutate
 
@@ -102,7 +104,6 @@ class Sandbox:
             (self.folder / name).mkdir(parents=True)
         os.environ |= {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
         tempfile.tempdir = None
-        self._meanings: dict[tuple[str, str], Any] = {}
         WATCH.inside = (str(self.folder) + "/", "/dev/null", "/proc/", "pipe:", "/dev/shm/sem.")
         sys.addaudithook(WATCH.hook)
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
@@ -183,22 +184,25 @@ class Sandbox:
         if max(peak, children) > MEMORY_BYTES:
             yield f"takes {max(peak, children) / 1e9:.1f} GB"
 
-    def _healthy(self, form: Format, command: Command) -> Any:
-        """Return the meaning of a command on the healthy files."""
-        key = (repr(form.copied), command.line)
-        if key not in self._meanings:
+    def _healthy(self, form: Format, command: Command) -> str:
+        """Return the meaning of a command on the healthy files. It is found once, and kept in the root."""
+        name = hashlib.sha256(repr((form.copied, command.line)).encode()).hexdigest()
+        kept = self.root / "meanings" / name
+        if not kept.exists():
             self._fill(form)
             done = self.run(command)
             assert done.code in (0, *command.codes), f"{command.line} fails on healthy files: {done}"
-            self._meanings[key] = self._meaning(command, done)
-        return self._meanings[key]
+            with atomic_write(kept) as file:
+                file.write(self._meaning(command, done))
+        return kept.read_text()
 
-    def _meaning(self, command: Command, done: Done) -> Any:
+    def _meaning(self, command: Command, done: Done) -> str:
+        """Return a digest of what a command says or writes."""
         if command.tree:
             return _contents(self.folder if command.tree == "out" else self.case, command.tree)
         if "--json" not in command.line:
-            return None
-        return _without(json.loads(done.out.strip().splitlines()[-1]), str(self.case))
+            return ""
+        return json.dumps(_without(json.loads(done.out.strip().splitlines()[-1]), str(self.case)), sort_keys=True)
 
     def _keeps_the_secret(self) -> bool:
         files = [p for top in (self.out, self.case) for p in top.rglob("*") if p.is_file() and not p.is_symlink()]
@@ -296,9 +300,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _contents(top: Path, name: str) -> dict[str, bytes]:
-    """Return the bytes of every file below a folder, without the lock files and links of a build."""
-    return {p.relative_to(top).as_posix(): p.read_bytes() for p in (top / name).rglob("*") if p.is_file()}
+def _contents(top: Path, name: str) -> str:
+    """Return a digest of every file below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in (top / name).rglob("*") if path.is_file()):
+        digest.update(repr((path.relative_to(top).as_posix(), path.read_bytes())).encode())
+    return digest.hexdigest()
 
 
 def _without(value: Any, case: str) -> Any:
