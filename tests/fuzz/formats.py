@@ -218,7 +218,7 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
                 Command("train {case}/train.yaml run={out} --dry-run"),
                 Command("train {case}/train.yaml --dry-run", 0.3),
                 Command("plan --model {case}/train.yaml --device-memory 1 --tokens 500 --json", 0.3),
-                Command("train {case}/train.yaml run={out} steps=1", 0.03, alone=True),
+                Command("train {case}/train.yaml run={out} steps=1", 0.03, codes=(1,), alone=True),
             ),
         ),
         "policy": Format(
@@ -227,7 +227,7 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
             (
                 Command("train {case}/train.yaml run={out} --dry-run"),
                 Command("plan --model {case}/train.yaml --device-memory 1 --tokens 500 --json", 0.2),
-                Command("train {case}/train.yaml run={out} steps=1", 0.05, alone=True),
+                Command("train {case}/train.yaml run={out} steps=1", 0.05, codes=(1,), alone=True),
             ),
         ),
         "hostfile": Format(

@@ -5,17 +5,18 @@ last is {"end": true}. The server imports everything once. Its children, two at 
 that hangs or dies ends its round, and the next round gets a new child.
 """
 
-import faulthandler
 import gc
 import importlib
 import json
 import multiprocessing
 import os
+import pickle
 import pkgutil
 import select
 import signal
 import sys
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,11 @@ def fork_workers() -> None:
     multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
 
 
-def keep_prices() -> None:
+def keep_prices(kept: dict[str, Any]) -> None:
     """Keep the prices of a model's layers: to price one takes 0.3 s, and most rounds have the same model."""
     from ma2mba.training.fit import pricing
 
-    price, kept = pricing._price, {}
+    price = pricing._price
 
     def keep(model: Any, setup: Any, workload: Any, machine: Any) -> Any:
         key = repr((setup, workload, machine.priced, machine.graphs))
@@ -105,9 +106,6 @@ def work(root: Path, lane: int, form: str, seeds: list[int], pipe: int) -> None:
                 break  # what it left in this process must not change the next rounds
         code = 0
     except BaseException as error:
-        faulthandler.disable()
-        import traceback
-
         tell(seed=seed, said="harness", problems=[f"harness: {error!r} {traceback.format_exc()[-1500:]}"])
     finally:
         os._exit(code)
@@ -162,6 +160,31 @@ def _lost(child: Child, problem: str) -> dict[str, Any]:
     return {"seed": child.round, "said": "", "problems": [f"{child.doing}: {problem}"]}
 
 
+def prepare(root: Path, prices: Path) -> None:
+    """Make the healthy examples and price their models, in a process of its own, and end it."""
+    from tests.fuzz import bases, sandbox
+
+    os.environ["HOME"] = str(root)
+    os.chdir(root)
+    kept: dict[str, Any] = {}
+    code = 1
+    try:
+        (root / "base").mkdir()
+        bases.make(root / "base")
+        sandbox.make_canaries(root)
+        keep_prices(kept)
+        train = ("train", root / "base/train.yaml", f"run={root / 'new'}", "--dry-run")
+        for shards in ("shards", "features"):
+            bases.command(*train, f"data={root / 'base' / shards}")
+        prices.write_bytes(pickle.dumps(kept))
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def main() -> None:
     root = Path(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
@@ -170,25 +193,12 @@ def main() -> None:
     fork_workers()
     from tests.fuzz import bases, formats, sandbox
 
+    prices = root / "prices"
     child = os.fork()
     if child == 0:
-        os.environ["HOME"] = str(root)
-        (root / "base").mkdir()
-        os.chdir(root)
-        try:
-            bases.make(root / "base")
-            sandbox.make_canaries(root)
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
+        prepare(root, prices)
     assert os.waitpid(child, 0)[1] == 0, "the healthy examples cannot be made"
-    keep_prices()
-    for shards in ("shards", "features"):
-        base = root / "base"
-        bases.command("train", base / "train.yaml", f"data={base / shards}", f"run={root / 'new'}", "--dry-run")
+    keep_prices(pickle.loads(prices.read_bytes()))
     gc.collect()
     gc.freeze()
 
