@@ -9,7 +9,7 @@ OLDEST ?= 3.11
 TORCH_INDEX ?=
 GPUS ?= 1
 HOSTFILE ?=
-ROUNDS ?= 200
+ROUNDS ?= 2000
 ARGS ?=
 OMP_NUM_THREADS ?= 1
 
@@ -63,10 +63,10 @@ test: setup ## run the tests (15 minutes on 2 cores); ARGS='-k magc' selects som
 
 test-slow: setup ## what `make test` leaves out: long tests, fuzzing, and chaos in full (1 hour)
 	@.ci/with-args $(BIN)/python -m pytest -n 2 --dist loadfile -m 'slow or scale'
-	@$(MAKE) fuzz ROUNDS=2000 ARGS=
+	@$(MAKE) fuzz ARGS=
 	@$(MAKE) chaos ARGS=
 
-fuzz: setup ## random videos, plans and recipes: ROUNDS=200 from seed SEED=<time>; a test that fails prints its round's seed
+fuzz: setup ## random changes to every file that a command reads, random plans and recipes: ROUNDS=2000 of each from seed SEED=<time> (20 minutes); a failure prints how to repeat it
 	@printf 'fuzz: SEED=%s ROUNDS=%s\n' "$$SEED" "$$ROUNDS"
 	@FUZZ_SEED="$$SEED" FUZZ_ROUNDS="$$ROUNDS" .ci/with-args $(BIN)/python -m pytest -m fuzz tests/fuzz
 

@@ -1,4 +1,4 @@
-"""Random input. FUZZ_SEED repeats a run and FUZZ_ROUNDS makes it longer: `make fuzz SEED=7 ROUNDS=1000`."""
+"""Random input. FUZZ_SEED repeats a run and FUZZ_ROUNDS makes it longer: `make fuzz SEED=7 ROUNDS=100`."""
 
 import os
 import random

@@ -30,18 +30,8 @@ LITERALS = {
 NUMBERS = [-1, 0, 1, 2, 2**31 - 1, 2**31, 2**63, -(2**63), 10**9, 10**30, 0.5, -0.5, 1e308, 1e-308]
 NUMBERS += [float("nan"), float("inf"), -float("inf")]
 TEXTS = ["", " ", "x", "é\n", "\x00", "\ud800", "\x1b]0;owned\x07\x1b[2J", "[/]", "[bold]", "[link=x]", "a" * 100_000]
-TEXTS += [
-    "../../canaries/victim.json",
-    "/etc/passwd",
-    "..",
-    ".",
-    "/",
-    "~",
-    "$(touch x)",
-    "-x",
-    "a:b",
-    "http://127.0.0.1:9/x",
-]
+TEXTS += ["@root@/canaries/victim.json", "../../../canaries/victim.json", "../../../../../canaries/victim.json", ".."]
+TEXTS += ["/etc/passwd", ".", "/", "~", "$(touch x)", "-x", "a:b", "http://127.0.0.1:9/x"]
 OTHERS = [None, True, False, [], [[]], {}, {"x": {"y": 1}}, DEEP, HUGE, EXPONENT, MANY]
 YAML_LINES = ["a: &a [x,x]", "b: !!python/object:os.system x", "c: 2024-13-45", "d: !!bool x", "<<: 3", "? [a]\n: b"]
 YAML_LINES += ["e: 0x" + "f" * 5000, "\tf: 1", "--- {}", "%YAML 9.9", "g: *nothing", "h: !!binary '*'", "i: {[]: 1}"]
@@ -372,5 +362,5 @@ def mutate(rng: Random, path: Path, root: Path) -> str:
         return change_table(rng, path)
     change = BY_SUFFIX.get(path.suffix, change_bytes) if kind == "values" else change_bytes
     content, said = change(rng, path.read_bytes())
-    path.write_bytes(content)
+    path.write_bytes(content.replace(b"@root@", os.fsencode(root)))
     return said
