@@ -29,7 +29,7 @@ def csv_rows(*columns: str) -> Callable[[Path], Records]:
             rows = _rows(file)
             _, header = next(rows, ("", []))
             if isinstance(header, RecordError):
-                raise UserError(f"{path}: the first line {header}. It must name the columns.")
+                raise UserError(f"{path}: the first line names no columns: {header}. Correct the first line.")
             there = ", ".join(header[:_SHOWN]) + (f" and {len(header) - _SHOWN} more" if len(header) > _SHOWN else "")
             if missing := [name for name in columns if name not in header]:
                 raise UserError(f"{path}: no column {', '.join(missing)}. The file's columns are {there}.")

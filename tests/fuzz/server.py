@@ -191,7 +191,7 @@ def main() -> None:
     os.dup2(2, 1)
     import_everything()
     fork_workers()
-    from tests.fuzz import bases, formats, sandbox
+    from tests.fuzz import bases, formats
 
     prices = root / "prices"
     child = os.fork()

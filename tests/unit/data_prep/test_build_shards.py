@@ -342,7 +342,7 @@ def test_exit_codes_and_messages(material, tmp_path):
     process = command(str(tmp_path / "gone.yaml"), "--out", str(tmp_path / "s"))
     out, err = process.communicate()
     assert (process.returncode, out) == (2, "")
-    assert "gone.yaml: cannot read the recipe" in err
+    assert "gone.yaml: cannot be read (No such file or directory)" in err
 
 
 def test_the_command_reports_as_json_or_table(built, material):

@@ -57,5 +57,5 @@ def test_a_map_of_videos_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize("header", ['videoid,"contentUrl"x,duration,page_dir,name\n', 'videoid,"name'])
 def test_a_first_line_that_is_badly_quoted(header, tmp_path):
     (tmp_path / "w.csv").write_text(header)
-    with pytest.raises(UserError, match=r"w\.csv: the first line is not CSV"):
+    with pytest.raises(UserError, match=r"w\.csv: the first line names no columns: not CSV"):
         list(find_format("webvid").read([("w.csv", tmp_path / "w.csv")], tmp_path))
