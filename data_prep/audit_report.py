@@ -10,7 +10,7 @@ from ma2mba.shards.reader import Damage
 class AuditReport:
     """How much an audit read, the damage that it found, and what became of each damaged file.
 
-    `repaired`: files that are intact again. `unrepaired`: file -> why the repair failed.
+    `sources`: what a repair read. `repaired`: files that are intact again. `unrepaired`: file -> why the repair failed.
     """
 
     folder: Path
@@ -18,6 +18,7 @@ class AuditReport:
     samples: int = 0
     bytes: int = 0
     damage: list[Damage] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     unrepaired: dict[str, str] = field(default_factory=dict)
 

@@ -10,15 +10,16 @@ from typing import Any
 
 from data_prep.clips import Clip, Reject
 from data_prep.lengths import lengths
+from data_prep.origin import write_origin
 from data_prep.reading import Reading, read_sources
 from data_prep.recipe import Recipe, load_recipe, resolve
 from data_prep.running import Share, build_missing
 from data_prep.shard import WORK_FOLDER, FinishedShard, Job, load_finished, load_rows
-from data_prep.workfolder import Busy, check_folder, claim, remove_leftovers
+from data_prep.workfolder import Busy, check_folder, claim, read_rejects, read_report, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.shards.format import INDEX_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE, IndexRow
+from ma2mba.shards.format import INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.manifest import Manifest, SourceEntry, file_entry, hash_json, write_manifest
 from ma2mba.shards.writer import write_index
 from ma2mba.video.decode import decoder_version
@@ -117,10 +118,8 @@ def _finish_if_complete(
 
 
 def _finished(out: Path) -> Result:
-    """Return the report and the rejects that a finished build has written."""
-    report = json.loads((out / REPORT_FILE).read_bytes())
-    lines = (out / REJECTS_FILE).read_text(encoding="utf-8").splitlines()
-    return report | {"already_built": True}, [Reject(**json.loads(line)) for line in lines]
+    """Return the report and the rejects that a finished build has written. Raise UserError if they are damaged."""
+    return read_report(out) | {"already_built": True}, read_rejects(out)
 
 
 def split_clips(clips: list[Clip], size: int) -> list[list[Clip]]:
@@ -150,8 +149,7 @@ def finish(
 
     with atomic_path(out / LENGTHS_PICTURE) as temporary:
         draw_histogram("Length of samples", report["tokens_per_sample"], temporary)
-    with atomic_write(out / ORIGIN_FILE) as file:
-        json.dump({"recipe": str(recipe_path.resolve()), "memory": job.memory}, file)
+    write_origin(out, {"recipe": str(recipe_path.resolve()), "memory": job.memory})
     with atomic_path(out / TOKENIZER_FILE) as temporary:
         shutil.copyfile(job.tokenizer, temporary)
     write_manifest(out, _manifest(job, resolved, rows, finished))

@@ -1,9 +1,10 @@
 """Clips, rejected clips, and the joining of clips that show the same video."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ma2mba.annotations.scenewalk import Scene
 from ma2mba.model.conversation import Turn
@@ -37,6 +38,18 @@ class Reject:
     media: str
     where: str
     reason: str
+
+
+def parse_reject(content: Any) -> Reject:
+    """Convert a JSON value to a Reject. Raise ValueError if it is not one."""
+    names = {field.name for field in fields(Reject)}
+    if (
+        not isinstance(content, dict)
+        or content.keys() != names
+        or not all(isinstance(v, str) for v in content.values())
+    ):
+        raise ValueError(f"an entry is not a reject with {', '.join(sorted(names))}")
+    return Reject(**content)
 
 
 def join_videos(clips: list[Clip]) -> Iterator[Clip]:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from data_prep.features import encode_shards, rows_by_shard
+from data_prep.origin import write_origin
 from data_prep.shard import WORK_FOLDER, load_finished, load_rows
-from data_prep.workfolder import check_folder, claim, remove_leftovers
+from data_prep.workfolder import check_folder, claim, read_report, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.pretrained import load_vision
 from ma2mba.model.vision import VisionEncoder, fingerprint
-from ma2mba.shards.format import INDEX_FILE, ORIGIN_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE
+from ma2mba.shards.format import INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE
 from ma2mba.shards.manifest import FeatureInfo, Manifest, checksum, file_entry, hash_json, write_manifest
 from ma2mba.shards.reader import ShardReader
 from ma2mba.shards.writer import payload_name, write_index
@@ -46,7 +47,7 @@ def encode(
     resolved = reader.manifest.recipe | {"features": info.model_dump(), "batch": batch, "device": device}
     resolved["shards"] = checksum(reader.manifest)
     if check_folder(out, resolved):
-        return json.loads((out / REPORT_FILE).read_bytes()) | {"already_built": True}
+        return read_report(out) | {"already_built": True}
     encoder = encoder.to(device=device, dtype=torch.bfloat16).eval().requires_grad_(False)
     numbers = rows_by_shard(reader.rows).keys()
     with claim(out, resolved):
@@ -102,18 +103,18 @@ def _finish(
     remove_leftovers(out)
     rows = [row for shard in shards for row in load_rows(out, shard)]
     payload = [entry for shard in shards if (found := load_finished(out, shard)) and (entry := found.payload)]
-    report = json.loads((reader.folder / REPORT_FILE).read_bytes()) if (reader.folder / REPORT_FILE).is_file() else {}
+    listed = {entry.name for entry in reader.manifest.files}
+    report = read_report(reader.folder) if REPORT_FILE in listed else {}
     report = report | {"feature_bytes_per_frame": info.frame_bytes}
     write_index(out / INDEX_FILE, rows)
     for name in (REJECTS_FILE, TOKENIZER_FILE):
-        if (reader.folder / name).is_file():
+        if name in listed:
             with atomic_path(out / name) as temporary:
                 shutil.copyfile(reader.folder / name, temporary)
     with atomic_write(out / REPORT_FILE) as file:
         json.dump(report, file, indent=1)
     encoder = str(Path(encoder).resolve()) if Path(encoder).exists() else encoder
-    with atomic_write(out / ORIGIN_FILE) as file:
-        json.dump({"shards": str(reader.folder.resolve()), "encoder": encoder}, file)
+    write_origin(out, {"shards": str(reader.folder.resolve()), "encoder": encoder})
     names = [name for name in (INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE) if (out / name).is_file()]
     changes = {"kind": "features", "features": info, "recipe": resolved, "recipe_hash": hash_json(resolved)}
     changes["files"] = [file_entry(out, name) for name in names] + payload

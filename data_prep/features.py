@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
 from torch import Tensor, nn
 
 from data_prep.shard import FinishedShard, save_finished
+from ma2mba.data.frames import decode_picture
 from ma2mba.progress import Reporter
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, IndexRow
 from ma2mba.shards.manifest import FeatureInfo, file_entry
@@ -109,15 +109,19 @@ def _read_ahead(
     pool: ThreadPoolExecutor, reader: ShardReader, batches: list[list[_Piece]]
 ) -> Iterator[tuple[list[_Piece], Tensor]]:
     """Yield each batch with its pictures, uint8 (F, 3, H, W); threads of `pool` decode AHEAD batches in advance."""
-    coming = iter(batches)
+    coming, image_size = iter(batches), reader.manifest.image_size
     ready: deque[tuple[list[_Piece], list[Future[np.ndarray]]]] = deque()
 
     def begin() -> None:
         if pieces := next(coming, None):
-            jpegs = [jpeg for p in pieces for jpeg in reader.frames(p.row, p.start, p.stop)]
+            jpegs = [
+                (jpeg, f"{reader.folder}: frame {p.start + n} of sample {p.row.sample_id}")
+                for p in pieces
+                for n, jpeg in enumerate(reader.frames(p.row, p.start, p.stop))
+            ]
             size = max(1, -(-len(jpegs) // pool._max_workers))
             slices = [jpegs[i : i + size] for i in range(0, len(jpegs), size)]
-            ready.append((pieces, [pool.submit(_decode, some) for some in slices]))
+            ready.append((pieces, [pool.submit(_decode, some, image_size) for some in slices]))
 
     for _ in range(AHEAD):
         begin()
@@ -127,8 +131,8 @@ def _read_ahead(
         yield pieces, torch.from_numpy(np.concatenate([future.result() for future in decoded])).permute(0, 3, 1, 2)
 
 
-def _decode(jpegs: list[bytes]) -> np.ndarray:
-    return np.stack([simplejpeg.decode_jpeg(jpeg, colorspace="RGB") for jpeg in jpegs])
+def _decode(jpegs: list[tuple[bytes, str]], image_size: int) -> np.ndarray:
+    return np.stack([decode_picture(jpeg, image_size, name) for jpeg, name in jpegs])
 
 
 @torch.inference_mode()

@@ -9,23 +9,31 @@ to rejects.jsonl.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from data_prep.clips import Clip, Reject
+from pydantic import ValidationError
+
+from data_prep.clips import Clip, Reject, parse_reject
 from data_prep.recipe import Recipe
 from data_prep.sample import build_sample
 from data_prep.spool import Spool
-from ma2mba.files import atomic_write
+from ma2mba.errors import UserError
+from ma2mba.files import atomic_write, inside
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.shards.format import IndexRow
+from ma2mba.shards.index import read_index, sample_faults
 from ma2mba.shards.manifest import FileEntry, file_entry
-from ma2mba.shards.writer import PayloadWriter, read_index, write_index
+from ma2mba.shards.writer import PayloadWriter, payload_name, write_index
+from ma2mba.text import read_json
 from ma2mba.video.errors import MediaError
 from ma2mba.video.memory import MEMORY
 from ma2mba.video.pool import Task
 
+_REBUILD = "Remove the file: the shard is then built again"
 WORK_FOLDER = ".build"
 """Subfolder of the output folder that exists during a build."""
 
@@ -97,7 +105,9 @@ def notes_name(shard: int) -> str:
 
 
 def _index_and_notes(out: Path, shard: int) -> tuple[Path, Path]:
-    notes = out / WORK_FOLDER / notes_name(shard)
+    """Return the paths of the two files of a shard in the work folder. Raise OutsideFolder if they lead out of it."""
+    notes = inside(out, f"{WORK_FOLDER}/{notes_name(shard)}", out)
+    inside(out, os.path.relpath(notes.with_suffix(".parquet"), out), out)
     return notes.with_suffix(".parquet"), notes
 
 
@@ -120,17 +130,45 @@ def load_finished(out: Path, shard: int) -> FinishedShard | None:
     """
     index, notes = _index_and_notes(out, shard)
     try:
-        content = json.loads(notes.read_bytes())
-    except FileNotFoundError:
-        return None
+        content = read_json(notes)
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None
+        raise
     if not index.is_file():
         return None
-    payload = FileEntry.model_validate(content["payload"]) if content["payload"] else None
-    if payload and not ((out / payload.name).is_file() and (out / payload.name).stat().st_size == payload.bytes):
-        return None
-    return FinishedShard(payload, [Reject(**reject) for reject in content["rejects"]], content["silent"])
+    finished = _parse_notes(content, notes, shard)
+    if finished.payload:
+        path = inside(out, finished.payload.name, notes)
+        if not (path.is_file() and path.stat().st_size == finished.payload.bytes):
+            return None
+    return finished
+
+
+def _parse_notes(content: Any, notes: Path, shard: int) -> FinishedShard:
+    """Convert the content of notes. Raise UserError if `shard` has other notes."""
+    try:
+        payload = FileEntry.model_validate(content["payload"]) if content["payload"] else None
+        if payload and payload.name != payload_name(shard):
+            raise ValueError(f"they name the payload {payload.name!r}, not {payload_name(shard)}")
+        silent = content["silent"]
+        if not isinstance(silent, int) or silent < 0:
+            raise ValueError("silent is not a count")
+        return FinishedShard(payload, [parse_reject(reject) for reject in content["rejects"]], silent)
+    except (ValueError, LookupError, TypeError) as error:
+        reason = "their payload is not a file entry" if isinstance(error, ValidationError) else error
+        raise UserError(f"{notes}: not the notes of shard {shard} ({reason}). {_REBUILD}") from error
 
 
 def load_rows(out: Path, shard: int) -> list[IndexRow]:
-    """Return the index rows of a finished shard."""
-    return read_index(_index_and_notes(out, shard)[0])
+    """Return the index rows of a finished shard. Raise UserError if they are not rows of this shard."""
+    path = _index_and_notes(out, shard)[0]
+    try:
+        index = read_index(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). {_REBUILD}") from error
+    for sample, what in sample_faults(index):
+        raise UserError(f"{path}: sample {sample}: {what}. {_REBUILD}")
+    if not index.strings["file"].having({"", payload_name(shard)}).all():
+        raise UserError(f"{path}: has samples of another shard. {_REBUILD}")
+    return index.rows

@@ -26,7 +26,8 @@ def print_summary(out: Path, report: dict[str, Any], rejects: list[Reject]) -> N
         if isinstance(value, int | float) and not isinstance(value, bool):
             table.add_row(key.replace("_", " "), f"{value:,}")
     console.print(table)
-    _print_datasets(console, report["by_dataset"])
+    if report.get("by_dataset"):
+        _print_datasets(console, report["by_dataset"])
     if not rejects:
         return
     table = Table("record", "media", "reason", title=f"{len(rejects)} rejected")
@@ -60,6 +61,8 @@ def print_audit(report: AuditReport) -> None:
     if not report.damage:
         console.print("no damage found")
         return
+    if report.sources:
+        console.print(escape(f"rebuilt from {', '.join(report.sources)}"))
     table = Table("file", "sample", "damage", "now", title=f"{len(report.damage)} damaged")
     for damage in report.damage[:SHOWN]:
         now = "repaired" if damage.file in report.repaired else report.unrepaired.get(damage.file, "damaged")

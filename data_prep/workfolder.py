@@ -1,23 +1,29 @@
 """Guard the output folder of a build: which recipe it belongs to, who may write now, and what killed builds left."""
 
+import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
+from data_prep.clips import Reject, parse_reject
 from data_prep.recipe import differences
 from data_prep.shard import WORK_FOLDER
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_write
-from ma2mba.shards.format import MANIFEST_FILE, PAYLOAD_FOLDER
-from ma2mba.shards.manifest import read_manifest
+from ma2mba.files import atomic_write, inside, read_bounded, refuse_link
+from ma2mba.shards.format import MANIFEST_FILE, PAYLOAD_FOLDER, REJECTS_FILE, REPORT_FILE
+from ma2mba.shards.manifest import read_manifest, shallow
+from ma2mba.text import parse_json, read_json
 
 RECIPE_FILE = "recipe.json"
+REJECTS_BYTES = 1 << 28
+"""Bytes of the largest rejects.jsonl that is shown."""
 PATIENCE = 60.0
 """Seconds that a build of one share waits for a build that has locked the whole folder."""
 
@@ -60,9 +66,44 @@ def _recipe_in(out: Path) -> dict[str, Any] | None:
     for _ in range(2):
         if (out / MANIFEST_FILE).exists():
             return read_manifest(out).recipe
-        with suppress(FileNotFoundError, NotADirectoryError):
-            return json.loads((out / WORK_FOLDER / RECIPE_FILE).read_bytes())
+        path = inside(out, f"{WORK_FOLDER}/{RECIPE_FILE}", out)
+        if os.path.lexists(path):
+            try:
+                recipe = read_json(path)
+            except UserError as error:
+                if isinstance(error.__cause__, FileNotFoundError):
+                    continue
+                raise
+            if not isinstance(recipe, dict) or not shallow(recipe):
+                raise UserError(f"{path}: not a recipe of a build. Remove {path.parent} or choose a new folder")
+            return recipe
     return None
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """Return the report of a finished build. Raise UserError if it is not a report."""
+    path = inside(folder, REPORT_FILE, folder)
+    report = read_json(path)
+    try:
+        json.dumps(report, allow_nan=False)
+        tables = [*report.get("by_dataset", {}).values()]
+        counted = all(isinstance(count, int) for table in tables for count in table.values())
+        sound = counted and all(table.keys() == tables[0].keys() for table in tables)
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: not the report of a build. Run `ma2mba data audit {folder} --repair`")
+    return dict(report)
+
+
+def read_rejects(folder: Path) -> list[Reject]:
+    """Return the rejects of a finished build. Raise UserError if the file holds something else."""
+    path = inside(folder, REJECTS_FILE, folder)
+    try:
+        return [parse_reject(parse_json(line)) for line in read_bounded(path, REJECTS_BYTES).splitlines()]
+    except ValueError as error:
+        remedy = f"Run `ma2mba data audit {folder} --repair`"
+        raise UserError(f"{path}: not the rejects of a build ({error}). {remedy}") from error
 
 
 @contextmanager
@@ -72,6 +113,8 @@ def claim(out: Path, resolved: dict[str, Any], *, shared: bool = False) -> Itera
     Raise Busy if another build holds the lock; with `shared`, wait up to PATIENCE seconds first.
     """
     work = out / WORK_FOLDER
+    for folder in (work, out / PAYLOAD_FOLDER):
+        refuse_link(folder)
     with _locked(work, out, shared):
         if not (out / MANIFEST_FILE).exists() and not (work / RECIPE_FILE).exists():
             with atomic_write(work / RECIPE_FILE) as file:
@@ -79,7 +122,7 @@ def claim(out: Path, resolved: dict[str, Any], *, shared: bool = False) -> Itera
         yield
 
 
-def _locked(work: Path, out: Path, shared: bool) -> TextIO:
+def _locked(work: Path, out: Path, shared: bool) -> BinaryIO:
     """Return the lock file, open and locked.
 
     A build that finishes at the same moment removes the file. The lock on the removed file would then not keep other
@@ -88,7 +131,7 @@ def _locked(work: Path, out: Path, shared: bool) -> TextIO:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             work.mkdir(parents=True, exist_ok=True)
-            lock = open(work / "lock", "w")  # noqa: SIM115 (closed by the caller)
+            lock = _open_lock(work / "lock")
         except (FileNotFoundError, FileExistsError):
             if attempt == ATTEMPTS:
                 raise
@@ -103,6 +146,20 @@ def _locked(work: Path, out: Path, shared: bool) -> TextIO:
             raise
         lock.close()
     raise Busy(f"{out}: other builds kept starting and finishing here. Wait for them, then run the same command again")
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    """Open a lock file, and create it if it is missing. Raise UserError if it is a link, a FIFO or a device."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    raise UserError(f"{path}: not a regular file. Remove it, or choose a new folder")
 
 
 def _lock(descriptor: int, out: Path, shared: bool) -> None:

@@ -115,7 +115,7 @@ def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
     leaves it half-written. Use `sync=False` for files that are cheap to rebuild.
     """
     path = Path(path)
-    _refuse_link(path)
+    refuse_link(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_name(path)
     try:
@@ -133,7 +133,8 @@ def atomic_path(path: Path | str, *, sync: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _refuse_link(path: Path) -> None:
+def refuse_link(path: Path) -> None:
+    """Raise UserError if `path` is a symbolic link."""
     if path.is_symlink():
         raise UserError(f"{path}: a symbolic link, which is neither replaced nor followed. Name the file it points to")
 
@@ -173,7 +174,7 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
     symbolic link: it is neither replaced nor followed.
     """
     folder = Path(folder)
-    _refuse_link(folder)
+    refuse_link(folder)
     temporary = temporary_name(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

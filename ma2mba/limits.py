@@ -26,6 +26,9 @@ class Limits(BaseModel):
     picture_mb: float = Field(512.0, gt=0, description="MB of a picture's file")
     reading_mb: float = Field(550.0, gt=0, description="MB of memory that a media file's headers and times may take")
     frames_gb: float = Field(8.0, gt=0, description="GB (10^9 bytes) of frames that one question may hold in memory")
+    index_expansion: float = Field(
+        50.0, gt=0, description="times its file's size that the index of a shard folder may take in memory"
+    )
     text_mb: float = Field(64.0, gt=0, description="MB of one record, of a task file's line or of a JSON file")
 
 

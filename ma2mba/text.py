@@ -18,6 +18,8 @@ JSON_BYTES = 64 << 20
 """Bytes of the largest accepted JSON file that describes a run, a model or a shard folder."""
 LINE_BYTES = 1 << 20
 """Bytes of the longest accepted line of a file of JSON lines."""
+JSON_VALUES = 1_500_000
+"""Values of the largest accepted JSON text: small values take up to 300 bytes of memory each."""
 NODES = 100_000
 """Values that a YAML file may hold after its aliases are replaced by what they stand for."""
 INTEGER_BITS = 256
@@ -123,11 +125,15 @@ def parse_yaml(text: str | bytes) -> Any:
         raise ValueError("a value does not fit its tag") from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, values: int = JSON_VALUES) -> Any:
     """Return the value of a JSON text.
 
-    Raise ValueError in one line if it is not JSON in UTF-8, is nested too deeply, has a key twice or a huge number.
+    Raise ValueError in one line if it is not JSON in UTF-8, is nested too deeply, has a key twice or a huge number, or
+    may have more than so many `values`.
     """
+    marks = [text.count(mark) for mark in ",[{"] if isinstance(text, str) else [text.count(mark) for mark in b",[{"]
+    if sum(marks) > values:
+        raise ValueError(f"more than {values:,} values")
     try:
         return json.loads(text, object_pairs_hook=_without_duplicates, parse_int=parse_integer)
     except RecursionError:

@@ -97,7 +97,10 @@ def audit(
     repair: Annotated[bool, typer.Option("--repair", help="Rebuild damaged files from their sources.")] = False,
     source: Annotated[
         Path | None,
-        typer.Option(help="New path of the recipe (for features: of the shard folder of pictures), if it was moved."),
+        typer.Option(help="Recipe (for features: the shard folder of pictures), if it was moved or built elsewhere."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Vision encoder of features, if they were encoded elsewhere.")
     ] = None,
     workers: Workers = CORES,
     online: Online = False,
@@ -107,7 +110,7 @@ def audit(
     from data_prep.audit import audit as run_audit
     from data_prep.summary import audit_as_json, print_audit
 
-    report = run_audit(folder, repair=repair, source=source, workers=workers, online=online)
+    report = run_audit(folder, repair=repair, source=source, encoder=encoder, workers=workers, online=online)
     print_json(audit_as_json(report)) if as_json else print_audit(report)
     raise typer.Exit(0 if report.sound else 1)
 

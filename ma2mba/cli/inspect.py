@@ -52,11 +52,10 @@ def describe_shards(folder: Path) -> Facts:
 
     reader = ShardReader(folder)
     manifest = reader.manifest
-    rejects = folder / "rejects.jsonl"
     return {
         "kind": "shard",
         "samples": manifest.samples,
-        "rejected": _lines(rejects),
+        "rejected": reader.rejected,
         "frames": manifest.frames,
         "text_tokens": manifest.tokens,
         "hours_of_video": round(sum(row.duration for row in reader.rows) / 3600, 3),
@@ -117,10 +116,6 @@ def describe_model(folder: Path) -> Facts:
 def _is_number(value: Any) -> bool:
     """Return True for a float, NaN included, and for an int that a float can hold."""
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
-
-
-def _lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
 def _stage(run: Path) -> str:

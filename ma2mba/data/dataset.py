@@ -7,14 +7,15 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
 import xxhash
 from torch import Tensor
 
 from ma2mba.data.batch import Sample, target_count
+from ma2mba.data.frames import decode_picture, features_problem
 from ma2mba.data.sampler import WeightedSamples
 from ma2mba.errors import UserError
+from ma2mba.files import sha256_file
 from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.shards.reader import IndexRow, ShardReader
 
@@ -62,6 +63,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def largest_token(self) -> int:
+        """Return the largest token id of all samples."""
+        return max(reader.largest_token for reader in self.readers)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -119,6 +125,10 @@ class Dataset:
                 raise UserError(
                     f"{folder}: built with another tokenizer than {self.folders[0]}. Build one of them again"
                 )
+            if sha256_file(reader.tokenizer_path) != manifest.tokenizer_sha256:
+                raise UserError(
+                    f"{reader.tokenizer_path}: not the tokenizer that the manifest names. Build the shards again"
+                )
             if manifest.features != first.features:
                 raise UserError(
                     f"{folder}: holds {_kind(manifest.features)}, but {self.folders[0]} holds {_kind(first.features)}. "
@@ -162,7 +172,11 @@ class StoredFrames:
         start, stop, _ = at.indices(len(self))
         stored, features = self.reader.frames(self.row, start, stop), self.reader.manifest.features
         if features:
-            bits = torch.frombuffer(bytearray(b"".join(stored)), dtype=torch.bfloat16) if stored else torch.empty(0)
+            joined = bytearray(b"".join(stored))
+            if problem := features_problem(joined):
+                where = f"frames {start} to {stop - 1} of sample {self.row.sample_id}"
+                raise UserError(f"{self.reader.folder}: one of {where} {problem}. Encode the shards again")
+            bits = torch.frombuffer(joined, dtype=torch.bfloat16) if stored else torch.empty(0)
             return bits.to(torch.bfloat16).view(len(stored), features.tokens, features.width)
         frames_NHWC = np.empty((len(stored), self.image_size, self.image_size, 3), np.uint8)
 
@@ -175,18 +189,7 @@ class StoredFrames:
         return torch.from_numpy(frames_NHWC).permute(0, 3, 1, 2)
 
     def _decode(self, jpeg: bytes, n: int) -> np.ndarray:
-        name = f"{self.reader.folder}: frame {n} of sample {self.row.sample_id}"
-        try:
-            frame_HWC = simplejpeg.decode_jpeg(jpeg, colorspace="RGB")
-        except ValueError as error:
-            raise UserError(f"{name} is not a JPEG image ({error}). Build the shards again") from error
-        if frame_HWC.shape[:2] != (self.image_size, self.image_size):
-            height, width = frame_HWC.shape[:2]
-            raise UserError(
-                f"{name} has {width}x{height} pixels, but the manifest says {self.image_size}x{self.image_size}. "
-                "Build the shards again"
-            )
-        return frame_HWC
+        return decode_picture(jpeg, self.image_size, f"{self.reader.folder}: frame {n} of sample {self.row.sample_id}")
 
 
 @cache

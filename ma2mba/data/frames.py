@@ -11,8 +11,42 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+import simplejpeg
 import torch
 from torch import Tensor
+
+from ma2mba.errors import UserError
+
+
+def picture_problem(jpeg: bytes, image_size: int) -> str:
+    """Return why bytes are not a JPEG of image_size x image_size pixels, by its header; "" if they are."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError as error:
+        return f"is not a JPEG image ({error})"
+    if (height, width) != (image_size, image_size):
+        return f"has {width}x{height} pixels, but the manifest says {image_size}x{image_size}"
+    return ""
+
+
+def features_problem(frame: bytes | bytearray) -> str:
+    """Return why the bytes of bf16 features are not finite numbers; "" if they are."""
+    bits = np.frombuffer(frame, np.uint16) & 0x7FFF
+    return "has features that are not finite" if bits.max(initial=0) >= 0x7F80 else ""
+
+
+def decode_picture(jpeg: bytes, image_size: int, name: str) -> np.ndarray:
+    """Decode a stored frame, uint8 (H, W, 3). Raise UserError with its `name` if it is damaged or has another size.
+
+    The size is compared before memory is taken: a JPEG of a few bytes may state billions of pixels.
+    """
+    problem = picture_problem(jpeg, image_size)
+    if not problem:
+        try:
+            return simplejpeg.decode_jpeg(jpeg, colorspace="RGB", strict=True)
+        except ValueError as error:
+            problem = f"is not a JPEG image ({error})"
+    raise UserError(f"{name} {problem}. Build the shards again")
 
 
 class FrameSource(Protocol):

@@ -3,7 +3,7 @@
 A build consists of numbered shards. Each shard has one payload file, payload/part-00000.parquet and so on.
 """
 
-import itertools
+import re
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +16,10 @@ INDEX_FILE, MANIFEST_FILE, TOKENIZER_FILE = "index.parquet", "manifest.json", "t
 REJECTS_FILE, REPORT_FILE, PAYLOAD_FOLDER = "rejects.jsonl", "report.json", "payload"
 ORIGIN_FILE = "origin.json"
 """The paths of the annotations and media that the shards were built from. The manifest does not list this file."""
+
+PAYLOAD_NAME = re.compile(r"payload/part-[0-9]{5,9}\.parquet")
+NAMES = {INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE}
+"""The names that a manifest lists, besides payload files."""
 
 PAYLOAD_SCHEMA = pa.schema(
     [
@@ -95,20 +99,3 @@ def rows_to_table(rows: list[IndexRow]) -> pa.Table:
     """Return index rows as a table with INDEX_SCHEMA."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(IndexRow)}
     return pa.table(columns, schema=INDEX_SCHEMA)
-
-
-def table_to_rows(table: pa.Table) -> list[IndexRow]:
-    """Return a table with INDEX_SCHEMA as index rows. Raise ValueError if it has another schema."""
-    if not table.schema.equals(INDEX_SCHEMA):
-        raise ValueError(f"columns are {', '.join(table.schema.names)}; expected {', '.join(INDEX_SCHEMA.names)}")
-    columns = []
-    for field in fields(IndexRow):
-        column = table.column(field.name).combine_chunks()
-        columns.append(_list_values(column, LIST_TYPES[field.name]) if field.name in LIST_TYPES else column.to_pylist())
-    return [IndexRow(*values) for values in zip(*columns, strict=True)]
-
-
-def _list_values(column: pa.ListArray, dtype: type) -> list[np.ndarray]:
-    offsets = column.offsets.to_numpy()
-    values = column.values.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
-    return [values[start:stop] for start, stop in itertools.pairwise(offsets)]

@@ -5,11 +5,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_write, xxh3_file
-from ma2mba.shards.format import FORMAT_VERSION, MANIFEST_FILE
+from ma2mba.files import OutsideFolder, atomic_write, inside, read_bounded, xxh3_file
+from ma2mba.shards.format import FORMAT_VERSION, MANIFEST_FILE, NAMES, PAYLOAD_NAME
+from ma2mba.text import JSON_BYTES, parse_json
+
+DEEPEST = 64
+"""Levels of the recipe in a manifest."""
+MOST = 1 << 62
+"""The largest count, and the most bytes of a file."""
+FRAME_BYTES = 1 << 28
+"""Bytes of the features of one frame."""
 
 
 class ShardDamaged(UserError):
@@ -21,8 +29,12 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
-    bytes: int
+    bytes: int = Field(ge=0, le=MOST)
     xxh3: str
+
+    @property
+    def is_payload(self) -> bool:
+        return PAYLOAD_NAME.fullmatch(self.name) is not None
 
 
 class SourceEntry(BaseModel):
@@ -31,16 +43,16 @@ class SourceEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     format: str
-    weight: float
-    samples: int
+    weight: float = Field(gt=0, allow_inf_nan=False)
+    samples: int = Field(ge=0, le=MOST)
 
 
 class FeatureInfo(BaseModel):
     """The features of each frame: bf16 (tokens, width), from the encoder with the fingerprint `encoder`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    tokens: int
-    width: int
+    tokens: int = Field(ge=1, le=FRAME_BYTES)
+    width: int = Field(ge=1, le=FRAME_BYTES)
     encoder: str
 
     @property
@@ -55,8 +67,8 @@ class Manifest(BaseModel):
     format_version: int = FORMAT_VERSION
     kind: Literal["jpeg", "features"] = "jpeg"
     features: FeatureInfo | None = None
-    image_size: int
-    fps: float
+    image_size: int = Field(ge=8, le=4096)
+    fps: float = Field(gt=0, le=120, allow_inf_nan=False)
     recipe: dict[str, Any]
     recipe_hash: str
     tokenizer_sha256: str
@@ -64,14 +76,19 @@ class Manifest(BaseModel):
     decoder_version: str
     sources: list[SourceEntry]
     files: list[FileEntry]
-    samples: int
-    frames: int
-    tokens: int
+    samples: int = Field(ge=0, le=MOST)
+    frames: int = Field(ge=0, le=MOST)
+    tokens: int = Field(ge=0, le=MOST)
 
     @model_validator(mode="after")
     def _features_are_described(self) -> "Manifest":
         if (self.kind == "features") != (self.features is not None):
-            raise ValueError(f"kind {self.kind} is incompatible with features {self.features}")
+            raise ValueError(f"kind {self.kind} is incompatible with features {self.features and 'described'}")
+        if self.features and self.features.frame_bytes > FRAME_BYTES:
+            raise ValueError(f"features of {self.features.frame_bytes:,} bytes a frame; at most {FRAME_BYTES:,}")
+        for what, names in (("sources", self.sources), ("files", self.files)):
+            if len({entry.name for entry in names}) < len(names):
+                raise ValueError(f"{what} has a name twice")
         return self
 
 
@@ -99,31 +116,63 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path | str) -> Manifest:
-    """Read and verify manifest.json.
+    """Read and verify manifest.json. All names that it lists stay inside the folder.
 
-    Raise UserError if it is missing or has another format version, ShardDamaged if it was altered.
+    Raise UserError if it is missing or has another format version, OutsideFolder for a name that leads out of the
+    folder, ShardDamaged if it was altered.
     """
-    path = Path(folder) / MANIFEST_FILE
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        remedy = "Give a folder that `ma2mba data build` has finished"
-        raise UserError(f"{path}: not found. {remedy}") from error
-    except OSError as error:
-        raise ShardDamaged(f"{path}: cannot be read ({error.strerror}). Make it readable") from error
-    try:
-        content = json.loads(text)
-        version = content["format_version"]
-        stored_checksum = content.pop("checksum")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardDamaged(f"{path}: damaged ({type(error).__name__}: {error}). Build the shards again") from error
-    if version != FORMAT_VERSION:
+    folder = Path(folder)
+    path = folder / MANIFEST_FILE
+    content = _read_content(folder, path)
+    version, stored_checksum = content.get("format_version"), content.pop("checksum", None)
+    if version != FORMAT_VERSION and isinstance(version, int):
         raise UserError(
             f"{path}: has format version {version}, but this program reads {FORMAT_VERSION}. Build the shards again"
         )
     if stored_checksum != hash_json(content):
         raise ShardDamaged(f"{path}: its content does not match its checksum. Build the shards again")
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
+        raise ShardDamaged(f"{path}: damaged ({_first(error)}). Build the shards again") from error
+    for entry in manifest.files:
+        _check_name(folder, entry.name, path)
+    return manifest
+
+
+def _read_content(folder: Path, path: Path) -> dict[str, Any]:
+    try:
+        content = parse_json(read_bounded(inside(folder, MANIFEST_FILE, folder), JSON_BYTES))
+        if not isinstance(content, dict):
+            raise ValueError("not an object")
+        if not shallow(content):
+            raise ValueError("nested too deeply")
+    except OutsideFolder as error:
+        raise ShardDamaged(f"{path}: cannot be read ({error.reason}). Copy the file itself") from error
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+            raise UserError(f"{path}: not found. Give a folder that `ma2mba data build` has finished") from error
+        raise ShardDamaged(str(error)) from error
+    except ValueError as error:
         raise ShardDamaged(f"{path}: damaged ({error}). Build the shards again") from error
+    return content
+
+
+def shallow(value: Any, levels: int = DEEPEST) -> bool:
+    """Return True if `value` has at most so many levels of lists and objects."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(shallow(item, levels - 1) for item in inner)
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first fault of a manifest in one line."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    key = ".".join(map(str, fault["loc"])) or "content"
+    return f"{ascii(key)[1:81]}: {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _check_name(folder: Path, name: str, path: Path) -> None:
+    """Raise OutsideFolder for a name that leads out of the folder, ShardDamaged for a name that shards do not have."""
+    inside(folder, name, path)
+    if name not in NAMES and not PAYLOAD_NAME.fullmatch(name):
+        raise ShardDamaged(f"{path}: lists {name!r}, which is no file of a shard folder. Build the shards again")

@@ -17,7 +17,6 @@ from ma2mba.shards.format import (
     IndexRow,
     payload_schema,
     rows_to_table,
-    table_to_rows,
 )
 
 
@@ -95,6 +94,7 @@ class PayloadWriter:
     def _open(self) -> pq.ParquetWriter:
         if self._writer is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.unlink(missing_ok=True)  # it may be a symbolic link
             # statistics would store the smallest and largest frame of every row group again, outside the checksums
             options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
             self._writer = pq.ParquetWriter(self._temporary, self._schema, write_page_checksum=True, **options)
@@ -126,8 +126,3 @@ def write_index(path: Path, rows: list[IndexRow]) -> None:
     """Write index rows as Parquet, atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(rows_to_table(rows), temporary, compression="zstd", write_page_checksum=True)
-
-
-def read_index(path: Path) -> list[IndexRow]:
-    """Read the rows that `write_index` wrote. Raise OSError or ValueError for any other file."""
-    return table_to_rows(pq.read_table(path, page_checksum_verification=True))

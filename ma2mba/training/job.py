@@ -154,6 +154,11 @@ def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset)
             f"{data}: the tokenizer has {tokens} tokens, but the model knows only {known}. Build the shards with the "
             "model's tokenizer"
         )
+    if dataset.largest_token >= known:
+        raise UserError(
+            f"{data}: has a token with the id {dataset.largest_token}, but the model knows only {known} tokens. Build "
+            "the shards with the model's tokenizer"
+        )
     if source.tokenizer and sha256_file(source.tokenizer) != sha256_file(dataset.tokenizer_path):
         raise UserError(
             f"{data}: preprocessed with another tokenizer than the model's. Build the shards with {source.tokenizer}"
