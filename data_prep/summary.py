@@ -62,7 +62,7 @@ def print_audit(report: AuditReport) -> None:
         console.print("no damage found")
         return
     if report.sources:
-        console.print(escape(f"rebuilt from {', '.join(report.sources)}"))
+        console.print(f"rebuilt from {', '.join(report.sources)}")
     table = Table("file", "sample", "damage", "now", title=f"{len(report.damage)} damaged")
     for damage in report.damage[:SHOWN]:
         now = "repaired" if damage.file in report.repaired else report.unrepaired.get(damage.file, "damaged")
