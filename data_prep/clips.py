@@ -16,7 +16,8 @@ class Clip:
 
     `media` is the file's path, None for text alone; `name` is the path in the annotations, "" for text alone. `where`
     is the place of the annotation record. `dataset` is the name of the source in the recipe, and `folder` the folder
-    of its media, which `media` may not leave; readers leave both empty.
+    of its media, which `media` may not leave; readers leave both empty. `total_time` is the duration of the video in
+    seconds, if the record of its scenes gives it.
     """
 
     sample_id: str
@@ -25,6 +26,7 @@ class Clip:
     where: str
     turns: tuple[Turn, ...] = ()
     scenes: tuple[Scene, ...] = ()
+    total_time: float | None = None
     is_image: bool = False
     dataset: str = ""
     folder: Path | None = None

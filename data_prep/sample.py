@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from data_prep.clips import Clip
 from data_prep.recipe import Recipe
+from data_prep.scene_times import Footage, contradiction
 from data_prep.spool import Slot, Spool, SpooledFrames
 from ma2mba.annotations.media import follow
 from ma2mba.annotations.scenewalk import Scene
@@ -134,9 +135,9 @@ def _identity(media: Path | None, beat: Callable[[], None]) -> tuple[int, str]:
 def _encode(clip: Clip, watched: Watched, tokenizer: Tokenizer) -> tuple[Encoded, int]:
     if not clip.scenes:
         return encode_conversation(tokenizer, clip.turns, len(watched.frames)), 0
-    last = clip.scenes[-1].start_frame
-    if last >= watched.total:
-        raise MediaError(clip.media, f"its last scene starts at frame {last}, but it has {watched.total} frames")
+    video = Footage(watched.total, watched.duration)
+    if problem := contradiction(clip.scenes, None if watched.damage else clip.total_time, video):
+        raise MediaError(clip.media, problem)
     scenes = frames_of_scenes(clip.scenes, watched.indices)
     shown = [(count, scene.caption) for count, scene in zip(scenes, clip.scenes, strict=True) if count]
     return encode_scenes(tokenizer, shown), len(clip.scenes) - len(shown)

@@ -50,7 +50,7 @@ def _webvid(record: webvid.WebVidRecord, path: Path | None) -> Clip:
 
 
 def _scenewalk(record: scenewalk.SceneWalkRecord, path: Path | None) -> Clip:
-    return Clip(record.id, path, record.media, record.where, scenes=record.scenes)
+    return Clip(record.id, path, record.media, record.where, scenes=record.scenes, total_time=record.total_time)
 
 
 def _segment(record: scenewalk_segments.SegmentRecord, path: Path | None) -> Clip:

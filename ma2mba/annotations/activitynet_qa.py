@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from ma2mba.annotations.conversation import whole_medium
 from ma2mba.annotations.fields import RecordError, need, need_number, need_text
 from ma2mba.annotations.files import Files, Table, json_list
 from ma2mba.annotations.media import MediaFolder
@@ -48,6 +49,7 @@ def read(files: Files, media: Path) -> Iterator[ActivityNetRecord | BadRecord]:
 
     def parse(value: Any, folder: MediaFolder, where: str) -> ActivityNetRecord:
         key = need(value, "question_id", str)
+        whole_medium(value)
         if key in asked:
             raise RecordError(f"question {key} appears twice")
         asked.add(key)
@@ -66,6 +68,7 @@ def read(files: Files, media: Path) -> Iterator[ActivityNetRecord | BadRecord]:
 
 def _parse_joined(value: Any, folder: MediaFolder, where: str) -> ActivityNetRecord:
     """Return the record of a row that holds a question and its answer. Raise RecordError when it breaks the format."""
+    whole_medium(value)
     key, name = need(value, "question_id", str), folder.find(f"v_{need_text(value, 'video_name')}")
     question, answer = need_text(value, "question"), need_text(value, "answer")
     return ActivityNetRecord(where, name, key, question, answer, need_number(value, "type", 1 << 31))

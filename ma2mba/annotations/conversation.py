@@ -7,6 +7,13 @@ from ma2mba.annotations.fields import RecordError, need
 
 MARK = "<image>"
 """Marks the place of the image or the video in the text."""
+OTHER_MARK = "<video>"
+"""Marks a video in other data sets."""
+NOT_READ = (
+    *("start", "end", "start_time", "end_time", "start_sec", "end_sec", "start_frame", "end_frame"),
+    *("timestamps", "time_stamp", "segment", "images", "videos"),
+)
+"""Keys that change what is watched in other data sets. A record that has one would be read wrongly."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +22,13 @@ class Exchange:
 
     human: str
     gpt: str
+
+
+def whole_medium(record: Any) -> None:
+    """Raise RecordError if a record asks for a part of its medium, or for several media."""
+    for key in NOT_READ:
+        if isinstance(record, dict) and key in record:
+            raise RecordError(f"has the key {key}, which this format does not read: a record is one whole file")
 
 
 def conversation(record: Any, *, marked: bool) -> tuple[Exchange, ...]:
@@ -29,6 +43,8 @@ def conversation(record: Any, *, marked: bool) -> tuple[Exchange, ...]:
         expected = ("human", "gpt")[i % 2]
         if role != expected:
             raise RecordError(f"turn {i + 1} is from {role}, not {expected}")
+        if marked and OTHER_MARK in text:
+            raise RecordError(f"turn {i + 1} has the mark {OTHER_MARK}; {MARK} marks a video too, once")
         marks = 1 if marked and i == 0 else 0
         if text.count(MARK) != marks:
             raise RecordError(f"turn {i + 1} has {text.count(MARK)} {MARK} marks, not {marks}")

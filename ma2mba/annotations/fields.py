@@ -4,6 +4,8 @@ import re
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST_SECONDS = 1e7
+"""Seconds beyond which a time in a record is impossible: a video of four months."""
 
 
 class RecordError(ValueError):
@@ -43,6 +45,18 @@ def need_number(record: Any, key: str, below: int) -> int:
     if not re.fullmatch("[0-9]{1,18}", text) or int(text) >= below:
         raise RecordError(f"{key} is {text}, not a number from 0 to {below - 1}")
     return int(text)
+
+
+def need_seconds(record: Any, key: str) -> float:
+    """Return record[key], a number of seconds, or its digits. Raise RecordError otherwise."""
+    value = record.get(key)
+    try:
+        seconds = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else -1.0
+    except (ValueError, OverflowError):
+        seconds = -1.0
+    if not 0 < seconds < MOST_SECONDS:
+        raise RecordError(f"{key} is {value!r:.100}, not a number of seconds above 0")
+    return seconds
 
 
 def need_id(record: Any) -> str:

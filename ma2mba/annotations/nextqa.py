@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ma2mba.annotations.conversation import whole_medium
 from ma2mba.annotations.csv_files import csv_rows
 from ma2mba.annotations.fields import RecordError, as_texts, need_number, need_text
 from ma2mba.annotations.files import Files
@@ -71,6 +72,7 @@ def _reader(columns: tuple[str, ...], question: Callable[[Any, str, str], T]) ->
 def _parse(paths: dict[str, str], question: Callable[[Any, str, str], T]) -> Parse[T]:
     def parse(value: Any, folder: MediaFolder, where: str) -> T:
         value = as_texts(value)
+        whole_medium(value)
         video, _, _ = _ids(value)
         if paths and video not in paths:
             raise RecordError(f"video {video} is not in the map of videos")

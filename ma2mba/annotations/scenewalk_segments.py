@@ -8,7 +8,7 @@ from ma2mba.annotations.fields import RecordError, need, need_id
 from ma2mba.annotations.media import MediaFolder
 from ma2mba.annotations.parquet import parquet_rows
 from ma2mba.annotations.records import Record, each
-from ma2mba.annotations.scenewalk import Scene
+from ma2mba.annotations.scenewalk import Scene, fps_of
 
 COLUMNS = ("id", "time_stamp", "conversations")
 
@@ -31,7 +31,7 @@ def parse(value: Any, folder: MediaFolder, where: str) -> SegmentRecord:
         raise RecordError(f"start_frame {start} must be at least 0 and below end_frame {end}")
     if len(exchanges) != 1:
         raise RecordError(f"has {len(exchanges)} captions, not one")
-    return SegmentRecord(where, media, record_id, Scene(start, end, exchanges[0].gpt))
+    return SegmentRecord(where, media, record_id, Scene(start, end, exchanges[0].gpt, fps_of(times)))
 
 
 read = each(parquet_rows(*COLUMNS), parse, COLUMNS)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ma2mba.annotations.conversation import whole_medium
 from ma2mba.annotations.csv_files import csv_rows
 from ma2mba.annotations.fields import RecordError, as_texts, need_text
 from ma2mba.annotations.media import MediaFolder
@@ -24,6 +25,7 @@ class WebVidRecord(Record):
 def parse(value: Any, folder: MediaFolder, where: str) -> WebVidRecord:
     """Return one record. Raise RecordError when it breaks the format."""
     value = as_texts(value)
+    whole_medium(value)
     videoid, page_dir, name = (need_text(value, key) for key in ("videoid", "page_dir", "name"))
     if not _DURATION.fullmatch(need_text(value, "duration")):
         raise RecordError(f"duration is {value['duration']}, not like PT00H00M11S")
