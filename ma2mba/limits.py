@@ -29,6 +29,9 @@ class Limits(BaseModel):
     index_expansion: float = Field(
         50.0, gt=0, description="times its file's size that the index of a shard folder may take in memory"
     )
+    decoder_gb: float = Field(2.0, gt=0, description="GB of memory that ask and eval may use to decode a file")
+    stall_seconds: float = Field(300.0, gt=0, description="seconds without progress before ask and eval stop decoding")
+    questions: int = Field(500_000, gt=0, description="lines of a task file")
     text_mb: float = Field(64.0, gt=0, description="MB of one record, of a task file's line or of a JSON file")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from ma2mba.cli.output import Device, Frames, Json, ModelFolder, Verbose, device_name, err, out, print_json
 from ma2mba.errors import UserError
+from ma2mba.files import fits_utf8
 
 
 def ask(
@@ -24,17 +25,27 @@ def ask(
     """Ask one question about a video. The answer appears word by word."""
     if not question.strip():
         raise UserError('the question is empty. Ask one, for example: ma2mba ask video.mp4 "What happens?" --model DIR')
-    if not video.is_file():
-        raise UserError(f"{video}: this video does not exist. Give the path of a video file")
-    from ma2mba.inference.chat import VideoChat, parse_frames
-    from ma2mba.model.pretrained import load_model
+    if not fits_utf8(question):
+        raise UserError("the question is not valid UTF-8. Type it again in a UTF-8 terminal")
+    from ma2mba.video.errors import MediaError, file_size
+    from ma2mba.video.frames import FrameReader
 
-    count = parse_frames(frames)
-    with err.status(f"watching {video}"):
-        network, tokenizer = load_model(model, device=device_name(device))
-        began = time.monotonic()
-        chat = VideoChat(network, tokenizer, video, count)
-        chat.watch()
+    try:
+        file_size(video)
+    except MediaError as error:
+        reason = "this video does not exist" if error.reason == "no such file" else error.reason
+        raise UserError(f"{video}: {reason}. Give the path of a video file") from error
+    with FrameReader() as reader:  # its process starts while this one imports PyTorch
+        from ma2mba.inference.chat import VideoChat, parse_frames
+        from ma2mba.model.pretrained import load_model
+
+        count = parse_frames(frames)
+        with err.status(f"watching {video}"):
+            network, tokenizer = load_model(model, device=device_name(device))
+            began = time.monotonic()
+            chat = VideoChat(network, tokenizer, video, count, reader)
+            reader.close()
+            chat.watch()
     pieces = chat.ask(question, max_tokens)
     if not as_json:
         _print_as_it_comes(pieces)

@@ -15,6 +15,7 @@ from ma2mba.cli.output import (
     ModelFolder,
     Verbose,
     device_name,
+    err,
     out,
     print_json,
     print_line,
@@ -26,13 +27,20 @@ from ma2mba.terminal import one_line
 
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
 OutFile = Annotated[
-    Path | None, typer.Option("--out", help="Also write the whole result, with every answer, to this JSON file.")
+    Path | None,
+    typer.Option("--out", help="Also write the whole result, with every answer, to this JSON file. Ctrl-C keeps it."),
 ]
+Media = Annotated[
+    Path | None, typer.Option("--media", help="Folder of the videos (default: the folder of the task file).")
+]
+SHOWN = 20
+"""Unreadable videos that the text output lists; JSON lists all."""
 
 
 def evaluate_command(
     model: ModelFolder,
     task: Annotated[Path, typer.Option("--task", help="JSONL file: id, video, question, answer, options, task.")],
+    media: Media = None,
     frames: Frames = "1fps",
     only: Annotated[str | None, typer.Option("--only", help="Answer only questions of this task, as needle.")] = None,
     limit: Limit = None,
@@ -41,23 +49,39 @@ def evaluate_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ask every question of a task file and count the right answers."""
+    """Ask every question of a task file and count the right answers.
+
+    A video that cannot be used costs its own questions only. They are listed, and do not count as wrong. Exit code 0 if
+    at least one question was answered.
+    """
     from ma2mba.evaluation.evaluate import evaluate
     from ma2mba.inference.chat import parse_frames
 
     parse_frames(frames)
     if out_file:
         _require_writable(out_file)
+
+    def keep(result: dict[str, Any]) -> None:
+        if out_file:
+            _write(result, out_file)
+            err.print(f"stopped after {len(result['records'])} questions: {out_file} has their answers", soft_wrap=True)
+
+    choice: dict[str, Any] = {"media": media, "limit": limit, "task": only}
     with progress("questions") as report:
-        result = evaluate(model, task, frames, limit=limit, task=only, device=device_name(device), progress=report)
+        result = evaluate(model, task, frames, **choice, device=device_name(device), progress=report, keep=keep)
     if as_json:
         print_json(result)
     else:
         print_line(f"{model} on {task}, frames: {frames}")
         out.print(_accuracy_table(result))
+        _list_unreadable(result["unreadable_videos"])
     if out_file:
-        with atomic_write(out_file) as file:
-            json.dump(result, file, indent=1)
+        _write(result, out_file)
+
+
+def _write(result: dict[str, Any], path: Path) -> None:
+    with atomic_write(path) as file:
+        json.dump(result, file, indent=1)
 
 
 def _require_writable(path: Path) -> None:
@@ -70,11 +94,23 @@ def _require_writable(path: Path) -> None:
 
 
 def _accuracy_table(result: dict[str, Any]) -> Table:
-    unreadable = f", {result['unreadable']} unreadable" if result["unreadable"] else ""
-    table = Table("task", caption=f"{result['n']} questions in {result['seconds']:.1f} s{unreadable}")
+    unanswered = f", {result['unreadable']} not answered" if result["unreadable"] else ""
+    table = Table("task", caption=f"{result['n']} questions in {result['seconds']:.1f} s{unanswered}")
     for heading in ("questions", "right", "by chance"):
         table.add_column(heading, justify="right")
     rows = {**result["tasks"], "all": result} if len(result["tasks"]) > 1 else result["tasks"]
     for name, means in rows.items():
-        table.add_row(one_line(name), str(means["n"]), f"{means['accuracy']:.1%}", f"{means['chance']:.1%}")
+        table.add_row(one_line(name), str(means["n"]), _percent(means["accuracy"]), _percent(means["chance"]))
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.1%}"
+
+
+def _list_unreadable(videos: list[dict[str, Any]]) -> None:
+    """Print one line for each video that could not be used, with the number of its questions."""
+    for video in videos[:SHOWN]:
+        print_line(f"not answered: {video['questions']} about {' '.join(video['reason'].split())}")
+    if len(videos) > SHOWN:
+        print_line(f"not answered: {len(videos) - SHOWN:,} more videos, which --json and --out list")

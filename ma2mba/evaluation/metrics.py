@@ -28,7 +28,10 @@ def is_correct(prediction: str, answer: str) -> bool:
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return n and the means accuracy and chance of records (`task`, `correct`, `chance`), in all and per task."""
+    """Return n and the means accuracy and chance of records (`task`, `correct`, `chance`), in all and per task.
+
+    Records with an `error` were not answered and do not count. The means are None where no question was answered.
+    """
     by_task: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_task[record["task"]].append(record)
@@ -37,9 +40,9 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _means(records: list[Mapping[str, Any]]) -> dict[str, Any]:
-    n = len(records)
-    return {
-        "n": n,
-        "accuracy": sum(bool(r["correct"]) for r in records) / n,
-        "chance": sum(float(r["chance"]) for r in records) / n,
-    }
+    answered = [record for record in records if "error" not in record]
+    return {"n": len(answered), "accuracy": _mean(answered, "correct"), "chance": _mean(answered, "chance")}
+
+
+def _mean(records: list[Mapping[str, Any]], key: str) -> float | None:
+    return sum(float(record[key]) for record in records) / len(records) if records else None

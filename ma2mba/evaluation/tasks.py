@@ -1,14 +1,23 @@
 """Questions about videos, read from a JSONL file with one object a line."""
 
 import json
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ma2mba.errors import UserError
-from ma2mba.files import fits_utf8
+from ma2mba.files import OutsideFolder, fits_utf8, inside, name_problem, open_regular
+from ma2mba.limits import limits, raise_limit
+from ma2mba.text import LISTED, brief, parse_json, shorten
+from ma2mba.video.errors import MediaError, file_size
+
+LINES_OF_ALL = 2
+"""A task file may hold so many times the bytes of its longest line."""
 
 
 def _said(text: str) -> str:
@@ -19,21 +28,28 @@ def _said(text: str) -> str:
     return text
 
 
+def _name(text: str) -> str:
+    if text and name_problem(text) in ("contains control characters", "is not valid Unicode"):
+        raise ValueError(name_problem(text))
+    return text
+
+
 _Text = Annotated[str, AfterValidator(_said)]
+_Name = Annotated[str, AfterValidator(_name)]
 
 
 class _Line(BaseModel):
-    id: str
-    video: _Text
+    id: _Name
+    video: str
     question: _Text
     answer: _Text
     options: list[str] = []
-    task: str = "all"
+    task: _Name = "all"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Question:
-    """A question. `options` is empty for an open question; `video` counts from the task file's folder."""
+    """A question. `options` is empty for an open question."""
 
     id: str
     video: Path
@@ -48,45 +64,86 @@ class Question:
         return 1 / len(self.options) if self.options else 0.0
 
 
-def read_tasks(path: Path | str, *, task: str | None = None, limit: int | None = None) -> list[Question]:
+def read_tasks(
+    path: Path | str, *, media: Path | str | None = None, task: str | None = None, limit: int | None = None
+) -> list[Question]:
     """Return the questions of a task file: only those of `task` if given, and only the first `limit`.
 
-    Raises UserError for an unreadable file, a malformed line or a missing video (with its line), and if no question is
-    left.
+    `media` is the folder that the videos' names count from (default: the task file's folder). Raises UserError for an
+    unreadable file, a file over a limit, a malformed line or a video that is missing or outside `media` (with its
+    line), and if no question is left.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UserError(f"{path}: this task file does not exist. Give a JSONL file of questions")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}). Make it readable, or give another task file"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error}). Save it as UTF-8") from error
-    found = [_question(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    chosen = [q for q in found if task in (None, q.task)][:limit]
+    if media is not None and not Path(media).is_dir():
+        raise UserError(f"--media {media}: this folder does not exist. Give the folder of the videos")
+    find = cache(lambda name: _video(Path(media or path.parent), name, path))
+    chosen: list[Question] = []
+    tasks = set()
+    for number, text in _lines(path):
+        question = _question(f"{path}, line {number}", text, find)
+        tasks.add(question.task)
+        if task in (None, question.task) and (limit is None or len(chosen) < limit):
+            chosen.append(question)
     if not chosen:
-        tasks = ", ".join(sorted({q.task for q in found})) or "none"
-        raise UserError(f"{path}: no question{f' of task {task}' if task else ''}. Its tasks are: {tasks}")
+        names = ", ".join(sorted(tasks)[:LISTED]) or "none"
+        raise UserError(f"{path}: no question{f' of task {task}' if task else ''}. Its tasks are: {names}")
     return chosen
 
 
-def _question(path: Path, number: int, text: str) -> Question:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank. Raise UserError at a line that exceeds a limit."""
+    longest = int(limits().text_mb * 1e6)
+    left = LINES_OF_ALL * longest
+    with open_regular(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
+            left -= len(line)
+            if len(line) > longest:
+                raise UserError(f"{path}, line {number}: longer than {longest:,} bytes. {raise_limit('text_mb')}")
+            if left < 0:
+                raise UserError(f"{path}: larger than {LINES_OF_ALL * longest:,} bytes. {raise_limit('text_mb')}")
+            if number > limits().questions:
+                raise UserError(f"{path}: more than {limits().questions:,} lines. {raise_limit('questions')}")
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: not UTF-8 text (line {number}: {error}). Save it as UTF-8") from error
+            if text.strip():
+                yield number, text
+
+
+def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
     try:
-        line = _Line.model_validate(json.loads(text))
+        line = _Line.model_validate(parse_json(text))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error.msg}). Write one object a line") from error
+        raise UserError(f"{where}: not JSON ({error.msg}). Write one object a line") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "line"
-        raise UserError(f"{path}, line {number}: {where}: {first['msg']}. Correct this line") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"])) or "line"
+        raise UserError(f"{where}: {key}: {first['msg']}. Correct this line") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {shorten(str(error))}. Correct this line") from error
     if line.options and line.answer not in line.options:
-        raise UserError(f"{path}, line {number}: answer {line.answer!r} is not among its options. Correct this line")
-    video = path.parent / line.video
-    if not video.is_file():
+        raise UserError(f"{where}: answer {brief(line.answer)} is not among its options. Correct this line")
+    try:
+        video = find(line.video)
+    except OutsideFolder as error:
         raise UserError(
-            f"{path}, line {number}: video {video} does not exist. A path in a task file counts from that file's folder"
-        )
+            f"{where}: video {brief(line.video)} {error.reason}. Name a file in the task file's folder, or in the "
+            "folder that --media names"
+        ) from error
+    except MediaError as error:
+        reason = " does not exist" if error.reason == "no such file" else f": {error.reason}"
+        raise UserError(
+            f"{where}: video {error.path}{reason}. A path in a task file counts from that file's folder, or from the "
+            "folder that --media names"
+        ) from error
     return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task)
+
+
+def _video(folder: Path, name: str, listed_in: Path) -> Path:
+    """Return the path of a video. Raise OutsideFolder or MediaError if it is not a file in `folder`."""
+    video = inside(folder, name, listed_in)
+    file_size(video)
+    return video

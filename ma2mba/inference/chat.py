@@ -5,6 +5,7 @@ S tokens, N frames, C colours, H and W pixels.
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ma2mba.inference.generate import TextStream, generate
 from ma2mba.inference.session import Session
 from ma2mba.model.conversation import encode_prompt
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.video.frames import read_frames
+from ma2mba.video.frames import FrameReader, FrameSet
 
 log = logging.getLogger(__name__)
 ONE_A_SECOND = "1fps"
@@ -38,28 +39,41 @@ def parse_frames(text: str) -> int | None:
 class VideoChat:
     """A video that was read once. Every question starts from the recurrent states after its last frame."""
 
-    def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, video: Path, frames: int | None = None):
-        """Decode the video at 1 FPS (`frames=None`) or at `frames` frames. Raises UserError for a damaged video."""
-        found = read_frames(video, model.config.image_size, count=frames)
+    def __init__(
+        self,
+        model: VideoMa2mba,
+        tokenizer: Tokenizer,
+        video: Path,
+        frames: int | None = None,
+        reader: FrameReader | None = None,
+    ):
+        """Decode the video at 1 FPS (`frames=None`) or at `frames` frames, in the worker process of `reader`.
+
+        Without `reader`, start a worker for this video alone. Raise UserError if the video cannot be used.
+        """
+        with nullcontext(reader) if reader else FrameReader() as watched:
+            found = watched.read(video, model.config.image_size, count=frames)
         self.model, self.tokenizer = model, tokenizer
-        self.frames = len(found.frames_NHWC)
-        self.duration = found.duration
-        log.debug("video: %s, %.1f s, %d frames sampled", video, self.duration, self.frames)
-        self._frames_NCHW: Tensor | None = torch.from_numpy(
-            np.ascontiguousarray(found.frames_NHWC.transpose(0, 3, 1, 2))
+        self.frames, self.duration = len(found.shown_N), found.duration
+        log.debug(
+            "video: %s, %.1f s, %d frames sampled, %d of them different",
+            *(video, self.duration, self.frames, len(found.pictures_MCHW)),
         )
+        self._found: FrameSet | None = found
         self._watched: Session | None = None
 
     def watch(self) -> Session:
         """Return the session after the last frame. It is the same for every question, so the video is read once."""
         if self._watched is None:
-            assert self._frames_NCHW is not None
+            assert self._found is not None
             encoded = encode_prompt(self.tokenizer, ANY_QUESTION, self.frames)
             head = encoded.token_ids[: encoded.frame_positions[-1]]
-            ids_S, visual_S = with_frames(head, encoded.frame_positions, self.model.config.tokens_per_frame)
+            ids_S, visual_S = with_frames(
+                head, encoded.frame_positions, self.model.config.tokens_per_frame, self._found.shown_N
+            )
             session = Session(self.model, self.tokenizer)
-            session.feed(ids_S, visual_S, self._frames_NCHW)
-            self._watched, self._frames_NCHW = session, None
+            session.feed(ids_S, visual_S, torch.from_numpy(self._found.pictures_MCHW))
+            self._watched, self._found = session, None
         return self._watched
 
     def ask(self, question: str, max_tokens: int = 256) -> Iterator[str]:
@@ -73,11 +87,18 @@ class VideoChat:
         yield text.finish()
 
 
-def with_frames(token_ids: list[int], frame_positions: list[int], tokens_per_frame: int) -> tuple[Tensor, Tensor]:
-    """Return ids_S and visual_S, int64, of text with frames between its tokens, for `Session.feed`."""
+def with_frames(
+    token_ids: list[int], frame_positions: list[int], tokens_per_frame: int, shown_N: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ids_S and visual_S, int64, of text with frames between its tokens, for `Session.feed`.
+
+    Frame n is picture `shown_N[n]`, by default picture n.
+    """
     text_T, seen_NK = token_places(np.asarray(frame_positions, np.int64), len(token_ids), tokens_per_frame)
     ids_S = torch.zeros(text_T.size + seen_NK.size, dtype=torch.long)
     visual_S = torch.full_like(ids_S, -1)
     ids_S[torch.from_numpy(text_T)] = torch.tensor(token_ids, dtype=torch.long)
-    visual_S[torch.from_numpy(seen_NK.ravel())] = torch.arange(seen_NK.size)
+    shown_N = np.arange(len(frame_positions)) if shown_N is None else shown_N
+    visual_NK = shown_N[:, None] * tokens_per_frame + np.arange(tokens_per_frame)
+    visual_S[torch.from_numpy(seen_NK.ravel())] = torch.from_numpy(visual_NK.ravel())
     return ids_S, visual_S

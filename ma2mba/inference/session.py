@@ -1,7 +1,7 @@
 """The recurrent states after everything that the model has read: constant memory for any length of video.
 
 B batch (1 here), S tokens of one feed, T tokens of a chunk, D model width, N frames, C colours, H and W pixels,
-V vocabulary.
+V vocabulary, M pictures of a chunk.
 """
 
 import itertools
@@ -42,16 +42,16 @@ class Session:
     def feed(self, ids_S: Tensor, visual_S: Tensor, frames_NCHW: Tensor) -> None:
         """Read S tokens, at most `chunk_tokens` at a time.
 
-        `ids_S` int64; `visual_S` int64: n * K + k at token k of frame n of `frames_NCHW` (uint8), -1 at text.
+        `ids_S` int64; `visual_S` int64: n * K + k at token k of frame n of `frames_NCHW` (uint8), -1 at text. Several
+        places may show one frame; the vision encoder sees it once a chunk.
         """
         per_frame = self.model.config.tokens_per_frame
         for start, stop in itertools.pairwise(cuts(visual_S[None], self.chunk_tokens, per_frame)):
-            visual_T = visual_S[start:stop]
-            seen = visual_T[visual_T >= 0]
-            first = int(seen[0]) // per_frame if len(seen) else 0
-            last = int(seen[-1]) // per_frame + 1 if len(seen) else 0
-            visual_T = torch.where(visual_T >= 0, visual_T - first * per_frame, visual_T)
-            self._step(ids_S[start:stop], visual_T, frames_NCHW[first:last])
+            visual_T = visual_S[start:stop].clone()
+            seen_T = visual_T >= 0
+            frames_M, places = torch.unique(visual_T[seen_T] // per_frame, return_inverse=True)
+            visual_T[seen_T] = places * per_frame + visual_T[seen_T] % per_frame
+            self._step(ids_S[start:stop], visual_T, frames_NCHW[frames_M])
 
     def feed_text(self, ids: list[int]) -> None:
         """Read text tokens."""

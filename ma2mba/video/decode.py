@@ -92,11 +92,12 @@ def decode_video(
     keep_damaged: bool = False,
     decoder: DecoderName = "pyav",
     beat: Callable[[], None] = lambda: None,
+    expect: Callable[[int], None] = lambda _: None,
 ) -> Decoded[T]:
     """Decode the frames shown every 1/fps seconds of [start, stop), and pass each to `use` as RGB uint8 (H, W, 3).
 
     `count` keeps only that many of the times, evenly spaced. `use` sees a frame once, even if it is shown at several
-    times. `beat` is called at every packet.
+    times. `beat` is called at every packet, `expect` before the first frame is decoded, with the number of frames.
     Raise MediaError if the file is not a readable video, if it is damaged, or if it has no frame in the range. With
     `keep_damaged`, return the frames before the damage instead.
     """
@@ -105,10 +106,12 @@ def decode_video(
     if not times:
         raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
     indices = [_shown_at(facts, t) for t in times]
+    wanted = {facts.pts[i] for i in indices}
+    expect(len(wanted))
     if decoder == "decord":
         used, damage = decode_indices(path, facts, indices, use, beat)
     else:
-        used, damage = _decode_wanted(path, facts, {facts.pts[i] for i in indices}, use, beat)
+        used, damage = _decode_wanted(path, facts, wanted, use, beat)
     damage = facts.damage or damage
     if damage and not keep_damaged:
         raise MediaError(path, damage)

@@ -2,7 +2,8 @@
 
 A task is a list of items, for example videos to decode. A hang in native code cannot be interrupted from within its
 process. A worker that reports nothing for STALL seconds is therefore killed, the item that it worked on is given up by
-name, and its task starts again without that item. A crash is handled in the same way.
+name, and its task starts again without that item. A crash is handled in the same way, and so is a process that the
+decoder ends.
 
 When no item can be the cause (before the first item of a task, or after the last), a worker may take longer, and a
 crash costs no item: the task starts again if its worker had finished another task before, else the crash is an error.
@@ -13,14 +14,16 @@ The memory of each worker is limited. A worker is replaced after RECYCLE items, 
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from ma2mba.errors import UserError
@@ -36,7 +39,19 @@ RECYCLE = 500
 """Items after which a worker is replaced, once its task is finished."""
 BEAT_EVERY = 1.0
 """Seconds between two signs of life."""
-CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+
+_START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from multiprocessing.connection import Connection
+pipe = Connection(int(sys.argv[1]))
+sys.path[:] = pipe.recv()
+run, *rest = pipe.recv()
+run(pipe, *rest)
+"""
+"""The program of a worker. Unlike a process of multiprocessing, it does not run the caller's main file again: that file
+may import PyTorch, or start the work without `if __name__ == "__main__"`. It runs with -P: by default, Python would
+import modules from the current folder."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +63,17 @@ class Task:
     given_up: dict[int, str] = field(default_factory=dict)
 
 
-class Work(Protocol):
-    """What a worker does with a task. It is pickled and sent to each worker."""
+class Beat(Protocol):
+    """What the work calls often."""
 
-    def __call__(self, task: Task, begin: Callable[[int], None], beat: Callable[[], None]) -> Any:
+    def __call__(self, block: Any = None) -> None:
+        """Give a sign of life. Send `block`, a piece of the result, to the parent; wait while the parent is busy."""
+
+
+class Work(Protocol):
+    """What a worker does with a task. It is pickled and sent to each worker, which must be able to import it."""
+
+    def __call__(self, task: Task, begin: Callable[[int], None], beat: Beat) -> Any:
         """Process the items of a task without those in `task.given_up`, and return a picklable result.
 
         Call `begin(i)` before item i, and `begin(len(task.items))` after the last item. Call `beat()` often in between.
@@ -62,17 +84,21 @@ Progress = Callable[[int], None]
 """Called with the number of newly finished items; with a negative number when a task starts again."""
 OnResult = Callable[[Task, Any], None]
 """Called once for each finished task, with the result of the work."""
+OnBlock = Callable[[Any], None]
+"""Called with each block that the work sends. A task that starts again sends its blocks again."""
 
 
 class _Worker:
     """A process, the parent's end of its pipe, and the task that it works on."""
 
     def __init__(self, work: Work, memory: int):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(target=_work, args=(theirs, work, memory), daemon=True)
-        self.process.start()
-        theirs.close()
+        self.pipe, theirs = multiprocessing.Pipe()
+        with theirs:
+            command = [sys.executable, "-P", "-c", _START, str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        with contextlib.suppress(ConnectionError):
+            self.pipe.send([path or os.getcwd() for path in sys.path])
+            self.pipe.send((_work, work, memory))
         self.task: Task | None = None
         self.item, self.begun = 0, False
         self.heard = time.monotonic()
@@ -93,9 +119,74 @@ class _Worker:
         return self.item if at_an_item else None
 
     def stop(self) -> None:
+        self.task = None
         self.pipe.close()
         self.process.kill()
-        self.process.join()
+        self.process.wait()
+
+
+class Pool:
+    """Watched workers that start at once, and stay between calls of `run` until `close`. A context manager.
+
+    Each worker may use `memory` bytes beyond what it holds at its start.
+    """
+
+    def __init__(self, work: Work, workers: int, memory: int):
+        self._work, self._memory = work, memory
+        self._workers = [_Worker(work, memory) for _ in range(workers)]
+
+    def __enter__(self) -> "Pool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all workers. A later `run` starts new workers."""
+        for worker in self._workers:
+            worker.stop()
+
+    def run(
+        self,
+        tasks: list[Task],
+        on_result: OnResult,
+        progress: Progress = lambda _: None,
+        on_block: OnBlock = lambda _: None,
+        stall: float = STALL,
+    ) -> None:
+        """Run all tasks. While a callback runs, a worker that has more to send waits.
+
+        A UserError that the work raises is raised here, an OSError too (without its errno). Raise UserError if a worker
+        is killed from outside, or if it takes too long to start or to finish a task.
+        """
+        waiting = deque(tasks)
+        try:
+            for place in range(min(len(tasks), len(self._workers))):
+                self._give(place, waiting.popleft())
+            while any(worker.task for worker in self._workers):
+                wait([worker.pipe for worker in self._workers if worker.task], timeout=min(1.0, stall / 4))
+                for place, worker in enumerate(self._workers):
+                    if worker.task and worker.pipe.poll():
+                        retry = _hear(worker, progress, on_result, on_block)
+                    elif worker.task and _stalled(worker, stall):
+                        retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s", progress)
+                    else:
+                        continue
+                    if retry:
+                        waiting.appendleft(retry)
+                    if not worker.task and waiting:
+                        self._give(place, waiting.popleft())
+        except BaseException:
+            self.close()
+            raise
+
+    def _give(self, place: int, task: Task) -> None:
+        """Give a task to a worker. If the worker is dead or has processed RECYCLE items, start another first."""
+        worker = self._workers[place]
+        if worker.items_given >= RECYCLE or worker.process.poll() is not None:
+            worker.stop()
+            worker = self._workers[place] = _Worker(self._work, self._memory)
+        worker.give(task)
 
 
 def run_tasks(
@@ -107,36 +198,9 @@ def run_tasks(
     on_result: OnResult,
     stall: float = STALL,
 ) -> None:
-    """Run all tasks in `workers` processes; each may use `memory` bytes beyond what it holds at its start.
-
-    A UserError that the work raises is raised here, an OSError too (without its errno). Raise UserError if a worker is
-    killed from outside, or if it takes too long to start or to finish a task.
-    """
-    waiting = deque(tasks)
-    pool = [_Worker(work, memory) for _ in range(min(workers, len(tasks)))]
-    try:
-        for worker in pool:
-            worker.give(waiting.popleft())
-        while any(worker.task for worker in pool):
-            ready = wait([worker.pipe for worker in pool if worker.task], timeout=min(1.0, stall / 4))
-            for worker in [worker for worker in pool if worker.task]:
-                if worker.pipe in ready:
-                    retry = _hear(worker, progress, on_result)
-                elif _stalled(worker, stall):
-                    retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s", progress)
-                else:
-                    continue
-                if retry:
-                    waiting.appendleft(retry)
-                    pool[pool.index(worker)] = worker = _Worker(work, memory)
-                if not worker.task and waiting:
-                    if worker.items_given >= RECYCLE:
-                        worker.stop()
-                        pool[pool.index(worker)] = worker = _Worker(work, memory)
-                    worker.give(waiting.popleft())
-    finally:
-        for worker in pool:
-            worker.stop()
+    """Run all tasks in at most `workers` processes that end afterwards. See `Pool` for the rest."""
+    with Pool(work, min(workers, len(tasks)), memory) as pool:
+        pool.run(tasks, on_result, progress, stall=stall)
 
 
 def _stalled(worker: _Worker, stall: float) -> bool:
@@ -150,7 +214,7 @@ def _stalled(worker: _Worker, stall: float) -> bool:
     return False
 
 
-def _hear(worker: _Worker, progress: Progress, on_result: OnResult) -> Task | None:
+def _hear(worker: _Worker, progress: Progress, on_result: OnResult, on_block: OnBlock) -> Task | None:
     """Handle one message from a worker. Return the task that must start again if the worker has crashed."""
     assert worker.task is not None
     worker.heard = time.monotonic()
@@ -163,6 +227,8 @@ def _hear(worker: _Worker, progress: Progress, on_result: OnResult) -> Task | No
     if kind == "item":
         progress(value - worker.item)
         worker.item, worker.begun = value, True
+    elif kind == "block":
+        on_block(value)
     elif kind == "done":
         on_result(worker.task, value)
         progress(len(worker.task.items) - worker.item)
@@ -177,44 +243,45 @@ def _hear(worker: _Worker, progress: Progress, on_result: OnResult) -> Task | No
 def _retry_after_crash(worker: _Worker, progress: Progress) -> Task:
     """Return the task of a dead worker, to start again. Raise if its death is not a crash that an item may cause."""
     assert worker.task is not None
-    worker.process.join()
-    code = worker.process.exitcode or 0
+    code = worker.process.wait()
+    name = _ending(code)
     if -code in (signal.SIGKILL, signal.SIGTERM):
         raise UserError(
-            f"a worker was killed ({signal.Signals(-code).name}), perhaps because the machine ran out of memory. "
-            "Run the same command again with fewer workers or less memory for each"
+            f"a worker was killed ({name}), perhaps because the machine ran out of memory. "
+            "Run the same command again with more free memory, or with fewer workers"
         )
-    if -code not in CRASHES:
-        raise RuntimeError(f"a worker ended with exit code {code}")
-    name = signal.Signals(-code).name
     finished_another = worker.items_given > len(worker.task.items)
     if worker.suspect() is None and not finished_another:
         raise RuntimeError(f"a worker crashed ({name}) {'after its last' if worker.begun else 'before its first'} item")
     return _give_up(worker, f"the decoder crashed ({name})", progress)
 
 
+def _ending(code: int) -> str:
+    """Return in words how a process with this exit code ended: the name of a signal, or "exit code 1"."""
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+
+
 def _give_up(worker: _Worker, reason: str, progress: Progress) -> Task:
     """Stop a worker. Return its task, to start again without the item that the worker was at."""
     assert worker.task is not None
-    suspect = worker.suspect()
+    task, suspect = worker.task, worker.suspect()
     worker.stop()
     progress(-worker.item)
     given_up = {} if suspect is None else {suspect: reason}
-    return replace(worker.task, given_up=worker.task.given_up | given_up)
+    return replace(task, given_up=task.given_up | given_up)
 
 
 def _work(pipe: Connection, work: Work, memory: int) -> None:
     """Run in the worker process: process tasks until the pipe closes, which also happens when the parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_memory(memory)
     pipe.send(("started", None))
     last = 0.0
 
-    def beat() -> None:
+    def beat(block: Any = None) -> None:
         nonlocal last
-        if time.monotonic() - last >= BEAT_EVERY:
+        if block is not None or time.monotonic() - last >= BEAT_EVERY:
+            pipe.send(("beat", None) if block is None else ("block", block))
             last = time.monotonic()
-            pipe.send(("beat", None))
 
     while True:
         try:

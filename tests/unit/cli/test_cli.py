@@ -15,6 +15,7 @@ from rich.console import Console
 
 from ma2mba import __version__
 from ma2mba.data.sampler import Position
+from ma2mba.evaluation import evaluate as evaluation
 from ma2mba.model.pretrained import load_model
 from ma2mba.training.checkpoint.folder import publish, temporary_folder
 
@@ -97,6 +98,37 @@ def test_eval_prints_a_table_and_writes_every_answer(ma2mba, task_file, model_fo
     code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file, "--json", "--frames", 8)
     assert code == 0
     assert json.loads(text)["n"] == 3
+
+
+def test_eval_lists_what_it_could_not_answer(ma2mba, task_file, model_folder):
+    (task_file.parent / "bad.png").write_bytes(b"no picture")
+    lines = task_file.read_text().splitlines()
+    task_file.write_text("\n".join([lines[0], lines[1].replace("picture.png", "bad.png")]))
+    code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file)
+    assert code == 0
+    assert "1 questions in" in text
+    assert "1 not answered" in text
+    assert f"not answered: 1 about {task_file.parent / 'bad.png'}: not a readable image" in text
+
+
+def test_a_stopped_eval_keeps_its_answers(ma2mba, task_file, model_folder, tmp_path, monkeypatch):
+    answers = []
+
+    def answer(chat, question):
+        if len(answers) == 2:
+            raise KeyboardInterrupt
+        answers.append(question.id)
+        return evaluation._answer_question(chat, question)
+
+    monkeypatch.setattr(evaluation, "_answer_question", evaluation._answer, raising=False)
+    monkeypatch.setattr(evaluation, "_answer", answer)
+    out = tmp_path / "out.json"
+    code, _, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", out)
+    assert code == 130
+    assert "stopped after 2 questions" in error
+    result = json.loads(out.read_text())
+    assert not result["complete"]
+    assert [record["id"] for record in result["records"]] == ["q0", "q1"]
 
 
 def test_export_copies_the_latest_model(ma2mba, run_folder, model_folder, tmp_path):

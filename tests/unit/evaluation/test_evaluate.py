@@ -8,6 +8,7 @@ from ma2mba.errors import UserError
 from ma2mba.evaluation.evaluate import evaluate
 from ma2mba.inference.chat import VideoChat
 from ma2mba.model.pretrained import load_model
+from ma2mba.video.frames import FrameReader
 
 
 @pytest.fixture
@@ -15,10 +16,10 @@ def answered(task_file, model_folder):
     """The task file with the model's own answers as the right ones, but for the question 2-needle."""
     model, tokenizer = load_model(model_folder)
     records = [json.loads(line) for line in task_file.read_text().splitlines()]
-    for record in records:
-        said = "".join(
-            VideoChat(model, tokenizer, task_file.parent / record["video"]).ask(record["question"], 32)
-        ).strip()
+    with FrameReader() as reader:
+        chats = [VideoChat(model, tokenizer, task_file.parent / record["video"], None, reader) for record in records]
+    for record, chat in zip(records, chats, strict=True):
+        said = "".join(chat.ask(record["question"], 32)).strip()
         record["options"] = [said + ".", *record["options"]]
         record["answer"] = "a ring" if record["id"] == "2-needle" else said + "."
     task_file.write_text("\n".join(map(json.dumps, records)))
@@ -47,13 +48,42 @@ def test_a_video_is_watched_once_for_all_its_questions(answered, model_folder, m
     assert watched == ["0.png", "1.png", "2.png"]
 
 
-def test_an_unreadable_video_counts_as_wrong_and_is_named(answered, model_folder):
+def test_an_unreadable_video_costs_its_own_questions_and_is_named(answered, model_folder):
     (answered.parent / "1.png").write_bytes(b"no picture")
     result = evaluate(model_folder, answered)
     assert result["unreadable"] == 2
-    assert result["n"] == 6
-    assert result["accuracy"] == pytest.approx(3 / 6)
+    assert result["n"] == 4
+    assert result["accuracy"] == pytest.approx(3 / 4), "the two questions are not counted as wrong"
+    assert result["tasks"]["needle"]["n"] == 2
     assert all("1.png" in record["error"] for record in result["records"] if record["id"].startswith("1-"))
+    (video,) = result["unreadable_videos"]
+    assert video["video"] == str(answered.parent / "1.png")
+    assert video["questions"] == 2
+    assert "not a readable image" in video["reason"]
+
+
+def test_no_usable_video_is_an_error(answered, model_folder):
+    for i in range(3):
+        (answered.parent / f"{i}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"no question can be answered\. .*0\.png.*\. 2 more videos"):
+        evaluate(model_folder, answered)
+
+
+def test_a_stopped_evaluation_hands_over_what_it_has(answered, model_folder):
+    kept = []
+
+    def stop(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model_folder, answered, progress=stop, keep=kept.append)
+    (result,) = kept
+    assert not result["complete"]
+    assert (result["n"], len(result["records"])) == (3, 3)
+    json.dumps(result, allow_nan=False)
+    assert evaluate(model_folder, answered, keep=kept.append)["complete"]
+    assert len(kept) == 1
 
 
 def test_bad_input_is_refused_before_the_model_is_loaded(task_file, tmp_path):

@@ -59,3 +59,16 @@ def test_a_file_that_is_not_utf_8_is_refused(task_file):
     task_file.write_bytes(task_file.read_bytes().replace(b"What count", b"What c\xffunt"))
     with pytest.raises(UserError, match=r"eval\.jsonl: not UTF-8 text"):
         read_tasks(task_file)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(task_file):
+    task_file.write_bytes(b"\xef\xbb\xbf" + task_file.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(read_tasks(task_file)) == 6
+
+
+def test_videos_count_from_the_media_folder(task_file, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    task_file.rename(tmp_path / "elsewhere/eval.jsonl")
+    assert len(read_tasks(tmp_path / "elsewhere/eval.jsonl", media=tmp_path)) == 6
+    with pytest.raises(UserError, match=r"line 1: video .* does not exist\. .*--media"):
+        read_tasks(tmp_path / "elsewhere/eval.jsonl")

@@ -68,6 +68,24 @@ def test_no_call_sees_more_than_a_chunk(model, tokenizer, prompt, monkeypatch):
     assert max(frames for _, frames in seen) <= 2
 
 
+@pytest.mark.parametrize("chunk_tokens", [3, 8, 1000])
+def test_a_picture_that_several_frames_show_is_encoded_once_a_chunk(
+    model, tokenizer, prompt, chunk_tokens, monkeypatch
+):
+    token_ids, positions, frames_NCHW = prompt
+    shown_N = np.array([0, 0, 1, 1, 1, 0, 2, 2, 1])
+    whole, sparse = Session(model, tokenizer, chunk_tokens), Session(model, tokenizer, chunk_tokens)
+    whole.feed(*with_frames(token_ids, positions, K), frames_NCHW[shown_N])
+    seen = []
+    real = model.vision.forward
+    monkeypatch.setattr(model.vision, "forward", lambda frames: seen.append(len(frames)) or real(frames))
+    sparse.feed(*with_frames(token_ids, positions, K, shown_N), frames_NCHW[:3])
+    # As above: a batch of other size may change the last bits.
+    torch.testing.assert_close(sparse.logits(), whole.logits(), rtol=0, atol=1.5e-6)
+    assert max(seen) <= 3
+    assert sum(seen) == {3: 18, 8: 8, 1000: 3}[chunk_tokens]
+
+
 def test_a_session_keeps_no_graph_and_no_growing_state(model, tokenizer):
     session = Session(model, tokenizer)
     sizes = []
