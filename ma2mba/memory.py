@@ -14,15 +14,16 @@ class _Inner:
 
 
 @contextmanager
-def at_most(extra: int) -> Iterator[bool]:
-    """Limit this process to `extra` more bytes of data in the block. Larger requests raise MemoryError.
+def at_most(extra: int, held: int | None = None) -> Iterator[bool]:
+    """Limit this process in the block to `extra` bytes of data beyond `held`. Larger requests raise MemoryError.
 
-    Yield True if this limit is the lowest: False within another `at_most`, and in a process that may use less anyway.
+    `held`: what `held_bytes` has returned shortly before, for a block that runs often (default: call it). Yield True if
+    this limit is the lowest: False within another `at_most`, and in a process that may use less anyway.
     """
     with _Inner.lock:
         before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        held, first = data_bytes(), _Inner.depth == 0
-        lowest = first and held > 0 and (before == resource.RLIM_INFINITY or held + extra < before)
+        held = held_bytes() if held is None else held
+        lowest = _Inner.depth == 0 and held > 0 and (before == resource.RLIM_INFINITY or held + extra < before)
         if lowest:
             resource.setrlimit(resource.RLIMIT_DATA, (held + extra, hard))
         _Inner.depth += 1
@@ -35,7 +36,7 @@ def at_most(extra: int) -> Iterator[bool]:
                 resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
-def data_bytes() -> int:
+def held_bytes() -> int:
     """Return the bytes of data that this process holds; 0 if the system does not report it."""
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.exists() else ():

@@ -21,12 +21,14 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ma2mba.memory import held_bytes
 from ma2mba.video.decord_reader import decode_indices, load_decord
-from ma2mba.video.errors import MediaError
+from ma2mba.video.errors import MediaError, reading_memory
 from ma2mba.video.probe import Probe, probe
 from ma2mba.video.pyav import (
     DECODER_VERSION,
     SINGLE_THREAD,
+    decoder_memory,
     error_text,
     open_video,
     raise_if_out_of_memory,
@@ -175,16 +177,18 @@ def _decode_once(
     with open_video(path) as (container, stream):
         context, shown, failure = stream.codec_context, 0, ""
         packets, reformatter = container.demux(stream), VideoReformatter()
+        room, held = decoder_memory(stream), held_bytes()
         while True:
             packet = None
             try:
-                packet = next(packets, None)
-                if packet is None:
-                    return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded{failure}"
-                beat()
-                if skipping:
-                    context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
-                frames = packet.decode()
+                with reading_memory(path, room, held):
+                    packet = next(packets, None)
+                    if packet is None:
+                        return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded{failure}"
+                    beat()
+                    if skipping:
+                        context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
+                    frames = packet.decode()
             except (av.FFmpegError, EOFError) as error:
                 raise_if_out_of_memory(error)
                 raise_if_too_large(path, packet, error)
@@ -199,6 +203,7 @@ def _decode_once(
                     if frame.is_corrupt:
                         return f"damaged at frame {shown}"
                     used[pts] = use(to_rgb(path, frame, reformatter))
+                    held = held_bytes()
             if len(used) == len(wanted):
                 return ""
 

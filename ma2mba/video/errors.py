@@ -1,5 +1,6 @@
 """The errors for a video or an image that cannot be used, and the limits of what reading one may cost."""
 
+import errno
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,16 +40,20 @@ def file_size(path: Path) -> int:
 
 
 @contextmanager
-def reading_memory(path: Path, extra: int = 0) -> Iterator[None]:
-    """Let the block take limits().reading_mb, and `extra` bytes. Raise OverMemory naming `path` if it needs more."""
-    allowed = limits().reading_mb + extra / 1e6
-    with at_most(int(allowed * 1e6)) as lowest:
+def reading_memory(path: Path, pixels_bytes: int = 0, held: int | None = None) -> Iterator[None]:
+    """Let the block take limits().reading_mb, and `pixels_bytes` for pictures. Raise OverMemory if it needs more.
+
+    `held`: what `held_bytes` has returned shortly before, for a block that runs often.
+    """
+    allowed = limits().reading_mb + pixels_bytes / 1e6
+    with at_most(int(allowed * 1e6), held) as lowest:
         try:
             yield
         except OverMemory:
             raise
-        except MemoryError as error:
-            if not lowest:
+        except Exception as error:
+            lacking = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+            if not lowest or not lacking:
                 raise
             reason = f"reading it takes more than {allowed:,.0f} MB of memory"
             raise OverMemory(path, reason, raise_limit("reading_mb")) from error

@@ -2,7 +2,7 @@
 
 import resource
 
-from ma2mba.memory import data_bytes
+from ma2mba.memory import held_bytes
 
 MEMORY = 2 << 30
 """Bytes that decoding may use on top of what a worker holds at its start. 8K video needs most of these bytes."""
@@ -11,5 +11,5 @@ MEMORY = 2 << 30
 def limit_memory(extra: int) -> None:
     """Limit this process to `extra` bytes of data beyond what it holds now. Larger requests raise MemoryError."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = data_bytes() + extra
+    limit = held_bytes() + extra
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

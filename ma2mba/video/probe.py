@@ -18,8 +18,9 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from ma2mba.limits import limits, raise_limit
+from ma2mba.memory import held_bytes
 from ma2mba.video.errors import MediaError, reading_memory
-from ma2mba.video.pyav import error_text, open_video, raise_if_out_of_memory, time_base
+from ma2mba.video.pyav import decoder_memory, error_text, open_video, raise_if_out_of_memory, time_base
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
@@ -151,8 +152,13 @@ def _period(stream: VideoStream) -> int:
 def _decoded_spans(path: Path, beat: Callable[[], None]) -> Iterator[tuple[int, int]]:
     """Decode all frames and yield (pts, duration) of each, for containers whose packets have only decoding times."""
     with open_video(path) as (container, stream):
+        frames, room, held = container.decode(stream), decoder_memory(stream), held_bytes()
         try:
-            for frame in container.decode(stream):
+            while True:
+                with reading_memory(path, room, held):
+                    frame = next(frames, None)
+                if frame is None:
+                    return
                 beat()
                 stamp = frame.pts if frame.pts is not None else frame.dts
                 if stamp is not None:

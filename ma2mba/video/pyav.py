@@ -28,6 +28,8 @@ OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if BEFORE_19 else {}
 SINGLE_THREAD: dict[str, Any] = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 """Convert pixels in the calling thread. By default PyAV starts a thread for each core, whose stacks exceed the memory
 limit of a worker on a machine with many cores: a healthy video was rejected. PyAV 15 has no such option."""
+DECODER_BYTES = 24 * 6
+"""Memory of a decoder for each pixel of the video: 24 frames of 6 bytes a pixel."""
 
 
 @contextmanager
@@ -45,8 +47,10 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "SLICE"
         check_picture_size(path, stream.width, stream.height)
-        explode = {"err_detect": "explode"}  # damage raises an error; the default guesses pixels
-        stream.codec_context.options = explode | _most_pixels()
+        stream.codec_context.options = {
+            "err_detect": "explode",  # damage raises an error; the default guesses pixels
+            "max_pixels": str(int(limits().megapixels * 1e6)),  # refuses a larger frame before it takes memory
+        }
         yield container, stream
 
 
@@ -63,18 +67,16 @@ def _container(path: Path) -> InputContainer:
 
 
 def _open(path: Path) -> InputContainer:
-    """Open a file with one of VIDEO_DEMUXERS. With `file:`, a name such as `http:/x` or `concat:a.mp4` is a file."""
+    """Open a file with one of VIDEO_DEMUXERS. With `file:`, a name such as `http:/x` or `concat:a.mp4` is a file.
+
+    The argument `options` would crash PyAV 15 if FFmpeg finds the streams while it reads, as in MPEG program streams.
+    """
     options = {
         "protocol_whitelist": "file",
         "format_whitelist": VIDEO_DEMUXERS,
         "max_streams": str(limits().streams),
     }
-    return av.open(f"file:{path.absolute()}", "r", options=options | _most_pixels(), **OPTIONS)
-
-
-def _most_pixels() -> dict[str, str]:
-    """Return the decoder's option that refuses larger frames before it takes memory, also where the size changes."""
-    return {"max_pixels": str(int(limits().megapixels * 1e6))}
+    return av.open(f"file:{path.absolute()}", "r", container_options=options, **OPTIONS)
 
 
 def _refusal(path: Path) -> MediaError | None:
@@ -112,6 +114,11 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     if stream.codec_context is None or stream.time_base is None:
         raise MediaError(path, "its video codec is unknown")
     return stream
+
+
+def decoder_memory(stream: VideoStream) -> int:
+    """Return the bytes of frames that a decoder may hold, beside limits().reading_mb."""
+    return DECODER_BYTES * stream.width * stream.height
 
 
 def time_base(stream: VideoStream) -> Fraction:

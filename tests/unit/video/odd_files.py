@@ -184,7 +184,7 @@ ODD = [
     Odd("bomb.mov", "frames of 9,000 x 9,000 pixels of 8 bytes each", patched(png_movie, giant_pictures(9000)),
         "needs more than"),
     Odd("giant.mov", "a header of 160 x 32 pixels, then frames of 16,000 x 16,000",
-        patched(png_movie, giant_pictures(16000)), "a frame of more than 100 megapixels"),
+        patched(png_movie, giant_pictures(16000)), "more than 100 megapixels"),
     Odd("tags.mkv", "tags that are not UTF-8", patched(steady(), break_tags)),
     Odd("longer_sound.mp4", "audio longer than video", steady(sound=15)),
     Odd("one_frame.mp4", "one frame", lambda p: write(p, [0], FRAME)),
