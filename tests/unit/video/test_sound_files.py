@@ -152,7 +152,6 @@ PICTURES = {
     "plain.bmp": _saved(),
     "plain.gif": _saved(),
     "plain.tiff": _saved(),
-    "plain.avif": _saved(),
     "plain.jp2": _saved(),
     "plain.ppm": _saved(),
     "plain.tga": _saved(),
@@ -187,6 +186,10 @@ PICTURES = {
     "jpeg.png": _saved(format="JPEG"),
     "12:30%03d|x.png": _saved(),
 }
+
+Image.init()
+if "AVIF" in Image.SAVE:  # Pillow 11.0 to 11.2 cannot write it
+    PICTURES["plain.avif"] = _saved()
 
 
 @pytest.mark.parametrize("name", PICTURES)
