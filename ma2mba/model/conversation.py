@@ -12,7 +12,8 @@ from typing import Literal
 from tokenizers import Tokenizer
 
 from ma2mba.errors import UserError
-from ma2mba.model.plain_text import END, UnencodableText, plain_text
+from ma2mba.model.plain_text import END, UnencodableText, encode, plain_text
+from ma2mba.model.tokenizer_check import read_tokenizer
 
 SYSTEM = "<|system|>You are a helpful assistant." + END
 USER, ASSISTANT = " <|user|>", " <|assistant|>"
@@ -42,7 +43,7 @@ class Encoded:
 
     def add_template(self, tokenizer: Tokenizer, piece: str, *, supervised: bool = False) -> None:
         """Append a piece of the template, in which control tokens are tokens."""
-        self._add(tokenizer.encode(piece, add_special_tokens=False).ids, supervised)
+        self._add(encode(tokenizer, piece).ids, supervised)
 
     def add_text(self, tokenizer: Tokenizer, text: str, *, supervised: bool = False) -> None:
         """Append a text that END follows. A control token that the text spells stays text."""
@@ -57,18 +58,19 @@ class Encoded:
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Read a `tokenizer.json`. Raise UserError if it is missing, unreadable or has no `<|endoftext|>`."""
+    """Read a `tokenizer.json`. Raise UserError if it is missing, is refused by its trial, or lacks `<|endoftext|>`."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such tokenizer file. Give the path of a tokenizer.json")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception for anything it cannot parse
-        raise UserError(f"{path}: not a tokenizer.json ({error}). Save it with tokenizers' Tokenizer.save") from error
+    tokenizer = read_tokenizer(path)
     if tokenizer.token_to_id(END) is None:
         raise UserError(f"{path}: has no token {END}. Use the GPT-NeoX tokenizer, or add this token")
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    try:
+        encode(tokenizer, SYSTEM + USER + ASSISTANT)
+    except UnencodableText as error:
+        raise UserError(f"{path}: the text of the system's turn {error}. Use the GPT-NeoX tokenizer") from error
     return tokenizer
 
 

@@ -9,9 +9,10 @@ import re
 from functools import lru_cache
 from itertools import pairwise
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from ma2mba.files import fits_utf8
+from ma2mba.text import shorten
 
 _CONTROL = re.compile(r"\s*(<.*>|\[.*\])\s*", re.DOTALL)
 """How a control token looks that is not declared special, such as `<think>`. Added runs of spaces are not control
@@ -22,6 +23,16 @@ END = "<|endoftext|>"
 
 class UnencodableText(ValueError):
     """A tokenizer cannot encode a text. The message says why, without the text."""
+
+
+def encode(tokenizer: Tokenizer, text: str) -> Encoding:
+    """Return the encoding of a text, control tokens included. Raise UnencodableText if the tokenizer fails on it."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=False)
+    except BaseException as error:  # of Rust: without a token for a letter, and a panic, which is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UnencodableText(f"makes the tokenizer fail ({shorten(str(error))})") from error
 
 
 class PlainText:
@@ -48,7 +59,7 @@ class PlainText:
         return self._ids(text.rstrip() if self._end_takes_spaces else text)
 
     def _ids(self, text: str) -> list[int]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = encode(self._tokenizer, text)
         if self._control.keys().isdisjoint(encoding.ids):
             return encoding.ids
         # the tokenizer's model takes whole words for control tokens: cut each such word after its first character
