@@ -174,25 +174,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    wrong: str | None = None
     with open_regular(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
-            if len(line) > LINE_BYTES:
-                wrong = f"line {number} is longer than {LINE_BYTES:,} bytes"
-            if wrong:
-                break
             try:
+                if len(line) > LINE_BYTES:
+                    raise ValueError(f"longer than {LINE_BYTES:,} bytes")
                 record = parse_json(line.decode())
-            except UnicodeDecodeError:
-                wrong = f"line {number} is not UTF-8"
-                break
+                if not isinstance(record, dict):
+                    raise ValueError("not a JSON object")
             except ValueError as error:
-                wrong = f"line {number} is not JSON: {error}"
-                continue
-            if not isinstance(record, dict):
-                wrong = f"line {number} is not a JSON object"
-                break
+                if isinstance(error, json.JSONDecodeError) and not line.endswith(b"\n"):
+                    return
+                reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+                raise UserError(f"{path}: line {number}: {reason}. Copy the file again, or remove it") from error
             yield record
-        else:
-            return
-    raise UserError(f"{path}: {wrong}. Copy the file again, or remove it")

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from ma2mba.errors import UserError
+from ma2mba.text import shorten
 
 DEFAULT_LAYER, DEFAULT_ENCODER = "mamba2", "clip"
 """The names that a configuration need not give. A `config.json` does not hold them either."""
@@ -21,7 +22,7 @@ DEFAULT_LAYER, DEFAULT_ENCODER = "mamba2", "clip"
 
 Size = Annotated[int, Field(gt=0, le=1 << 20)]
 """A width or a number of something. The bound keeps products of sizes below 2^63."""
-Layers = Annotated[int, Field(gt=0, le=10_000)]
+Layers = Annotated[int, Field(gt=0, le=1000)]
 Pixels = Annotated[int, Field(gt=0, le=8192)]
 
 
@@ -29,7 +30,7 @@ def problem(error: ValidationError) -> str:
     """Return the first key that is wrong and what is wrong with it, on one line."""
     first = error.errors()[0]
     text = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
-    return " ".join(text.split())[:300]
+    return shorten(" ".join(text.split()), 300)
 
 
 class StrictConfig(BaseModel):

@@ -23,7 +23,7 @@ class ClipConfig(VisionConfig):
     encoder: Literal["clip"] = "clip"
     hidden_size: Size = 1024
     intermediate_size: Size = 4096
-    num_hidden_layers: Annotated[int, Field(ge=2, le=10_000)] = 24
+    num_hidden_layers: Annotated[int, Field(ge=2, le=1000)] = 24
     num_attention_heads: Size = 16
     image_size: Pixels = 336
     patch_size: Pixels = 14

@@ -26,7 +26,7 @@ from ma2mba.model.published import published_file
 from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import WEIGHTS, Weights, on_meta, one_line, open_weights
+from ma2mba.model.weights import WEIGHTS, Weights, on_meta, open_weights, reason_of
 from ma2mba.text import JSON_BYTES, RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _read_checksums(folder: Path) -> dict[str, str]:
         inside(folder, name, path)
     if odd := sorted(sums.keys() ^ set(FILES)):
         fault = f"lists {odd[0]!r}, which a model does not have" if odd[0] in sums else f"does not list {odd[0]}"
-        raise UserError(f"{path}: {one_line(fault)}. Export the model again with `ma2mba export`")
+        raise UserError(f"{path}: {reason_of(fault)}. Export the model again with `ma2mba export`")
     return sums
 
 

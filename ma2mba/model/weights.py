@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ma2mba.errors import UserError
 from ma2mba.files import open_regular
-from ma2mba.text import read_json
+from ma2mba.text import read_json, shorten
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEADER_BYTES = 8 << 20
@@ -38,13 +38,12 @@ def open_tensors(path: Path) -> Any:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not safetensors, or damaged ({one_line(error)}). Get the file again") from error
+        raise UserError(f"{path}: not safetensors, or damaged ({reason_of(error)}). Get the file again") from error
 
 
-def one_line(error: object) -> str:
-    """Return the text of a library's error on one line of at most 300 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:299] + "…"
+def reason_of(error: object) -> str:
+    """Return the text of a library's error on one line, shortened."""
+    return shorten(" ".join(str(error).split()), 300)
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Weights:
             )
             raise UserError(
                 f"{self.path}: has another architecture than the model: {len(differ)} tensors differ, first "
-                f"{one_line(shown)}. Change the model's configuration, or use weights of this architecture"
+                f"{reason_of(shown)}. Change the model's configuration, or use weights of this architecture"
             )
 
     @torch.no_grad()
@@ -125,7 +124,7 @@ class Weights:
         try:
             return self.tensors[name].read()
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.path}: {name} cannot be read ({one_line(error)}). Get the file again") from error
+            raise UserError(f"{self.path}: {name} cannot be read ({reason_of(error)}). Get the file again") from error
 
     def _require_finite(self, name: str, values: Tensor) -> None:
         if not is_finite(values):
@@ -189,7 +188,7 @@ def on_meta(build: Callable[[], nn.Module], weights: Weights, config: object) ->
         with torch.device("meta"):
             return build()
     except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise UserError(f"{config}: such a model cannot be built ({one_line(error)}). Correct the file") from error
+        raise UserError(f"{config}: such a model cannot be built ({reason_of(error)}). Correct the file") from error
     finally:
         handle.remove()
 

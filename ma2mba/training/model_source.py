@@ -19,6 +19,7 @@ from ma2mba.model.pretrained import (
     read_config,
 )
 from ma2mba.model.video_ma2mba import VideoMa2mba
+from ma2mba.model.weights import WEIGHTS
 from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
 from ma2mba.training.recipe.schema import Pretrained, Recipe
 
@@ -53,15 +54,19 @@ class ModelSource:
         return ", ".join(f"{name} of {place}" for name, place in published.items() if place) or "new, drawn by the seed"
 
     def read_config(self, download: bool = False) -> ModelConfig:
-        """Return the architecture. Raise UserError when a configuration is missing or unreadable.
+        """Return the architecture. Raise UserError when a configuration is missing, unreadable, or not the weights'.
 
-        Reads no weights. `download` makes an exception for a vision encoder that has only a hub name: its weights are
-        loaded for their configuration. Without it the encoder is assumed to have the default size.
+        Reads no weights, only their names and shapes. `download` makes an exception for a vision encoder that has only
+        a hub name: its weights are loaded for their configuration. Without it the encoder is assumed to have the
+        default size.
         """
         if self.model is not None:
             return self.model
         if self.folder:
-            return read_config(self.folder)
+            config = read_config(self.folder)
+            if (self.folder / WEIGHTS).exists():
+                check_weights(self.folder, config)
+            return config
         assert self.language_model is not None, "the recipe's validation asks for a model otherwise"
         return published_config(self.language_model, self.vision or "", download)
 

@@ -28,7 +28,7 @@ from ma2mba.errors import UserError
 from ma2mba.files import atomic_write, fsync, inside, read_bounded, write_checked, xxh3_file
 from ma2mba.model.base_config import problem
 from ma2mba.shards.manifest import FileEntry, file_entry
-from ma2mba.text import parse_json
+from ma2mba.text import parse_json, shorten
 from ma2mba.training.checkpoint.rng import RandomState
 from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import World
@@ -93,7 +93,9 @@ class Start:
         pairs["precision"] = (self.state.dtype, str(world.dtype(recipe.precision)))
         pairs["data (fingerprint)"] = (self.state.data_fingerprint, data_fingerprint)
         changed = [
-            f"{key}: {new} now, {str(old)[:100]} in the checkpoint" for key, (old, new) in pairs.items() if old != new
+            f"{key}: {new} now, {shorten(str(old))} in the checkpoint"
+            for key, (old, new) in pairs.items()
+            if old != new
         ]
         if changed:
             raise UserError(

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from ma2mba.errors import UserError
 from ma2mba.files import inside, write_checked
-from ma2mba.model.weights import is_finite, one_line, open_tensors
+from ma2mba.model.weights import is_finite, open_tensors, reason_of
 from ma2mba.shards.manifest import FileEntry
 from ma2mba.text import parse_json
 from ma2mba.training.checkpoint.zero_state import Fragment
@@ -78,7 +78,7 @@ def read_fragments(fragments: Iterable[Fragment], folder: Path) -> int:
         for fragment in fragments:
             _fill(fragment, stored.get(fragment.name, []), folder)
     except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{folder}: cannot be read ({one_line(error)}). Resume from another checkpoint") from error
+        raise UserError(f"{folder}: cannot be read ({reason_of(error)}). Resume from another checkpoint") from error
     return steps
 
 

@@ -18,7 +18,7 @@ from ma2mba.files import atomic_write
 from ma2mba.magc import Plan
 from ma2mba.model.base_config import problem
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.weights import one_line
+from ma2mba.model.weights import reason_of
 from ma2mba.planner.meter import tensors_in
 from ma2mba.text import read_json
 from ma2mba.training.checkpoint import folder as checkpoint
@@ -119,7 +119,7 @@ def read(path: Path) -> StepRecord:
     except ValidationError as error:
         wrong = [problem(error)]
     except (ValueError, TypeError) as error:
-        wrong = [f"plan: {one_line(error)}"]
+        wrong = [f"plan: {reason_of(error)}"]
     if wrong:
         raise UserError(
             f"{path}: not a step saved by training ({wrong[0]}). Give a file in the folder {REPLAY} of a run"
