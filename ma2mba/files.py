@@ -87,13 +87,21 @@ def open_regular(path: Path | str) -> Iterator[BinaryIO]:
     """Open a regular file for reading. Raise UserError if it is missing, unreadable, a folder, a FIFO or a device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{path}: not a regular file. Give the path of a file")
-            yield file
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}). Make it readable, or give another path") from error
+        raise _unreadable(path, error) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: not a regular file. Give the path of a file")
+    with open(descriptor, "rb") as file:
+        try:
+            yield file
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path | str, error: OSError | ValueError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{path}: cannot be read ({reason}). Make it readable, or give another path")
 
 
 def read_bounded(path: Path | str, most: int) -> bytes:
