@@ -22,7 +22,7 @@ from ma2mba.cli.output import (
     progress,
 )
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_write
+from ma2mba.files import atomic_write, refuse_link
 from ma2mba.terminal import one_line
 
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
@@ -86,6 +86,7 @@ def _write(result: dict[str, Any], path: Path) -> None:
 
 def _require_writable(path: Path) -> None:
     """Raise UserError if a file cannot be written at `path`: now, not after hours of answers."""
+    refuse_link(path)
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder. Name a file in it")
     existing = next(folder for folder in path.absolute().parents if folder.exists())

@@ -31,6 +31,7 @@ from tests.attacks.model_folders import (
 )
 from tests.forked import run
 from tests.tiny import TINY_MODEL
+from tests.unit.data.toy_shards import write_shards
 
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "checksums.json")
@@ -323,18 +324,27 @@ def test_an_out_that_is_a_link_is_refused(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_an_out_of_eval_that_is_a_link_is_refused_before_the_first_question(model, tmp_path):
+    (tmp_path / "victim").write_text("as it was")
+    (tmp_path / "out.json").symlink_to("victim")
+    outcome = run("eval", "--model", tmp_path / "none", "--task", tmp_path / "none", "--out", tmp_path / "out.json")
+    require_refused(outcome, "out.json", "symbolic link")
+    assert (tmp_path / "victim").read_text() == "as it was"
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027])
 def test_what_is_written_has_the_permissions_of_the_umask(tmp_path, umask):
     old = os.umask(umask)
     try:
         step = make_run(tmp_path / "run")
+        write_shards(tmp_path / "shards", [(3, 4), (0, 5)])
         (step / "model" / "tokenizer.json").chmod(0o600)
         assert run("export", tmp_path / "run", "--out", tmp_path / "out").code == 0
         (step / "model" / "tokenizer.json").chmod(0o666 & ~umask)
     finally:
         os.umask(old)
-    written = [*(tmp_path / "run").rglob("*"), *(tmp_path / "out").rglob("*"), tmp_path / "out"]
-    assert len(written) > 15
+    written = [path for name in ("run", "out", "shards") for path in (tmp_path / name, *(tmp_path / name).rglob("*"))]
+    assert len(written) > 20
     modes = {str(path): path.stat().st_mode & 0o777 for path in written}
     wanted = {str(path): (0o777 if path.is_dir() else 0o666) & ~umask for path in written}
     assert modes == wanted
