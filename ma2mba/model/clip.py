@@ -68,6 +68,7 @@ class ClipEncoder(VisionEncoder):
         config = ClipConfig.of_files(file_in("config.json"), file_in(PREPROCESSOR))
         weights = open_weights(file_in).renamed(lambda name: "clip." + name.removeprefix("vision_model."))
         weights.require(on_meta(lambda: cls(config), weights, file_in("config.json")), extra=True)
+        weights.require_memory()
         encoder = cls(config)
         weights.copy_into(encoder)
         return encoder

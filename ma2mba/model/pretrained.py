@@ -71,7 +71,7 @@ def load_model(folder: Path | str, device: str = "cpu", *, finite: bool = True) 
     Raises UserError if a file is missing or damaged, if weights and tokenizer do not fit config.json, and (unless
     `finite` is False) for NaN and infinite weights.
     """
-    opened = open_model(Path(folder))
+    opened = open_model(Path(folder), to_load=True)
     model = VideoMa2mba(opened.config)
     opened.weights.copy_into(model, TIED, finite=finite)
     model = model.to(device).eval()
@@ -79,16 +79,18 @@ def load_model(folder: Path | str, device: str = "cpu", *, finite: bool = True) 
     return model, opened.tokenizer
 
 
-def open_model(folder: Path) -> OpenModel:
+def open_model(folder: Path, *, to_load: bool = False) -> OpenModel:
     """Verify a model folder: checksums, and that weights and tokenizer fit config.json. Takes no memory for weights.
 
-    Raise UserError that names the first wrong file.
+    Raise UserError that names the first wrong file; with `to_load` also for weights that this machine cannot hold.
     """
     sums = _read_checksums(folder)
     for name in (CONFIG, TOKENIZER):
         _verify(folder, name, sums)
     config = read_config(folder)
     weights = _open_weights(folder, config)
+    if to_load:
+        weights.require_memory()
     tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
     _require_embedded(tokenizer, config, folder / TOKENIZER)
     _verify(folder, WEIGHTS, sums)
@@ -154,7 +156,7 @@ def check_weights(source: Path, config: ModelConfig) -> None:
 
 def init_weights(model: VideoMa2mba, source: str) -> None:
     """Load the weights of a model folder. Raise UserError that names tensors if the architecture differs."""
-    opened = open_model(Path(source))
+    opened = open_model(Path(source), to_load=True)
     opened.weights.require(model, TIED)
     opened.weights.copy_into(model, TIED)
 

@@ -1,5 +1,7 @@
 """Read safetensors files that somebody else wrote: sizes are compared before memory is taken, values must be finite."""
 
+import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ def open_tensors(path: Path) -> Any:
         )
     try:
         return safe_open(path, framework="pt")
+    except RuntimeError as error:
+        raise UserError(f"{path}: cannot be opened ({reason_of(error)}). Use a machine with more memory") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not safetensors, or damaged ({reason_of(error)}). Get the file again") from error
 
@@ -100,6 +104,16 @@ class Weights:
             raise UserError(
                 f"{self.path}: has another architecture than the model: {len(differ)} tensors differ, first "
                 f"{reason_of(shown)}. Change the model's configuration, or use weights of this architecture"
+            )
+
+    def require_memory(self) -> None:
+        """Raise UserError if the tensors in fp32 exceed the memory of this machine: a file with holes may claim any."""
+        needed = 4 * sum(math.prod(stored.shape) for stored in self.tensors.values())
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory:
+            raise UserError(
+                f"{self.path}: needs {needed / 1e9:,.1f} GB of memory in fp32, but this machine has "
+                f"{memory / 1e9:,.1f} GB. Use a machine with more memory"
             )
 
     @torch.no_grad()

@@ -101,7 +101,7 @@ class ModelSource:
         if self.folder:
             check_weights(self.folder, config)
         if self.language_model:
-            open_language_model(self.language_model, config.language_model)
+            open_language_model(self.language_model, config.language_model).require_memory()
 
 
 def find_source(recipe: Recipe, start: Start | None = None) -> ModelSource:

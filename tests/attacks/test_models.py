@@ -1,10 +1,13 @@
 """Model folders from strangers: nothing outside is copied, no memory is taken for a lie, no code runs, no NaN."""
 
+import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,6 +36,7 @@ from tests.forked import run
 from tests.tiny import TINY_MODEL
 from tests.unit.data.toy_shards import write_shards
 
+ROOT = Path(__file__).resolve().parents[2]
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "checksums.json")
 
@@ -228,6 +232,48 @@ def test_weights_of_a_terabyte_are_refused_without_reading_them(model):
     assert outcome.seconds < 20
 
 
+def test_a_consistent_model_of_a_terabyte_of_holes_is_refused_at_once(model, tmp_path):
+    change_config(model, "language_model.vocab_size", 2**20)
+    path, name = model / "model.safetensors", "language_model.backbone.embedding.weight"
+    config = json.loads((model / "config.json").read_text())
+    config["language_model"]["d_model"] = 2**17
+    with torch.device("meta"):
+        meta = VideoMa2mba(ModelConfig.model_validate(config)).state_dict()
+    header, end = {}, 0
+    for key, tensor in meta.items():
+        if key != "language_model.lm_head.weight":
+            size = 4 * tensor.numel()
+            header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + size]}
+            end += size
+    assert name in header
+    content = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(content)) + content)
+    os.truncate(path, 8 + len(content) + end)
+    assert end > 500e9
+    (model / "config.json").write_text(json.dumps(config))
+    names = ("config.json", "tokenizer.json")
+    sums = {key: hashlib.sha256((model / key).read_bytes()).hexdigest() for key in names}
+    (model / "checksums.json").write_text(json.dumps(sums | {"model.safetensors": "0" * 64}))
+    for outcome in (ask(model), attempt(new_run(model, tmp_path))):
+        require_refused(outcome, "model.safetensors", "memory")
+        assert outcome.seconds < 20
+
+
+def test_weights_beyond_the_memory_of_the_machine_are_refused(model, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    require_refused(attempt(lambda: load_model(model)), "model.safetensors", "GB of memory in fp32")
+
+
+def test_a_header_of_empty_tensors_costs_little(model):
+    names = [f"t{number}" for number in range(130_000)]
+    entry = '"%s":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    content = ("{" + ",".join(entry % name for name in names) + "}").encode()
+    assert 7e6 < len(content) < 8 << 20
+    (model / "model.safetensors").write_bytes(struct.pack("<Q", len(content)) + content)
+    sign_model(model)
+    require_refused(ask(model), "another architecture")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_that_are_not_finite_are_refused_by_name(model, tmp_path, value, dtype):
@@ -260,6 +306,10 @@ def test_a_tokenizer_beyond_the_embedding_is_refused(model, tmp_path):
     path.write_text(json.dumps(content))
     sign_model(model)
     require_all_refuse(model, tmp_path, "tokenizer.json", "32")
+    content["model"]["vocab"]["b"] = 2**32 - 1
+    path.write_text(json.dumps(content))
+    sign_model(model)
+    require_refused(ask(model), "tokenizer.json")
     content["model"]["vocab"]["b"] = 31
     path.write_text(json.dumps(content))
     sign_model(model)
@@ -494,3 +544,14 @@ def test_a_published_configuration_of_another_shape_is_refused(tmp_path, content
     require_refused(attempt(lambda: Mamba2Config.of_published(str(tmp_path))), "config.json")
     if "ssm_cfg" not in content and content != "{}":  # every key of a vision encoder has a default
         require_refused(attempt(lambda: ClipConfig.of_published(str(tmp_path))), "config.json")
+
+
+def test_no_code_of_ours_loads_pickles_or_remote_code():
+    """DeepSpeed reads pickles in `load_checkpoint`, which is therefore never called."""
+    forbidden = re.compile(
+        r"torch\.load|pickle\.loads?|load_checkpoint|trust_remote_code|allow_pickle|AutoModel|zero_to_fp32"
+    )
+    sources = [path for package in ("ma2mba", "data_prep") for path in (ROOT / package).rglob("*.py")]
+    found = {str(path): match[0] for path in sources if (match := forbidden.search(path.read_text(encoding="utf-8")))}
+    assert len(sources) > 100
+    assert found == {}
