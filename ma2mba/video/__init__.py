@@ -3,8 +3,8 @@
 - `probe.py` reads a file's packets: when each frame is shown, and whether the file is truncated (`Probe.damage`).
 - `decode.py` decodes the sampled frames. `decode_video` is the one place that rejects a damaged video: it raises
   MediaError (`errors.py`) with the reason, or with `keep_damaged` returns the frames before the damage.
-- `pictures.py` reads images and crops pictures as CLIP does; `frames.py` does both for one video or image, for `ask`
-  and `eval` in a watched process.
+- `pictures.py` reads images and crops pictures as CLIP does; `frames.py` does both for one video or image, in a watched
+  process for `ask` and `eval`.
 - `pyav.py` is the one door for videos: FFmpeg opens the given file and no other (`formats.py`).
 - `pool.py` runs work in watched processes whose memory `memory.py` limits.
 - `synthetic/` renders videos with known content.
