@@ -216,7 +216,7 @@ def test_online_reads_a_data_set_of_the_hub(work, from_files, suffix, tmp_path, 
 )
 def test_a_data_set_that_cannot_be_found(work, dataset, said):
     path = recipe(work, [{"format": "llava_video", "dataset": dataset}], "bad.yaml")
-    with pytest.raises(UserError, match=r"  sources\.0\.dataset: ") as caught:
+    with pytest.raises(UserError, match=r"sources\.0\.dataset: ") as caught:
         load_recipe(path)
     assert said in str(caught.value)
 
