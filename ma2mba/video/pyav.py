@@ -28,6 +28,8 @@ OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if BEFORE_19 else {}
 SINGLE_THREAD: dict[str, Any] = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 """Convert pixels in the calling thread. By default PyAV starts a thread for each core, whose stacks exceed the memory
 limit of a worker on a machine with many cores: a healthy video was rejected. PyAV 15 has no such option."""
+OPENING = 120.0
+"""Seconds that FFmpeg may take to find the streams. It searches a file of zeros byte by byte."""
 DECODER_BYTES = 24 * 6
 """Memory of a decoder for each pixel of the video: 24 frames of 6 bytes a pixel."""
 
@@ -59,10 +61,13 @@ def _container(path: Path) -> InputContainer:
         try:
             return _open(path)
         except (av.FFmpegError, ValueError) as error:
-            refused = _refusal(path)
+            code = getattr(error, "errno", None)
+            refused = _refusal(path) if code in (errno.EINVAL, errno.ENOMEM) else None
             if not refused:
                 raise_if_out_of_memory(error)
-                refused = MediaError(path, f"not a readable video ({error_text(error)})")
+                late = isinstance(error, av.ExitError)
+                said = f"opening it takes more than {OPENING:.0f} s" if late else error_text(error)
+                refused = MediaError(path, f"not a readable video ({said})")
             raise refused from error
 
 
@@ -76,7 +81,7 @@ def _open(path: Path) -> InputContainer:
         "format_whitelist": VIDEO_DEMUXERS,
         "max_streams": str(limits().streams),
     }
-    return av.open(f"file:{path.absolute()}", "r", container_options=options, **OPTIONS)
+    return av.open(f"file:{path.absolute()}", "r", container_options=options, timeout=(OPENING, None), **OPTIONS)
 
 
 def _refusal(path: Path) -> MediaError | None:

@@ -206,6 +206,18 @@ def test_a_picture_starts_no_program_and_costs_little(name, tmp_path, monkeypatc
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_file_that_ffmpeg_searches_for_hours_is_given_up(tmp_path, monkeypatch):
+    """100 GB of zeros, which take no room on the disk, after the start of a Matroska file."""
+    attach(tmp_path / "a.mkv", 10)
+    os.truncate(tmp_path / "a.mkv", 100)
+    os.truncate(tmp_path / "a.mkv", 100_000_000_000)
+    monkeypatch.setattr("ma2mba.video.pyav.OPENING", 1.0)
+    outcome = read(lambda: numbers(tmp_path / "a.mkv"))
+    assert outcome.refused
+    assert "opening it takes more than 1 s" in outcome.err
+    assert outcome.peak_mb < 1000
+
+
 @pytest.mark.parametrize("use", [numbers, read_image])
 def test_what_is_no_regular_file_is_refused_at_once(use, tmp_path):
     os.mkfifo(tmp_path / "fifo.mp4")
