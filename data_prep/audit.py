@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.audit_report import AuditReport
 from data_prep.build import finish, split_clips
-from data_prep.origin import is_known, read_origin
+from data_prep.origin import read_origin
 from data_prep.reading import read_sources
 from data_prep.recipe import differences, load_recipe, resolve
 from data_prep.running import build_missing
@@ -113,12 +113,11 @@ def _paths_of(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _origin(folder: Path, manifest: Manifest, given: dict[str, str]) -> dict[str, Any]:
-    """Return the paths to rebuild from: those that are `given`, and those in origin.json if this user built from them.
+    """Return the paths to rebuild from: those that are `given`, and those in origin.json if this user wrote it.
 
     Raise UserError if a path is unknown, comes from somebody else, or does not exist.
     """
-    recorded = read_origin(folder)
-    known = is_known(recorded)
+    recorded, own = read_origin(folder)
     for key in _paths_of(manifest):
         option = "--encoder" if key == "encoder" else "--source"
         if key in given:
@@ -127,10 +126,10 @@ def _origin(folder: Path, manifest: Manifest, given: dict[str, str]) -> dict[str
             raise UserError(f"{ORIGIN_FILE} does not say where the {key} is. Name the {key} with {option}")
         if key != "encoder" and not Path(recorded[key]).exists():
             raise UserError(f"{recorded[key]!r}: does not exist any more. Name the {key} with {option}")
-        if not known:
+        if not own:
             raise UserError(
-                f"{ORIGIN_FILE} names the {key} {recorded[key]!r}, from which you have built nothing here. It is not "
-                f"read. If you trust it, name it with {option}"
+                f"{ORIGIN_FILE} names the {key} {recorded[key]!r}, but you did not write this file on this machine, so "
+                f"nothing is read from there. If you trust the {key}, name it with {option}"
             )
     origin = recorded | given
     if not Path(origin[_paths_of(manifest)[0]]).exists():

@@ -108,6 +108,7 @@ def _finish_if_complete(
             finished = [found for shard in range(shards) if (found := load_finished(job.out, shard))]
             if len(finished) < shards:
                 return None
+            write_origin(job.out, {"recipe": str(recipe_path.resolve()), "memory": job.memory})
             report, rejects = finish(job, resolved, reading, finished, recipe_path)
             shutil.rmtree(job.out / WORK_FOLDER, ignore_errors=True)
             return report | {"already_built": False}, rejects
@@ -149,7 +150,6 @@ def finish(
 
     with atomic_path(out / LENGTHS_PICTURE) as temporary:
         draw_histogram("Length of samples", report["tokens_per_sample"], temporary)
-    write_origin(out, {"recipe": str(recipe_path.resolve()), "memory": job.memory})
     with atomic_path(out / TOKENIZER_FILE) as temporary:
         shutil.copyfile(job.tokenizer, temporary)
     write_manifest(out, _manifest(job, resolved, rows, finished))

@@ -53,7 +53,9 @@ def encode(
     with claim(out, resolved):
         missing = {shard for shard in numbers if load_finished(out, shard) is None}
         encode_shards(reader, encoder, info, out, missing, batch=batch, threads=threads or os.cpu_count() or 1)
-        report = _finish(reader, out, resolved, info, sorted(numbers), encoder_source)
+        source = str(Path(encoder_source).resolve()) if Path(encoder_source).exists() else encoder_source
+        write_origin(out, {"shards": str(reader.folder.resolve()), "encoder": source})
+        report = _finish(reader, out, resolved, info, sorted(numbers))
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return report | {"already_built": False}
 
@@ -81,7 +83,7 @@ def reencode(
     with claim(out, recipe):
         encode_shards(reader, encoder, info, out, wanted, batch=recipe["batch"], threads=threads)
         if names is None:
-            _finish(reader, out, recipe, info, sorted(numbers), encoder_source)
+            _finish(reader, out, recipe, info, sorted(numbers))
 
 
 def check_encoder(reader: ShardReader, encoder: VisionEncoder, source: str) -> FeatureInfo:
@@ -97,7 +99,7 @@ def check_encoder(reader: ShardReader, encoder: VisionEncoder, source: str) -> F
 
 
 def _finish(
-    reader: ShardReader, out: Path, resolved: dict[str, Any], info: FeatureInfo, shards: list[int], encoder: str
+    reader: ShardReader, out: Path, resolved: dict[str, Any], info: FeatureInfo, shards: list[int]
 ) -> dict[str, Any]:
     """Write index, report and, last, the manifest; copy rejects and tokenizer. Return the report."""
     remove_leftovers(out)
@@ -113,8 +115,6 @@ def _finish(
                 shutil.copyfile(reader.folder / name, temporary)
     with atomic_write(out / REPORT_FILE) as file:
         json.dump(report, file, indent=1)
-    encoder = str(Path(encoder).resolve()) if Path(encoder).exists() else encoder
-    write_origin(out, {"shards": str(reader.folder.resolve()), "encoder": encoder})
     names = [name for name in (INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE) if (out / name).is_file()]
     changes = {"kind": "features", "features": info, "recipe": resolved, "recipe_hash": hash_json(resolved)}
     changes["files"] = [file_entry(out, name) for name in names] + payload

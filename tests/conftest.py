@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # builds note their paths there
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # the first build creates a key there
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
     "e2e/test_demo_small.py",

@@ -287,7 +287,7 @@ def test_a_repair_reads_no_recipe_that_a_stranger_names(folder, tmp_path):
     outcome = run("data", "audit", folder, "--repair", "--json", limit_s=60)
     assert outcome.code == 1, outcome
     report = json.loads(outcome.out)
-    assert "If you trust it, name it with --source" in report["unrepaired"]["report.json"]
+    assert "If you trust the recipe, name it with --source" in report["unrepaired"]["report.json"]
     assert report["sources"] == []
 
 
