@@ -16,7 +16,7 @@ from ma2mba.shards.manifest import hash_json
 
 @dataclass(frozen=True)
 class Command:
-    """A command line; {case} is the folder with the mutated file, {out} a new path.
+    """A command line; {file} is the mutated file, {case} its folder, {out} a new path.
 
     share  in which share of the rounds it runs
     codes  exit codes that are allowed besides 0 and 2
@@ -71,7 +71,7 @@ def _seal_entries(folder: Path, entries: Any) -> None:
 
 def _write(path: Path, value: Any) -> None:
     with contextlib.suppress(OSError, RecursionError):
-        if path.is_file():
+        if path.is_file() and not path.is_symlink():
             path.write_text(json.dumps(value), encoding="utf-8")
 
 
@@ -110,9 +110,10 @@ def seal_run(folder: Path) -> None:
         if isinstance(state, dict):
             _seal_entries(checkpoint, state.get("files"))
             _write(checkpoint / "trainer.json", state)
-        if (checkpoint / "trainer.json").is_file() and (checkpoint / "trainer.json.xxh3").is_file():
+        sums = checkpoint / "trainer.json.xxh3"
+        if (checkpoint / "trainer.json").is_file() and sums.is_file() and not sums.is_symlink():
             digest = xxhash.xxh3_128((checkpoint / "trainer.json").read_bytes()).hexdigest()
-            (checkpoint / "trainer.json.xxh3").write_text(digest + "\n")
+            sums.write_text(digest + "\n")
 
 
 TRAIN = "train {case}/train.yaml run={out} data={shards} "
@@ -120,7 +121,7 @@ SHARDS = (
     Command("inspect {case}/shards --json"),
     Command("data audit {case}/shards --json --workers 1", codes=(1,)),
     Command("data audit {case}/shards --repair --json --workers 1", 0.15, codes=(1,), tree="shards"),
-    Command("train {base}/train.yaml run={out} data={case}/shards --dry-run", 0.5),
+    Command("train {base}/train.yaml run={out} data={case}/shards --dry-run", 0.4),
     Command("train {base}/train.yaml run={out} data={case}/shards ", 0.03, alone=True),
     Command("data encode {case}/shards --encoder {base}/model --out {out} --workers 1 --json", 0.15),
 )
@@ -128,7 +129,7 @@ FEATURES = (
     Command("inspect {case}/features --json"),
     Command("data audit {case}/features --json --workers 1", codes=(1,)),
     Command("data audit {case}/features --repair --json --workers 1", 0.1, codes=(1,), tree="features"),
-    Command("train {base}/train.yaml run={out} data={case}/features --dry-run", 0.5),
+    Command("train {base}/train.yaml run={out} data={case}/features --dry-run", 0.4),
     Command("train {base}/train.yaml run={out} data={case}/features", 0.03, alone=True),
 )
 MODEL = (
@@ -142,10 +143,10 @@ MODEL = (
 )
 RUN = (
     Command("inspect {case}/run --json"),
-    Command("export {case}/run --out {out}", tree="out"),
+    Command("export {case}/run --out {out}", 0.6, tree="out"),
     Command("export {case}/run --out {out} --step 1", 0.2, tree="out"),
-    Command("train {base}/train.yaml run={case}/run --dry-run", 0.5),
-    Command("train {base}/train.yaml run={case}/run steps=3", 0.05, alone=True),
+    Command("train {base}/train.yaml run={case}/run --dry-run", 0.4),
+    Command("train {base}/train.yaml run={case}/run steps=3", 0.03, alone=True),
     Command("train {base}/train.yaml run={out} init_from={case}/run --dry-run", 0.2),
     Command("train {base}/train.yaml run={out} resume={case}/run/checkpoints/step-000001 --dry-run", 0.1),
 )
@@ -243,8 +244,7 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
             data,
             ("media/p.png", "media/p.jpg"),
             (
-                Command("ask {case}/media/p.png w1 --model {base}/model --json --max-tokens 1"),
-                Command("ask {case}/media/p.jpg w1 --model {base}/model --json --max-tokens 1"),
+                Command("ask {file} w1 --model {base}/model --json --max-tokens 1"),
                 Command(build, 0.1),
             ),
         ),
@@ -252,8 +252,7 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
             data,
             ("media/v.mp4", "media/w.mkv"),
             (
-                Command("ask {case}/media/v.mp4 w1 --model {base}/model --json --max-tokens 1", 0.5),
-                Command("ask {case}/media/w.mkv w1 --model {base}/model --json --max-tokens 1", 0.5),
+                Command("ask {file} w1 --model {base}/model --json --max-tokens 1"),
                 Command(build, 0.1),
             ),
         ),

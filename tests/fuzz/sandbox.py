@@ -126,9 +126,13 @@ class Sandbox:
         problems = []
         for command in form.commands:
             if rng.random() < command.share:
-                done = self.run(command)
+                done = self.run(command, path)
                 found = [*self._wrong(command, done), *self._memory()]
-                if must_be_alike and done.code == 0 and self._meaning(command, done) != self._healthy(form, command):
+                if (
+                    must_be_alike
+                    and done.code == 0
+                    and self._meaning(command, done) != self._healthy(form, command, path)
+                ):
                     found.append("succeeds with another meaning, though the checksums differ")
                 problems += [f"{command.line}: {problem}" for problem in found]
         if outside(self.root, self.folder) != before:
@@ -150,12 +154,12 @@ class Sandbox:
             else:
                 shutil.copyfile(source, target)
 
-    def run(self, command: Command) -> Done:
+    def run(self, command: Command, file: Path) -> Done:
         """Run a command here, or in a child if it cannot run twice in a process."""
         self.beat(command.line)
         remove(self.out)
         base = self.root / "base"
-        line = command.line.format(case=self.case, out=self.out, base=base, shards=base / "shards")
+        line = command.line.format(file=file, case=self.case, out=self.out, base=base, shards=base / "shards")
         os.chdir(self.folder)
         Path("/proc/self/clear_refs").write_text("5")  # the peak of memory starts again
         with captured(self.folder) as read:
@@ -184,13 +188,13 @@ class Sandbox:
         if max(peak, children) > MEMORY_BYTES:
             yield f"takes {max(peak, children) / 1e9:.1f} GB"
 
-    def _healthy(self, form: Format, command: Command) -> str:
+    def _healthy(self, form: Format, command: Command, path: Path) -> str:
         """Return the meaning of a command on the healthy files. It is found once, and kept in the root."""
         name = hashlib.sha256(repr((form.copied, command.line)).encode()).hexdigest()
         kept = self.root / "meanings" / name
         if not kept.exists():
             self._fill(form)
-            done = self.run(command)
+            done = self.run(command, path)
             assert done.code in (0, *command.codes), f"{command.line} fails on healthy files: {done}"
             with atomic_write(kept) as file:
                 file.write(self._meaning(command, done))

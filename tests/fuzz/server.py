@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 
 import data_prep
 import ma2mba
+from ma2mba.cli.app import app
 
 LANES = 2
 ROUNDS_PER_CHILD = 40
@@ -45,6 +47,12 @@ def fork_workers() -> None:
     """Let worker processes of the code under test be forks: they start in 30 ms, not in 5 s."""
     context = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: context  # type: ignore[assignment]
+
+
+def keep_command_line() -> None:
+    """Build the parser of the command line once, not for every command."""
+    build, parser = typer.main.get_command, typer.main.get_command(app)
+    typer.main.get_command = lambda given: parser if given is app else build(given)
 
 
 def keep_prices(kept: dict[str, Any]) -> None:
@@ -191,6 +199,7 @@ def main() -> None:
     os.dup2(2, 1)
     import_everything()
     fork_workers()
+    keep_command_line()
     from tests.fuzz import bases, formats
 
     prices = root / "prices"
