@@ -72,9 +72,9 @@ class Watch:
 
     @staticmethod
     def _allowed(event: str, arguments: tuple[Any, ...]) -> bool:
-        """Allow git (the commit of the code), and what DeepSpeed and gloo do on this machine alone."""
+        """Allow Python (the trial of a tokenizer), git (the commit of the code), and sockets of DeepSpeed and gloo."""
         if event == "subprocess.Popen":
-            return "git" in str(arguments[0]) or "git" in str(arguments[1])[:20]
+            return os.path.basename(str(arguments[0])) == "git" or arguments[0] == sys.executable
         if event == "socket.connect":
             return not str(arguments[1]).startswith("('") or "('127.0.0.1', 9)" not in str(arguments[1])
         return event == "pickle.find_class"

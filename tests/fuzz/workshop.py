@@ -47,6 +47,7 @@ def workshop() -> Iterator[Workshop]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MA2MBA_LIMIT_")}
     environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
     environment |= {"MPLCONFIGDIR": str(root), "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"MA2MBA_LIMIT_STALL_SECONDS": "10"}
     command = [sys.executable, "-m", "tests.fuzz.server", str(root)]
     log = root / "log"
     with (
