@@ -1,6 +1,6 @@
 """Stop the only worker of a build in the middle of a clip."""
 
-import multiprocessing
+import contextlib
 import os
 import signal
 import threading
@@ -22,14 +22,24 @@ def stop_within_a_clip(name: str, ready: Callable[[], bool] = lambda: True) -> i
     """Once `ready()`, stop the worker while it has a file open whose name ends in `name`; return its process id."""
     until = time.monotonic() + LIMIT_SECONDS
     while time.monotonic() < until:
-        workers = multiprocessing.active_children() if ready() else []
-        for worker in workers:
-            stop(worker.pid)
-            if opens(worker.pid, name):
-                return worker.pid
-            os.kill(worker.pid, signal.SIGCONT)
+        for worker in children() if ready() else []:
+            with contextlib.suppress(OSError):
+                stop(worker)
+                if opens(worker, name):
+                    return worker
+                os.kill(worker, signal.SIGCONT)
         time.sleep(0.001)
     raise TimeoutError(f"no worker had {name} open")
+
+
+def children() -> list[int]:
+    """Return the ids of the processes that this process has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # a process that has just ended
+            if int(path.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.append(int(path.parent.name))
+    return found
 
 
 def stop(pid: int) -> None:
