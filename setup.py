@@ -47,7 +47,7 @@ setup(
     package_dir=SHIPPED,
     package_data={"data_prep": ["recipes/*.yaml"], "ma2mba.recipes": ["*.yaml"], "ma2mba.policies": ["*.json"]},
     install_requires=[
-        "av>=15",
+        "av>=16",
         "datasets>=5.1",
         "deepspeed>=0.19",
         "matplotlib>=3.9",
@@ -73,6 +73,7 @@ setup(
         "decord": ["decord>=0.6"],
         "dev": [
             "duckdb>=1.2",
+            "imageio-ffmpeg>=0.8",
             "mypy>=1.15",
             "polars>=1.20",
             "pytest>=8.3",

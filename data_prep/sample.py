@@ -30,7 +30,8 @@ class Watched:
     """The sampled frames of an image or a video.
 
     `indices` holds the number of each frame in the file, which has `total` frames. `duration` is in seconds.
-    `damage` describes what is damaged, "" if nothing is.
+    `damage` describes what is damaged, `ignored` what the file says of its pictures and is not applied; both are "" if
+    there is nothing.
     """
 
     frames: SpooledFrames
@@ -38,6 +39,7 @@ class Watched:
     total: int
     duration: float
     damage: str
+    ignored: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) ->
     decoded = decode_video(clip.media, use, fps=recipe.fps, keep_damaged=keep, decoder=recipe.decoder, beat=beat)
     frames = [(sample.t, sample.pts, sample.value) for sample in decoded.samples]
     indices = [sample.index for sample in decoded.samples]
-    return Watched(SpooledFrames(spool, frames), indices, decoded.total, decoded.duration, decoded.damage)
+    return Watched(
+        SpooledFrames(spool, frames), indices, decoded.total, decoded.duration, decoded.damage, decoded.ignored
+    )
 
 
 def build_sample(
@@ -101,7 +105,7 @@ def build_sample(
         decoder_version="" if clip.is_image or not clip.media else decoder_version(recipe.decoder),
         recipe_hash=recipe_hash,
         status="partial" if watched.damage else "ok",
-        reason=watched.damage,
+        reason="; ".join(text for text in (watched.damage, watched.ignored) if text),
     )
     return Built(row, watched.frames, silent)
 

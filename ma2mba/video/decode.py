@@ -1,39 +1,31 @@
 """Reject damaged videos, and decode the frames that a viewer sees every 1/fps seconds.
 
 `decode_video` raises MediaError for a damaged video. The damage is found in three places: `probe` finds unreadable
-packets and truncated files; `_decode_once` finds frames that cannot be decoded; `decord_reader` finds frames that
+packets and truncated files; `shown_frames` finds frames that cannot be decoded; `decord_reader` finds frames that
 decord would get wrong.
 
-At second k, a viewer sees the last frame with pts - start <= k, by the file's own timestamps. Two passes: `probe` reads
-all timestamps without decoding; then the file is decoded, and the decoder skips frames that are neither sampled nor
-needed as references.
+At second k, a viewer sees the last frame with pts - start <= k. Two passes: `probe` reads the times that the packets
+state; then the file is decoded, and the decoder skips frames that are neither sampled nor needed as references. If the
+packets' times cannot be trusted, or if they contradict the frames, the first pass decodes every frame instead and takes
+the frames' own times, in the order in which they are shown.
 """
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
-import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from ma2mba.memory import held_bytes
 from ma2mba.video.decord_reader import decode_indices, load_decord
-from ma2mba.video.errors import MediaError, reading_memory
+from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
-from ma2mba.video.pyav import (
-    DECODER_VERSION,
-    SINGLE_THREAD,
-    decoder_memory,
-    error_text,
-    open_video,
-    raise_if_out_of_memory,
-    raise_if_too_large,
-)
+from ma2mba.video.pyav import DECODER_VERSION
+from ma2mba.video.shown import Damage, shown_frames
+from ma2mba.video.times import Span, in_order
 
 T = TypeVar("T")
 DecoderName = Literal["pyav", "decord"]
@@ -58,13 +50,19 @@ class Decoded(Generic[T]):
     """The sampled frames of a video.
 
     `total`: number of frames in the whole file. `duration`: length of the whole video in seconds. `damage`: why the
-    frames after `samples` cannot be used; "" for an intact file.
+    frames after `samples` cannot be used; "" for an intact file. `ignored`: what the file says of its pictures and is
+    not applied; "" if nothing.
     """
 
     samples: list[Sample[T]]
     total: int
     duration: float
     damage: str
+    ignored: str = ""
+
+
+class Untrusted(Exception):
+    """The times of the packets contradict the frames."""
 
 
 def decoder_version(decoder: DecoderName) -> str:
@@ -99,28 +97,35 @@ def decode_video(
     """Decode the frames shown every 1/fps seconds of [start, stop), and pass each to `use` as RGB uint8 (H, W, 3).
 
     `count` keeps only that many of the times, evenly spaced. `use` sees a frame once, even if it is shown at several
-    times. `beat` is called at every packet, `expect` before the first frame is decoded, with the number of frames.
+    times. `beat` is called at every packet, `expect` before the first frame is decoded, with the number of frames. If a
+    file must be decoded again, `expect` is called again, and what `use` returned before does not count.
     Raise MediaError if the file is not a readable video, if it is damaged, or if it has no frame in the range. With
     `keep_damaged`, return the frames before the damage instead.
     """
-    facts = probe(path, beat)
-    times = pick(sample_times(facts.duration, fps, start, stop), count)
-    if not times:
-        raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
-    indices = [_shown_at(facts, t) for t in times]
-    wanted = {facts.pts[i] for i in indices}
-    expect(len(wanted))
-    if decoder == "decord":
-        used, damage = decode_indices(path, facts, indices, use, beat)
-    else:
-        used, damage = _decode_wanted(path, facts, wanted, use, beat)
-    damage = facts.damage or damage
-    if damage and not keep_damaged:
-        raise MediaError(path, damage)
-    samples = _before_damage(facts, times, indices, used)
-    if not samples:
-        raise MediaError(path, damage or "no frame could be decoded")
-    return Decoded(samples, len(facts.pts), facts.duration, damage)
+
+    def decode(facts: Probe) -> Decoded[T]:
+        times = pick(sample_times(facts.duration, fps, start, stop), count)
+        if not times:
+            raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
+        indices = [facts.shown_at(t) for t in times]
+        if decoder == "decord":
+            expect(len(set(indices)))
+            used, damage, ignored = *decode_indices(path, facts, indices, use, beat), ""
+        else:
+            used, damage, ignored = _decode_wanted(path, facts, set(indices), use, beat, expect)
+        damage = facts.damage or damage
+        if damage and not keep_damaged:
+            raise MediaError(path, damage)
+        samples = _before_damage(facts, times, indices, used)
+        if not samples:
+            raise MediaError(path, damage or "no frame could be decoded")
+        return Decoded(samples, len(facts.pts), facts.duration, damage, ignored)
+
+    facts = read_times(path, beat)
+    try:
+        return decode(facts)
+    except Untrusted:
+        return decode(decoded_times(path, facts, beat))
 
 
 def pick(times: Sequence[T], count: int | None) -> list[T]:
@@ -130,93 +135,105 @@ def pick(times: Sequence[T], count: int | None) -> list[T]:
     return [times[i] for i in np.linspace(0, len(times) - 1, count).astype(int)]
 
 
-def _shown_at(facts: Probe, t: Fraction) -> int:
-    """Return the index of the last frame whose time is not after `t`."""
-    return bisect_right(facts.pts, facts.pts[0] + math.floor(t / facts.time_base)) - 1
+def read_times(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
+    """Return the times of a video's frames, from its packets if they can be trusted.
+
+    Raise MediaError if the file is not a readable video, or if its times are impossible.
+    """
+    facts = probe(path, beat)
+    return facts if facts.by_packet else decoded_times(path, facts, beat)
+
+
+def decoded_times(path: Path, facts: Probe, beat: Callable[[], None] = lambda: None) -> Probe:
+    """Decode every frame of a file, and return the frames' own times in the order in which they are shown.
+
+    Raise MediaError if these times go back, or if no frame can be decoded.
+    """
+    times, pts, last, damage, span = [], [], 0, "", Span(path, facts.time_base)
+    try:
+        for shown in shown_frames(path, beat):
+            span.add(shown.time)
+            times.append(shown.time)
+            pts.append(shown.frame.pts)
+            last = shown.length
+    except Damage as error:
+        damage = str(error)
+    damage = facts.damage or damage
+    if not times:
+        raise MediaError(path, damage or "no frame could be decoded")
+    times = in_order(path, times, pts, facts.time_base)
+    return Probe(times, facts.time_base, Span.of(path, facts.time_base, times, last), False, damage)
 
 
 def _before_damage(
     facts: Probe, times: Sequence[Fraction], indices: Sequence[int], used: dict[int, T]
 ) -> list[Sample[T]]:
-    """Return the samples up to the first frame whose pts is not in `used`."""
+    """Return the samples up to the first frame that is not in `used`."""
     samples = []
     for t, index in zip(times, indices, strict=True):
-        pts = facts.pts[index]
-        if pts not in used:
+        if index not in used:
             break
-        samples.append(Sample(float(t), float((pts - facts.pts[0]) * facts.time_base), index, used[pts]))
+        since = float((facts.pts[index] - facts.pts[0]) * facts.time_base)
+        samples.append(Sample(float(t), since, index, used[index]))
     return samples
 
 
 def _decode_wanted(
-    path: Path, facts: Probe, wanted: set[int], use: Callable[[np.ndarray], T], beat: Callable[[], None]
-) -> tuple[dict[int, T], str]:
-    """Return a map from each wanted pts to what `use` returned, and the damage if frames are missing ("" if none).
+    path: Path,
+    facts: Probe,
+    wanted: set[int],
+    use: Callable[[np.ndarray], T],
+    beat: Callable[[], None],
+    expect: Callable[[int], None],
+) -> tuple[dict[int, T], str, str]:
+    """Return what `use` returned for each wanted frame number, the damage if frames are missing, and what is ignored.
 
-    A second pass decodes every frame if frames are missing after the pass that skips.
+    With times of packets, a second pass decodes every frame if frames are missing after the pass that skips. Raise
+    Untrusted if the packets' times contradict the frames.
     """
     used: dict[int, T] = {}
-    damage = "frames are missing"
     for skipping in (True, False) if facts.by_packet else (False,):
-        damage = _decode_once(path, wanted, used, use, beat, skipping=skipping)
-        if len(used) == len(wanted):
-            return used, ""
-    return used, damage
+        used.clear()
+        expect(len(wanted))
+        damage, ignored = _decode_once(path, facts, wanted, used, use, beat, skipping=skipping)
+        if not damage:
+            break
+    return used, damage, ignored
 
 
 def _decode_once(
     path: Path,
+    facts: Probe,
     wanted: set[int],
     used: dict[int, T],
     use: Callable[[np.ndarray], T],
     beat: Callable[[], None],
     *,
     skipping: bool,
-) -> str:
-    """Decode the file once and add frames to `used` until all are there or damage is found. Return the damage."""
-    with open_video(path) as (container, stream):
-        context, shown, failure = stream.codec_context, 0, ""
-        packets, reformatter = container.demux(stream), VideoReformatter()
-        room, held = decoder_memory(stream), held_bytes()
-        while True:
-            packet = None
-            try:
-                with reading_memory(path, room, held):
-                    packet = next(packets, None)
-                    if packet is None:
-                        return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded{failure}"
-                    beat()
-                    if skipping:
-                        context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
-                    frames = packet.decode()
-            except (av.FFmpegError, EOFError) as error:
-                raise_if_out_of_memory(error)
-                raise_if_too_large(path, packet, error)
-                if shown:
-                    return f"damaged after frame {shown} ({error_text(error)})"
-                failure = f" ({error_text(error)})"
-                continue  # an error before the first frame is normal if the file starts within a group of pictures
-            for frame in frames:
-                shown += 1
-                pts = frame.pts if frame.pts is not None else frame.dts
-                if pts in wanted and pts not in used:
-                    if frame.is_corrupt:
-                        return f"damaged at frame {shown}"
-                    used[pts] = use(to_rgb(path, frame, reformatter))
-                    held = held_bytes()
-            if len(used) == len(wanted):
-                return ""
-
-
-def to_rgb(path: Path, frame: av.VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-    """Return a frame as RGB uint8 (H, W, 3), rotated as the file says. Reuse one `reformatter` for all frames.
-
-    Raise MediaError naming `path` if the pixel format cannot be converted.
-    """
+) -> tuple[str, str]:
+    """Decode the file once and add frames to `used` until all are there. Return the damage, and what is ignored."""
+    ignored, number = "", -1
     try:
-        picture = reformatter.reformat(frame, format="rgb24", **SINGLE_THREAD).to_ndarray()
-    except av.FFmpegError as error:
-        raise_if_out_of_memory(error)
-        raise MediaError(path, f"cannot be converted to RGB ({error_text(error)})") from error
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+        for shown in shown_frames(path, beat, {facts.pts[i] for i in wanted} if skipping else None):
+            number = _number(facts, shown.frame.pts, number) if facts.by_packet else number + 1
+            if number in wanted:
+                used[number] = use(shown.view.picture(shown.frame))
+                ignored = shown.view.ignored
+            if len(used) == len(wanted):
+                return "", ignored
+    except Damage as error:
+        return str(error), ignored
+    if facts.by_packet and not skipping:
+        raise Untrusted
+    return f"{len(wanted) - len(used)} of {len(wanted)} frames could not be decoded", ignored
+
+
+def _number(facts: Probe, pts: int | None, before: int) -> int:
+    """Return the number of the frame with this pts, which is shown after frame `before` (-1: it is the first).
+
+    Raise Untrusted if no packet states this time, or if the frame is not shown after `before`.
+    """
+    number = -1 if pts is None else bisect_left(facts.pts, pts)
+    if not 0 <= number < len(facts.pts) or facts.pts[number] != pts or number <= before or (before < 0 < number):
+        raise Untrusted
+    return number

@@ -14,6 +14,7 @@ import numpy as np
 from ma2mba.errors import UserError
 from ma2mba.video.probe import Probe
 from ma2mba.video.pyav import open_video
+from ma2mba.video.view import view_of
 
 T = TypeVar("T")
 MISREAD = {"mpegts", "mpeg"}
@@ -37,19 +38,21 @@ def load_decord() -> Any:
 def decode_indices(
     path: Path, facts: Probe, indices: Sequence[int], use: Callable[[np.ndarray], T], beat: Callable[[], None]
 ) -> tuple[dict[int, T], str]:
-    """Return a map from the pts of each frame in `indices` to what `use` returned, and why frames are missing ("")."""
+    """Return a map from each frame number in `indices` to what `use` returned, and why frames are missing ("")."""
     decord = load_decord()
     used: dict[int, T] = {}
-    with open_video(path) as (container, _):
+    with open_video(path) as (container, stream):
         if container.format.name in MISREAD:
             return used, f"decord returns wrong frames of {container.format.name} files"
+        if view_of(path, container, stream).changes(next(container.decode(stream), None)):
+            return used, "decord ignores its crop or its mirroring"
     try:
         reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         if mismatch := _mismatch(reader, facts):
             return used, mismatch
         for index in sorted(set(indices)):
             beat()
-            used[facts.pts[index]] = use(reader[index].asnumpy())
+            used[index] = use(reader[index].asnumpy())
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
         return used, f"decord failed after {len(used)} frames ({str(error).strip().splitlines()[-1][:80]})"
     return used, ""

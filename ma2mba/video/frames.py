@@ -174,7 +174,7 @@ class _Blocks:
         self._total = self._first = self._filled = 0
 
     def expect(self, total: int) -> None:
-        """Announce the number of pictures. Raise UserError if they exceed the limit."""
+        """Announce the number of pictures, and begin with the first. Raise UserError if they exceed the limit."""
         each, most = int(np.prod(self._shape)), limits().frames_gb * GB
         if total * each > most:
             raise MediaError(
@@ -183,7 +183,7 @@ class _Blocks:
                 f"and {most / GB:g} GB are allowed",
                 f"Use --frames N, with at most {int(most // each):,}. {raise_limit('frames_gb')}",
             )
-        self._total = total
+        self._total, self._first, self._filled = total, 0, 0
         self._buffer = np.empty((min(total, max(1, BLOCK_BYTES // each)), *self._shape), np.uint8)
 
     def add(self, picture: np.ndarray) -> int:

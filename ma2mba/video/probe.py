@@ -2,28 +2,35 @@
 
 `probe` finds unreadable packets and truncated files. It returns the damage in `Probe.damage`, and
 `decode.decode_video` rejects the video. A file that is not a readable video, or whose times are impossible, raises
-MediaError here.
+MediaError here. Whether the packets' times can be trusted is decided here too; `decode.py` decodes the times of all
+other files.
 """
 
 import struct
 from array import array
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.video.stream import VideoStream
 
-from ma2mba.limits import limits, raise_limit
-from ma2mba.memory import held_bytes
 from ma2mba.video.errors import MediaError, reading_memory
-from ma2mba.video.pyav import decoder_memory, error_text, open_video, raise_if_out_of_memory, time_base
+from ma2mba.video.pyav import error_text, frame_rate, open_video, raise_if_out_of_memory, restarts_clocks, time_base
+from ma2mba.video.times import Clock, Span, lasting
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
+UNKNOWN = -(1 << 63)
+"""Stands for a time that a packet does not state; FFmpeg uses the same number."""
+DELAY = 3
+"""Frames that a decoder usually holds back at most, until it knows which is shown next."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +38,8 @@ class Probe:
     """The times of a video's frames, and its damage.
 
     `pts`: presentation times of all shown frames, increasing, in units of `time_base` seconds. `duration`: seconds
-    from the first frame to the end of the last. `by_packet`: the container states these times; False if they had to
-    be decoded. `damage`: how the file is damaged; "" for an intact file.
+    from the first frame to the end of the last. `by_packet`: the packets state these times, and they can be trusted.
+    `damage`: how the file is damaged; "" for an intact file.
     """
 
     pts: list[int]
@@ -41,69 +48,102 @@ class Probe:
     by_packet: bool
     damage: str
 
+    def shown_at(self, t: Fraction) -> int:
+        """Return the number of the last frame whose time is not after second `t`."""
+        return bisect_right(self.pts, self.pts[0] + floor(t / self.time_base)) - 1
+
 
 def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
-    """Read every packet of a video and return its frame times and its damage. `beat` is called at each packet.
+    """Read every packet of a video and return what the packets say. `beat` is called at each packet.
 
-    If the packets have no presentation times, decode every frame instead. Raise MediaError if the file is not a
-    readable video, or if its times are impossible.
+    If the packets' times cannot be trusted, `pts` is empty: decode.decoded_times finds them. Raise MediaError if the
+    file is not a readable video, or if its times are impossible.
     """
     with reading_memory(path), open_video(path) as (container, stream):
-        tick, period = time_base(stream), _period(stream)
-        times = _Times(path, tick)
-        end, unstamped, damage = _read_packets(container, stream, times, beat)
-        damage = damage or _missing_bytes(path, container) or _early_end(container, end)
-    if unstamped:
-        times = _Times(path, tick)
-        for span in _decoded_spans(path, beat):
-            times.add(*span)
-    if not times.pts:
-        raise MediaError(path, damage or "it holds no frames with times")
-    pts = np.sort(np.frombuffer(times.pts, np.int64)).tolist()
-    last = times.last[1] or (pts[-1] - pts[-2] if len(pts) > 1 else period)
-    return Probe(pts, tick, times.span(last), not unstamped, damage)
+        clock, stamps = clock_of(container, stream), _Stamps(Span(path, time_base(stream)))
+        end, damage = _read_packets(container, stream, clock, stamps, beat)
+        damage = damage or _missing_bytes(path, container)
+        if not clock.restarts:
+            damage = damage or _early_end(container, end + stamps.delay())
+        reorders, period = bool(stream.codec_context.has_b_frames), frame_ticks(container, stream)
+    if not any(flags & SHOWN for flags in stamps.flags):
+        raise MediaError(path, damage or "it holds no frames")
+    pts, last = stamps.trusted(reorders) if not clock.restarts else ([], 0)
+    if not pts:
+        return Probe([], clock.tick, 0.0, False, damage)
+    last = lasting(last, pts[-1] - pts[-2] if len(pts) > 1 else 0) or period
+    return Probe(pts, clock.tick, Span.of(path, clock.tick, pts, last), True, damage)
 
 
-class _Times:
-    """The times of frames in ticks, as they are read: 8 bytes each, since a file of a day holds millions.
+def clock_of(container: InputContainer, stream: VideoStream) -> Clock:
+    """Return the clock that joins the times of a stream."""
+    return Clock(restarts_clocks(container), time_base(stream), frame_rate(container, stream))
 
-    `last`: pts and duration of the frame that is shown last.
+
+def frame_ticks(container: InputContainer, stream: VideoStream) -> int:
+    """Return the length of one frame in ticks, from the average frame rate; one tick if the file states no rate."""
+    rate = frame_rate(container, stream)
+    return max(1, round(1 / (rate * time_base(stream)))) if rate else 1
+
+
+KEY, SHOWN = 1, 2
+"""Flags of a packet: its frame is a key frame; the container does not hide it."""
+
+
+class _Stamps:
+    """What the packets of a stream say, in the order of decoding: 25 bytes each, since a file of a day holds millions.
+
+    Times are in ticks, or UNKNOWN. `lengths` are the durations of the frames.
     """
 
-    def __init__(self, path: Path, tick: Fraction):
-        self.path, self.tick, self.most = path, tick, limits().video_hours * 3600
-        self.pts, self.first, self.last = array("q"), 0, (0, 0)
+    def __init__(self, span: Span):
+        self.span = span
+        self.pts, self.dts, self.lengths, self.flags = array("q"), array("q"), array("q"), array("b")
 
-    def add(self, pts: int, duration: int) -> None:
-        """Add a frame. Raise MediaError as soon as the frames span more hours than limits() allows."""
-        if not self.pts:
-            self.first, self.last = pts, (pts, duration)
-        self.pts.append(pts)
-        if pts < self.first or (pts, duration) > self.last:
-            self.first, self.last = min(pts, self.first), max((pts, duration), self.last)
-            self.span(0)
+    def add(self, packet: Packet) -> None:
+        """Add a packet. Raise MediaError as soon as the frames span more hours than limits() allows."""
+        self.pts.append(UNKNOWN if packet.pts is None else packet.pts)
+        self.dts.append(UNKNOWN if packet.dts is None else packet.dts)
+        self.lengths.append(packet.duration or 0)
+        self.flags.append(KEY * packet.is_keyframe | SHOWN * (not packet.is_discard))
+        if packet.pts is not None and not packet.is_discard:
+            self.span.add(packet.pts)
 
-    def span(self, last: int) -> float:
-        """Return the seconds from the first frame to the end of the last one, which is shown for `last` ticks.
+    def delay(self) -> float:
+        """Return how many seconds after the packets' times the last frame may be shown, if packets lack their pts."""
+        dts = np.array(self.dts)[np.array(self.dts) != UNKNOWN]
+        if UNKNOWN not in self.pts or dts.size < 2:
+            return 0.0
+        return float(DELAY * int(np.diff(dts).max()) * self.span.tick)
 
-        Raise MediaError if this is more than limits() allows.
+    def trusted(self, reorders: bool) -> tuple[list[int], int]:
+        """Return the times of all shown frames in order, and how long the last is shown; ([], 0) if they are uncertain.
+
+        Every packet needs its own pts, and decoding times must not go back. If the decoder reorders frames, the pts
+        must show it: AVI and files made from AVI number the packets in the order of decoding. Otherwise the pts must
+        increase. What a player cannot show is left out: the frames before the first key frame, in either order.
         """
-        seconds = float((self.last[0] + last - self.first) * self.tick)
-        if seconds > self.most:
-            hours = f"its frames span {seconds / 3600:.0f} hours, more than {self.most / 3600:g}"
-            raise MediaError(self.path, hours, raise_limit("video_hours"))
-        return seconds
+        pts, dts, flags = (np.array(values) for values in (self.pts, self.dts, self.flags))
+        stated = dts[dts != UNKNOWN]
+        increasing = bool((pts[1:] > pts[:-1]).all())
+        if (pts == UNKNOWN).any() or (stated[1:] < stated[:-1]).any() or increasing == reorders:
+            return [], 0
+        order = np.argsort(pts, kind="stable")
+        keys = np.flatnonzero(flags & KEY)
+        if (np.diff(pts[order]) == 0).any() or not keys.size:
+            return [], 0
+        shown = order[(order >= keys[0]) & (pts[order] >= pts[keys[0]]) & (flags[order] & SHOWN > 0)]
+        return (pts[shown].tolist(), self.lengths[shown[-1]]) if shown.size else ([], 0)
 
 
 def _read_packets(
-    container: InputContainer, stream: VideoStream, times: _Times, beat: Callable[[], None]
-) -> tuple[float, bool, str]:
-    """Read all packets of all streams, and add each shown frame to `times`.
+    container: InputContainer, stream: VideoStream, clock: Clock, stamps: _Stamps, beat: Callable[[], None]
+) -> tuple[float, str]:
+    """Read all packets of all streams, join the times of this stream, and add them to `stamps`.
 
-    Return the end of the last packet in seconds, whether a frame has no pts, and the damage that stopped the reading
-    ("" if none).
+    Return the end of the last packet in seconds, and the damage that stopped the reading ("" if none).
     """
-    end, unstamped = 0.0, False
+    end = 0.0
     try:
         for packet in container.demux():
             beat()
@@ -112,15 +152,13 @@ def _read_packets(
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None and packet.time_base is not None:
                 end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index == stream.index and not packet.is_discard:
-                if packet.pts is None:
-                    unstamped = True
-                else:
-                    times.add(packet.pts, packet.duration or 0)
+            if packet.stream.index == stream.index:
+                clock.join(packet)
+                stamps.add(packet)
     except av.FFmpegError as error:
         raise_if_out_of_memory(error)
-        return end, unstamped, f"reading stopped after {len(times.pts)} frames ({error_text(error)})"
-    return end, unstamped, ""
+        return end, f"reading stopped after {len(stamps.pts)} frames ({error_text(error)})"
+    return end, ""
 
 
 def _missing_bytes(path: Path, container: InputContainer) -> str:
@@ -140,31 +178,6 @@ def _early_end(container: InputContainer, end: float) -> str:
     if end >= declared - TRUNCATION_TOLERANCE:
         return ""
     return f"truncated or damaged: it ends at {end:.1f} s of {declared:.1f} s"
-
-
-def _period(stream: VideoStream) -> int:
-    """Return the length of one frame in ticks, from the average frame rate; one tick if the file states no rate."""
-    if not stream.average_rate:
-        return 1
-    return max(1, round(1 / (stream.average_rate * time_base(stream))))
-
-
-def _decoded_spans(path: Path, beat: Callable[[], None]) -> Iterator[tuple[int, int]]:
-    """Decode all frames and yield (pts, duration) of each, for containers whose packets have only decoding times."""
-    with open_video(path) as (container, stream):
-        frames, room, held = container.decode(stream), decoder_memory(stream), held_bytes()
-        try:
-            while True:
-                with reading_memory(path, room, held):
-                    frame = next(frames, None)
-                if frame is None:
-                    return
-                beat()
-                stamp = frame.pts if frame.pts is not None else frame.dts
-                if stamp is not None:
-                    yield stamp, frame.duration or 0
-        except av.FFmpegError as error:  # the frames before the damage have their times
-            raise_if_out_of_memory(error)
 
 
 def missing_tail(path: Path) -> str:

@@ -1,15 +1,19 @@
-"""Open videos with PyAV. What differs between the versions of PyAV (15 to 19) is handled here."""
+"""Open videos with PyAV. What differs between the versions of PyAV (16 to 19) is handled here."""
 
 import contextlib
 import errno
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
+import numpy as np
 from av.container import InputContainer
+from av.container.core import Flags
+from av.format import Flags as FormatFlags
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
@@ -25,9 +29,12 @@ BEFORE_19 = int(av.__version__.split(".")[0]) < 19
 OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if BEFORE_19 else {}
 """Accept tags that are not UTF-8. PyAV 19 always accepts them and has no such option."""
 
+GEN_PTS: Any = Flags.gen_pts.value
+"""PyAV sets this flag by default: FFmpeg then invents times for packets that state none, wrong ones for B-frames."""
+
 SINGLE_THREAD: dict[str, Any] = {"threads": 1} if "threads=" in (VideoReformatter.reformat.__doc__ or "") else {}
 """Convert pixels in the calling thread. By default PyAV starts a thread for each core, whose stacks exceed the memory
-limit of a worker on a machine with many cores: a healthy video was rejected. PyAV 15 has no such option."""
+limit of a worker on a machine with many cores: a healthy video was rejected. PyAV 16 has no such option."""
 OPENING = 120.0
 """Seconds that FFmpeg may take to find the streams. It searches a file of zeros byte by byte."""
 DECODER_BYTES = 24 * 6
@@ -48,6 +55,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = _video_stream(path, container)
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "SLICE"
+        container.flags &= ~GEN_PTS
         check_picture_size(path, stream.width, stream.height)
         stream.codec_context.options = {
             "err_detect": "explode",  # damage raises an error; the default guesses pixels
@@ -131,6 +139,52 @@ def time_base(stream: VideoStream) -> Fraction:
     ticks = stream.time_base
     assert ticks is not None  # open_video rejects such a stream
     return Fraction(ticks.numerator, ticks.denominator)
+
+
+def frame_rate(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Return the average frames per second that the file states; 0 if it states none."""
+    rate = stream.average_rate if states_times(container) else stream.guessed_rate
+    return Fraction(rate.numerator, rate.denominator) if rate else Fraction(0)
+
+
+def restarts_clocks(container: InputContainer) -> bool:
+    """Return True if the format allows clocks that restart, such as MPEG-TS, MPEG-PS, FLV and Ogg."""
+    flags: Any = container.format.flags
+    return bool(flags & FormatFlags.ts_discont.value)
+
+
+def states_times(container: InputContainer) -> bool:
+    """Return False for formats without any times, such as raw H.264: only a frame rate says when a frame is shown."""
+    flags: Any = container.format.flags
+    return not flags & FormatFlags.no_timestamps.value
+
+
+def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """Return the matrix by which a viewer turns and mirrors the frame: int32 (3, 3); None if there is none."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
+    return None if data is None else np.frombuffer(bytes(data), np.int32).reshape(3, 3)
+
+
+def container_crop(container: InputContainer, stream: VideoStream) -> tuple[int, int, int, int]:
+    """Return how many pixels the container hides at the left, right, top and bottom of each frame.
+
+    Matroska calls these PixelCrop, mp4 calls what remains the clean aperture. PyAV shows them only in FFmpeg's
+    description of the file.
+    """
+    level, described = av.logging.get_level(), cast(Any, container)
+    av.logging.set_level(av.logging.INFO)
+    try:
+        lines = described.dumps_format().splitlines()
+    finally:
+        av.logging.set_level(level)
+    here = False
+    for line in lines:
+        if head := re.match(r"  Stream #\d+:(\d+)", line):
+            here = int(head[1]) == stream.index
+        elif here and (crop := re.match(r" +Frame [Cc]ropping: (\d+)/(\d+)/(\d+)/(\d+)$", line)):
+            left, right, top, bottom = map(int, crop.groups())
+            return left, right, top, bottom
+    return 0, 0, 0, 0
 
 
 def error_text(error: Exception) -> str:

@@ -19,7 +19,7 @@ from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.reader import ShardReader, find_damage
 from ma2mba.training.streaming import streaming_loss
-from ma2mba.video.probe import probe
+from ma2mba.video.decode import read_times
 
 ANSWER = "A short answer about {}."
 
@@ -63,7 +63,7 @@ def test_no_real_video_is_lost(shards):
 
 def test_every_second_has_its_frame(shards):
     reader = ShardReader(shards[0])
-    durations = {path.name: probe(path).duration for path in shards[3]}
+    durations = {path.name: read_times(path).duration for path in shards[3]}
     for row in reader.rows:
         assert row.duration == durations[row.source]
         assert row.timestamps.tolist() == list(range(int(np.ceil(row.duration))))

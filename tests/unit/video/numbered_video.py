@@ -8,7 +8,8 @@ import av
 import numpy as np
 
 BITS, BLOCK, HEIGHT = 10, 16, 32
-X264 = {"bf": "3", "g": "48", "threads": "1", "preset": "veryfast"}
+X264 = {"bf": "3", "g": "48", "threads": "1", "preset": "veryfast", "x264-params": "b-adapt=0:scenecut=0"}
+"""Three B-frames between other frames: x264 itself would choose none for these pictures."""
 
 
 def picture(number: int, width: int = BITS * BLOCK, height: int = HEIGHT) -> np.ndarray:
@@ -63,6 +64,13 @@ def write(
         if silence is not None:
             write_silence(container, silence, sound)
     return [(stamp - pts[0]) * time_base for stamp in pts]
+
+
+def picture_types(path: Path) -> str:
+    """Return the picture type of every frame in shown order: a text of I, P and B."""
+    with av.open(str(path)) as container:
+        kinds = [av.video.frame.PictureType(frame.pict_type).name for frame in container.decode(video=0)]
+    return "".join(kinds)
 
 
 def write_silence(container, stream, seconds: int) -> None:

@@ -148,7 +148,7 @@ def plain(content: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(content) and None
 
 
-HEVC = {"x265-params": "log-level=none:bframes=3:keyint=48:pools=none:frame-threads=1"}
+HEVC = {"x265-params": "log-level=none:bframes=3:b-adapt=0:scenecut=0:keyint=48:pools=none:frame-threads=1"}
 OPEN_GOP = {"x265-params": HEVC["x265-params"] + ":open-gop=1"}
 FRONT, PIECES = {"movflags": "faststart"}, {"movflags": "frag_keyframe+empty_moov"}
 SUBTITLES = "1\n00:00:00,000 --> 00:00:02,000\nHello\n\n" * 40

@@ -12,14 +12,13 @@ from types import SimpleNamespace
 import av
 import pytest
 import yaml
-from av.video.reformatter import VideoReformatter
 
 from data_prep import sample
 from data_prep.build import build
 from data_prep.toy.words import save_tokenizer
 from ma2mba.errors import UserError
 from ma2mba.shards.reader import ShardReader, find_damage
-from ma2mba.video import decode, pool, pyav
+from ma2mba.video import pool, pyav, view
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import missing_tail
@@ -95,9 +94,9 @@ def test_pixels_are_converted_in_the_calling_thread(files):
     """A thread for each core has a stack for each core, which the memory limit of a worker does not allow."""
     path = files[0] / "interlaced.mp4"
     with pyav.open_video(path) as (container, stream):
-        reformatter, before = VideoReformatter(), len(os.listdir("/proc/self/task"))
+        seen, before = view.view_of(path, container, stream), len(os.listdir("/proc/self/task"))
         for frame in container.decode(stream):
-            decode.to_rgb(path, frame, reformatter)
+            seen.picture(frame)
             assert len(os.listdir("/proc/self/task")) == before
 
 
@@ -150,7 +149,7 @@ def test_lack_of_memory_is_not_taken_for_damage(place, code, error, files, monke
         av.error.err_check(-code)
 
     if place == "reformat":
-        monkeypatch.setattr(decode, "VideoReformatter", lambda: SimpleNamespace(reformat=fail))
+        monkeypatch.setattr(view, "VideoReformatter", lambda: SimpleNamespace(reformat=fail))
     else:
         monkeypatch.setattr(pyav.av, "open", fail)
     with pytest.raises(error):
