@@ -20,6 +20,7 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
+from ma2mba.video.animation import decode_webp, is_animated_webp, webp_times
 from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
@@ -108,11 +109,8 @@ def decode_video(
         if not times:
             raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
         indices = [facts.shown_at(t) for t in times]
-        if decoder == "decord":
-            expect(len(set(indices)))
-            used, damage, ignored = *decode_indices(path, facts, indices, use, beat), ""
-        else:
-            used, damage, ignored = _decode_wanted(path, facts, set(indices), use, beat, expect)
+        read = decode_webp if webp else decode_indices if decoder == "decord" else _decode_wanted
+        used, damage, ignored = read(path, facts, set(indices), use, beat, expect)
         damage = facts.damage or damage
         if damage and not keep_damaged:
             raise MediaError(path, damage)
@@ -121,7 +119,8 @@ def decode_video(
             raise MediaError(path, damage or "no frame could be decoded")
         return Decoded(samples, len(facts.pts), facts.duration, damage, ignored)
 
-    facts = read_times(path, beat)
+    webp = is_animated_webp(path)
+    facts = webp_times(path) if webp else read_times(path, beat)
     try:
         return decode(facts)
     except Untrusted:

@@ -5,7 +5,7 @@ that decord misreads are therefore rejected by name. Whether decord returns the 
 (docs/data.md).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,26 +36,33 @@ def load_decord() -> Any:
 
 
 def decode_indices(
-    path: Path, facts: Probe, indices: Sequence[int], use: Callable[[np.ndarray], T], beat: Callable[[], None]
-) -> tuple[dict[int, T], str]:
-    """Return a map from each frame number in `indices` to what `use` returned, and why frames are missing ("")."""
+    path: Path,
+    facts: Probe,
+    wanted: Set[int],
+    use: Callable[[np.ndarray], T],
+    beat: Callable[[], None],
+    expect: Callable[[int], None],
+) -> tuple[dict[int, T], str, str]:
+    """Return what `use` returned for each wanted frame number, why frames are missing (""), and what is ignored."""
     decord = load_decord()
+    expect(len(wanted))
     used: dict[int, T] = {}
     with open_video(path) as (container, stream):
         if container.format.name in MISREAD:
-            return used, f"decord returns wrong frames of {container.format.name} files"
-        if view_of(path, container, stream).changes(next(container.decode(stream), None)):
-            return used, "decord ignores its crop or its mirroring"
+            return used, f"decord returns wrong frames of {container.format.name} files", ""
+        view = view_of(path, container, stream)
+        if view.changes(next(container.decode(stream), None)):
+            return used, "decord ignores its crop or its mirroring", ""
     try:
         reader = decord.VideoReader(str(path.absolute()), ctx=decord.cpu(0), num_threads=1)
         if mismatch := _mismatch(reader, facts):
-            return used, mismatch
-        for index in sorted(set(indices)):
+            return used, mismatch, ""
+        for index in sorted(wanted):
             beat()
             used[index] = use(reader[index].asnumpy())
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError) as error:
-        return used, f"decord failed after {len(used)} frames ({str(error).strip().splitlines()[-1][:80]})"
-    return used, ""
+        return used, f"decord failed after {len(used)} frames ({str(error).strip().splitlines()[-1][:80]})", ""
+    return used, "", view.ignored
 
 
 def _mismatch(reader: Any, facts: Probe) -> str:

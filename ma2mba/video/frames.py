@@ -15,6 +15,7 @@ import numpy as np
 
 from ma2mba.errors import UserError
 from ma2mba.limits import limits, raise_limit
+from ma2mba.video.animation import is_animation
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.pictures import IMAGE_SUFFIXES, clip_view, read_image
@@ -109,7 +110,7 @@ def read_frames(
     start: float | None = None,
     stop: float | None = None,
 ) -> FrameSet:
-    """Return the frames shown in [start, stop) seconds, sampled at `fps`; an image is one frame.
+    """Return the frames shown in [start, stop) seconds, sampled at `fps`; a still image is one frame.
 
     With `count`, return only that many of these frames, evenly spaced. Each frame is resized and cropped as CLIP does,
     to (image_size, image_size). Raise UserError if the file is missing, damaged or not a video, if it has no frame in
@@ -146,7 +147,7 @@ def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> tuple[np.
 def _read(request: Request, hand_on: Callable[[Block], None], beat: Callable[[], None]) -> tuple[np.ndarray, float]:
     """Pass all pictures to `hand_on`, in blocks. Return `shown_N` and the duration of the video."""
     blocks = _Blocks(request, hand_on)
-    if request.path.suffix.lower() in IMAGE_SUFFIXES:
+    if request.path.suffix.lower() in IMAGE_SUFFIXES and not is_animation(request.path):
         blocks.expect(1)
         shown, duration = [blocks.add(read_image(request.path))], 0.0
     else:

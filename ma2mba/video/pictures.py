@@ -1,5 +1,6 @@
 """Read image files, resize and crop pictures as CLIP does, and write JPEG."""
 
+import io
 import math
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from ma2mba.limits import limits, raise_limit
+from ma2mba.video import jpeg
 from ma2mba.video.errors import MediaError, check_picture_size, file_size, reading_memory
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -72,8 +74,24 @@ def _read(path: Path) -> np.ndarray:
     with image:
         check_picture_size(path, *image.size)
         with reading_memory(path, BYTES_OF_A_PIXEL * image.width * image.height):
-            ImageOps.exif_transpose(image, in_place=True)
-            return _pixels(image)
+            if image.format in {"JPEG", "MPO"}:
+                return _upright(_sound_jpeg(path, image))
+            return _upright(image)
+
+
+def _upright(image: Image.Image) -> np.ndarray:
+    """Decode a picture, and turn it as its EXIF data says."""
+    ImageOps.exif_transpose(image, in_place=True)
+    return _pixels(image)
+
+
+def _sound_jpeg(path: Path, image: Image.Image) -> Image.Image:
+    """Return the opened JPEG file, with an end marker if it lacks one. Raise MediaError if it is damaged."""
+    data = path.read_bytes()
+    if said := jpeg.damage(data):
+        raise MediaError(path, f"damaged ({said})")
+    whole = jpeg.complete(data)
+    return image if whole == data else Image.open(io.BytesIO(whole), formats=["JPEG"])
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
