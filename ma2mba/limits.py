@@ -15,24 +15,30 @@ PREFIX = "MA2MBA_LIMIT_"
 
 
 class Limits(BaseModel):
-    """The largest accepted sizes. docs and SECURITY.md list them from this table."""
+    """The largest accepted sizes. SECURITY.md lists them with their descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     video_hours: float = Field(24.0, gt=0, description="hours from a video's first frame to its end")
     megapixels: float = Field(100.0, gt=0, description="million pixels of a picture or of a video's frame")
     aspect: float = Field(200.0, ge=1, description="how many times longer one side of a picture may be than the other")
     streams: int = Field(100, gt=0, description="streams of a media file, attachments included")
-    attachments_mb: float = Field(64.0, gt=0, description="MB (10^6 bytes) of fonts and covers attached to a video")
+    attachments_mb: float = Field(64.0, gt=0, description="MB of fonts and covers attached to a Matroska file")
     picture_mb: float = Field(512.0, gt=0, description="MB of a picture's file")
-    reading_mb: float = Field(550.0, gt=0, description="MB of memory that a media file's headers and times may take")
-    frames_gb: float = Field(8.0, gt=0, description="GB (10^9 bytes) of frames that one question may hold in memory")
-    index_expansion: float = Field(
-        50.0, gt=0, description="times its file's size that the index of a shard folder may take in memory"
+    reading_mb: float = Field(
+        550.0, gt=0, description="MB of memory for a media file's headers, index and times, and for one packet"
     )
-    decoder_gb: float = Field(2.0, gt=0, description="GB of memory that ask and eval may use to decode a file")
-    stall_seconds: float = Field(300.0, gt=0, description="seconds without progress before ask and eval stop decoding")
+    frames_gb: float = Field(8.0, gt=0, description="GB of different frames that `ask` and `eval` hold for one video")
+    index_expansion: float = Field(
+        50.0, gt=0, description="times its size that a shard folder's index may take in memory"
+    )
+    decoder_gb: float = Field(2.0, gt=0, description="GB of memory that the decoder of `ask` and `eval` may take")
+    stall_seconds: float = Field(
+        300.0, gt=0, description="seconds without progress before `ask` and `eval` give a file up"
+    )
     questions: int = Field(500_000, gt=0, description="lines of a task file")
-    text_mb: float = Field(64.0, gt=0, description="MB of one record, of a task file's line or of a JSON file")
+    text_mb: float = Field(
+        64.0, gt=0, description="MB of an annotation record, of a task file's line or of a tokenizer"
+    )
 
 
 def raise_limit(name: str) -> str:

@@ -8,8 +8,10 @@ import torch
 import yaml
 
 import ma2mba
+from ma2mba.limits import PREFIX, Limits
 
 ROOT = Path(__file__).resolve().parents[2]
+LIMITS = Limits.model_fields
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCKS = [
     (name, block) for name in ("README.md", "docs/engine.md") for block in BLOCK.findall((ROOT / name).read_text())
@@ -29,6 +31,21 @@ def test_a_block_runs_and_gives_every_parameter_a_gradient(name, block):
     parameters = [p for module in modules for p in module.parameters()]
     assert parameters
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in parameters)
+
+
+def test_the_security_page_lists_every_limit():
+    rows = re.findall(
+        r"^\| `(MA2MBA_LIMIT_\w+)` \| ([\d,]+) \| (.+) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE
+    )
+    expected = [(PREFIX + name.upper(), f"{field.default:,.0f}", field.description) for name, field in LIMITS.items()]
+    assert rows == expected
+
+
+def test_the_security_page_names_files_that_exist():
+    text = (ROOT / "SECURITY.md").read_text()
+    names = re.findall(r"`((?:ma2mba|data_prep|\.ci)/[\w/.-]+)`", text)
+    assert len(names) > 15
+    assert [name for name in names if not (ROOT / name).exists()] == []
 
 
 def test_the_citation_names_this_version():
