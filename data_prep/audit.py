@@ -10,6 +10,7 @@ from typing import Any
 from data_prep.audit_report import AuditReport
 from data_prep.build import finish, split_clips
 from data_prep.origin import read_origin
+from data_prep.parts import MOST, recorded
 from data_prep.reading import read_sources
 from data_prep.recipe import differences, load_recipe, resolve
 from data_prep.running import build_missing
@@ -144,12 +145,13 @@ def _rebuild_pictures(
     recipe_path = Path(origin["recipe"])
     recipe, base = load_recipe(recipe_path, online=online), recipe_path.parent
     resolved = resolve(recipe, base, decoder_version(recipe.decoder), online=online)
+    resolved["clips_per_part"] = recipe.clips_per_part or recorded(manifest.recipe) or MOST
     if changes := differences(manifest.recipe, resolved):
         raise UserError(f"{recipe_path}: the recipe has changed since the build ({'; '.join(changes)})")
     reading = read_sources(recipe, base, online=online)
     tokenizer, memory = (base / recipe.tokenizer).resolve(), int(origin.get("memory", MEMORY))
     job = Job(work, recipe, hash_json(resolved), tokenizer, memory)
-    shards = split_clips(reading.clips, recipe.clips_per_part)
+    shards = split_clips(reading.clips, resolved["clips_per_part"])
     wanted = [shard for shard in range(len(shards)) if files & ABOUT_ALL_SHARDS or payload_name(shard) in files]
     with claim(work, resolved):
         build_missing(job, shards, wanted, workers, STALL, "local")

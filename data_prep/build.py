@@ -11,11 +11,20 @@ from typing import Any
 from data_prep.clips import Clip, Reject
 from data_prep.lengths import lengths
 from data_prep.origin import write_origin
+from data_prep.parts import samples_per_shard
 from data_prep.reading import Reading, read_sources
 from data_prep.recipe import Recipe, load_recipe, resolve
 from data_prep.running import Share, build_missing
 from data_prep.shard import WORK_FOLDER, FinishedShard, Job, load_finished, load_rows
-from data_prep.workfolder import Busy, check_folder, claim, read_rejects, read_report, remove_leftovers
+from data_prep.workfolder import (
+    Busy,
+    check_folder,
+    claim,
+    read_rejects,
+    read_report,
+    remove_leftovers,
+    samples_per_shard_in,
+)
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
 from ma2mba.model.conversation import load_tokenizer
@@ -59,6 +68,7 @@ def build(
     tokenizer = (base / recipe.tokenizer).resolve()
     load_tokenizer(tokenizer)
     resolved = resolve(recipe, base, decoder_version(recipe.decoder), online=online)
+    resolved["clips_per_part"] = recipe.clips_per_part or samples_per_shard_in(out)
     if check_folder(out, resolved):
         return _finished(out)
     if merge and not (out / WORK_FOLDER).is_dir() and not check_folder(out, resolved):
@@ -66,8 +76,9 @@ def build(
     reading = read_sources(recipe, base, online=online)
     if not reading.clips:
         raise _no_valid_sample(recipe_path, reading.rejects)
+    resolved["clips_per_part"] = resolved["clips_per_part"] or samples_per_shard(len(reading.clips))
     job = Job(out, recipe, hash_json(resolved), tokenizer, memory)
-    shards = split_clips(reading.clips, recipe.clips_per_part)
+    shards = split_clips(reading.clips, resolved["clips_per_part"])
     log.debug(
         "annotations: %d samples in %d shards, %d rejected", len(reading.clips), len(shards), len(reading.rejects)
     )
@@ -190,6 +201,7 @@ def make_report(
         "records": reading.records,
         "conversations_before_grouping": reading.ungrouped,
         "conversations_after_grouping": len(reading.clips),
+        **({"excluded": reading.excluded} if reading.excluded else {}),
         "samples": len(rows),
         "by_dataset": _by_dataset(reading, rows),
         "partial": sum(row.status == "partial" for row in rows),

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from data_prep.build import split_clips
 from data_prep.clips import Clip
+from data_prep.parts import samples_per_shard
 from data_prep.reading import Reading, read_sources
 from data_prep.recipe import load_recipe, resolve
 from data_prep.running import Share
 from data_prep.shard import load_finished
-from data_prep.workfolder import is_finished
+from data_prep.workfolder import is_finished, samples_per_shard_in
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.video.decode import decoder_version
 
@@ -33,9 +34,11 @@ def preview(recipe_path: Path, out: Path, share: Share | None = None, *, online:
     """Return what `build` would do. Decode and write nothing. Raise UserError as `build` would before it decodes."""
     recipe, base = load_recipe(recipe_path, online=online), recipe_path.parent
     load_tokenizer((base / recipe.tokenizer).resolve())
-    done = is_finished(out, resolve(recipe, base, decoder_version(recipe.decoder), online=online))
+    resolved = resolve(recipe, base, decoder_version(recipe.decoder), online=online)
+    size = resolved["clips_per_part"] = recipe.clips_per_part or samples_per_shard_in(out)
+    done = is_finished(out, resolved)
     reading = read_sources(recipe, base, online=online)
-    shards = len(split_clips(reading.clips, recipe.clips_per_part))
+    shards = len(split_clips(reading.clips, size or samples_per_shard(len(reading.clips))))
     wanted = (share or Share(0, 1)).shards(shards)
     to_build = 0 if done else sum(load_finished(out, shard) is None for shard in wanted)
     absent = [clip for clip in reading.clips if clip.media and not clip.media.exists()]

@@ -9,6 +9,7 @@ from data_prep.recipe import Recipe, Source
 from data_prep.sources import find_format
 from ma2mba.annotations.records import BadRecord
 from ma2mba.errors import UserError
+from ma2mba.exclude import check_known, read_ids
 from ma2mba.files import fits_utf8
 
 MOST_BAD = 100_000
@@ -19,7 +20,7 @@ LONGEST_NAME = 4096
 
 @dataclass
 class Reading:
-    """The clips and rejects of a recipe, the number of records, and the number of clips before joining.
+    """The clips and rejects of a recipe, and the numbers of records, of clips before joining, and of clips left out.
 
     `by_dataset` holds the same counts for each data set.
     """
@@ -28,6 +29,7 @@ class Reading:
     rejects: list[Reject] = field(default_factory=list)
     records: int = 0
     ungrouped: int = 0
+    excluded: int = 0
     by_dataset: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ def read_sources(recipe: Recipe, base: Path, *, online: bool = False) -> Reading
     joined = [*found["nothing"], *join_scenes(found["scenes"], incomplete), *join_videos(found["videos"])]
     reading.rejects += [clip for clip in joined if isinstance(clip, Reject)]
     _resolve_repeated_ids(reading, [clip for clip in joined if isinstance(clip, Clip)])
+    _exclude(reading, read_ids(recipe.exclude, base))
     after = Counter(clip.dataset for clip in reading.clips)
     reading.by_dataset = {
         name: {"records": records[name], "conversations": before[name], "grouped": after[name]}
@@ -88,6 +91,14 @@ def _resolve_repeated_ids(reading: Reading, clips: list[Clip]) -> None:
         else:
             first[clip.sample_id] = clip
     reading.clips = list(first.values())
+
+
+def _exclude(reading: Reading, excluded: frozenset[str]) -> None:
+    """Leave out the clips with these ids. Raise UserError if an id belongs to no clip and to no reject."""
+    ids = [clip.sample_id for clip in reading.clips] + [reject.sample_id for reject in reading.rejects]
+    check_known(excluded, ids, "the recipe")
+    kept = [clip for clip in reading.clips if clip.sample_id not in excluded]
+    reading.excluded, reading.clips = len(reading.clips) - len(kept), kept
 
 
 def encodable(item: Clip | BadRecord) -> Clip | Reject:

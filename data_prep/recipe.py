@@ -4,6 +4,7 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from data_prep.sources import find_format
 from ma2mba.annotations.files import Files
 from ma2mba.annotations.huggingface import DatasetFile, find_files
 from ma2mba.errors import UserError
+from ma2mba.exclude import Excluded, read_ids
 from ma2mba.files import reading, sha256_file
 from ma2mba.shards.format import FORMAT_VERSION
 from ma2mba.stage import Stage
@@ -140,9 +142,10 @@ class Recipe(BaseModel):
     image_size: int = Field(default=336, ge=8, le=4096)
     fps: float = Field(default=1.0, gt=0, le=120)
     jpeg_quality: int = Field(default=95, ge=1, le=100)
-    clips_per_part: int = Field(default=64, ge=1)
+    clips_per_part: int | None = Field(default=None, ge=1)
     on_damage: Literal["reject", "keep"] = "reject"
     decoder: Literal["pyav", "decord"] = "pyav"
+    exclude: Excluded = []
 
     @field_validator("sources")
     @classmethod
@@ -205,6 +208,8 @@ def _check_paths(recipe: Recipe, path: Path, online: bool) -> None:
                 missing.append(f"sources.{i}.annotations.{j}: {base / name} matches no file")
             elif not all((base / file).is_file() for file in found):
                 missing.append(f"sources.{i}.annotations.{j}: {base / name} is not a file")
+    if isinstance(recipe.exclude, str) and not (base / recipe.exclude).is_file():
+        missing.append(f"exclude: {base / recipe.exclude} is not a file")
     if missing:
         counting = f"relative paths count from the recipe's folder, {base}"
         heading = f"the recipe names missing files. Correct these keys; {counting}:"
@@ -214,6 +219,8 @@ def _check_paths(recipe: Recipe, path: Path, online: bool) -> None:
 
 def resolve(recipe: Recipe, base: Path, decoder_version: str, *, online: bool = False) -> dict[str, Any]:
     """Return the recipe with the hashes of its files. From the same media, equal dictionaries give equal shards.
+
+    `clips_per_part` is None if the recipe leaves it open; the caller sets it.
 
     A pattern or a data set is resolved to its files, because the same files give the same shards. Files on the hub have
     no hash: their names contain the commit.
@@ -228,6 +235,9 @@ def resolve(recipe: Recipe, base: Path, decoder_version: str, *, online: bool = 
             "annotations_sha256": [_hash(path) for path in paths if isinstance(path, Path)],
         }
     content["tokenizer_sha256"] = _hash(base / recipe.tokenizer)
+    del content["exclude"]
+    if excluded := sorted(read_ids(recipe.exclude, base)):
+        content |= {"excluded": len(excluded), "excluded_sha256": sha256("\n".join(excluded).encode()).hexdigest()}
     return content | {"format_version": FORMAT_VERSION, "decoder_version": decoder_version}
 
 

@@ -51,12 +51,19 @@ class Built:
     silent_scenes: int
 
 
-def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) -> Watched:
-    """Sample the frames of the clip's medium into `spool`. Call `beat` at each packet and frame. Raise MediaError."""
+def watch(
+    clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None], on_frame: Callable[[], None] = lambda: None
+) -> Watched:
+    """Sample the frames of the clip's medium into `spool`. Raise MediaError.
+
+    A picture that is shown at several times is encoded once. Call `beat` at each packet, `on_frame` at each picture.
+    """
 
     def use(picture: np.ndarray) -> Slot:
         beat()
-        return spool.put(to_jpeg(clip_view(picture, recipe.image_size), recipe.jpeg_quality))
+        slot = spool.put(to_jpeg(clip_view(picture, recipe.image_size), recipe.jpeg_quality))
+        on_frame()
+        return slot
 
     if clip.media is None:
         return Watched(SpooledFrames(spool, []), [], 0, 0.0, "")
@@ -72,15 +79,22 @@ def watch(clip: Clip, recipe: Recipe, spool: Spool, beat: Callable[[], None]) ->
 
 
 def build_sample(
-    clip: Clip, recipe: Recipe, recipe_hash: str, tokenizer: Tokenizer, spool: Spool, beat: Callable[[], None]
+    clip: Clip,
+    recipe: Recipe,
+    recipe_hash: str,
+    tokenizer: Tokenizer,
+    spool: Spool,
+    beat: Callable[[], None],
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Built:
     """Return a clip's sample, whose frames are in `spool`. The writer sets its `file` and `first_row_group`.
 
+    Call `beat` often, and `on_frame` after each picture that is decoded and encoded.
     Raise MediaError when the medium cannot be used, MemoryError when decoding reaches the process's memory limit.
     """
     spool.clear()
     clip = replace(clip, media=_resolved(clip))
-    watched = watch(clip, recipe, spool, beat)
+    watched = watch(clip, recipe, spool, beat, on_frame)
     try:
         encoded, silent = _encode(clip, watched, tokenizer)
     except UnencodableText as error:

@@ -21,6 +21,7 @@ from data_prep.clips import Clip, Reject, parse_reject
 from data_prep.recipe import Recipe
 from data_prep.sample import build_sample
 from data_prep.spool import Spool
+from data_prep.tally import Tally
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write, inside
 from ma2mba.model.conversation import load_tokenizer
@@ -69,17 +70,18 @@ def build_shard(job: Job, task: Task, begin: Callable[[int], None], beat: Callab
 
     Clips in `task.given_up` are rejected unread. `begin` and `beat` are called as `pool.Work` says.
     """
-    tokenizer = load_tokenizer(job.tokenizer)
+    tokenizer, tally = load_tokenizer(job.tokenizer), Tally(job.out / WORK_FOLDER, task.number, job.recipe.fps)
     rows: list[IndexRow] = []
     rejects: list[Reject] = []
     silent = 0
     with PayloadWriter(job.out, task.number) as writer, Spool(job.out / WORK_FOLDER) as spool:
         for i, clip in enumerate(task.items):
             begin(i)
+            tally.begin()
             try:
                 if i in task.given_up:
                     raise MediaError(clip.media, task.given_up[i])
-                built = build_sample(clip, job.recipe, job.recipe_hash, tokenizer, spool, beat)
+                built = build_sample(clip, job.recipe, job.recipe_hash, tokenizer, spool, beat, tally.frame)
             except MediaError as error:
                 rejects.append(_reject(clip, error.reason))
                 continue
@@ -89,6 +91,7 @@ def build_shard(job: Job, task: Task, begin: Callable[[int], None], beat: Callab
             first = writer.add(clip.sample_id, built.frames, beat)
             rows.append(replace(built.row, file=writer.name if built.frames else "", first_row_group=first))
             silent += built.silent_scenes
+            tally.end(len(built.frames), built.row.duration)
         begin(len(task.items))
     payload = file_entry(job.out, writer.name) if any(row.frames for row in rows) else None
     save_finished(job.out, task.number, rows, FinishedShard(payload, rejects, silent))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from data_prep.clips import Reject, parse_reject
+from data_prep.parts import recorded
 from data_prep.recipe import differences
 from data_prep.shard import WORK_FOLDER
 from ma2mba.errors import UserError
@@ -56,6 +57,11 @@ def is_finished(out: Path, resolved: dict[str, Any]) -> bool:
         listed = "\n".join(f"  {line}" for line in changes)
         raise UserError(f"{out}: was built by another recipe. Choose a new folder. Differences:\n{listed}")
     return (out / MANIFEST_FILE).exists()
+
+
+def samples_per_shard_in(out: Path) -> int | None:
+    """Return how many samples a shard of the build in `out` holds; None if there is no build."""
+    return recorded(_recipe_in(out) or {})
 
 
 def _recipe_in(out: Path) -> dict[str, Any] | None:

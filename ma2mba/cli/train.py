@@ -109,10 +109,11 @@ def _read(found: "Preview") -> Iterator[tuple[str, str]]:
     )
     yield "components", "\n".join(parameters)
     dataset = found.data.dataset
-    for source, reader in zip(found.data.recipe.sources, dataset.readers, strict=True):
+    for source, rows, reader in zip(found.data.recipe.sources, dataset.rows, dataset.readers, strict=True):
         weight = "" if source.weight == 1 else f", weight {source.weight:g}"
-        frames = sum(row.frames for row in reader.rows)
-        yield "shards", f"{one_line(source.path)}\n{len(reader.rows):,} samples, {frames:,} frames{weight}"
+        left_out = f", {excluded:,} excluded" if (excluded := len(reader.rows) - len(rows)) else ""
+        frames = sum(row.frames for row in rows)
+        yield "shards", f"{one_line(source.path)}\n{len(rows):,} samples, {frames:,} frames{weight}{left_out}"
     longest = int(dataset.length_N.argmax())
     yield "longest sample", f"{dataset.length_N[longest]:,} tokens, {dataset.frames_N[longest]:,} frames"
 

@@ -15,6 +15,7 @@ from ma2mba.data.batch import Sample, target_count
 from ma2mba.data.frames import decode_picture, features_problem
 from ma2mba.data.sampler import WeightedSamples
 from ma2mba.errors import UserError
+from ma2mba.exclude import check_known
 from ma2mba.files import sha256_file
 from ma2mba.shards.manifest import FeatureInfo
 from ma2mba.shards.reader import IndexRow, ShardReader
@@ -36,7 +37,8 @@ class Dataset:
     mixture    the samples of each data set of each folder, with the folder's entry in `weights` (default: 1) times the
                data set's weight
 
-    Raise UserError if a folder is damaged, has another image size or tokenizer than the model, or has a sample without
+    `rows` are the samples of each folder, without those whose ids are in `exclude`. Raise UserError if an excluded id
+    is unknown, a folder is damaged, has another image size or tokenizer than the model, or has a sample without
     targets; and if some folders hold pictures and others features, or features of different encoders.
     """
 
@@ -47,6 +49,7 @@ class Dataset:
         tokens_per_frame: int,
         *,
         weights: Sequence[float] | None = None,
+        exclude: frozenset[str] = frozenset(),
         eager_frames: int = EAGER_FRAMES,
     ):
         self.readers = [ShardReader(Path(folder)) for folder in folders]
@@ -54,7 +57,12 @@ class Dataset:
         self.image_size, self.tokens_per_frame, self.eager_frames = image_size, tokens_per_frame, eager_frames
         self.weights = list(weights or [1.0] * len(self.folders))
         self._check_manifests()
-        self.samples: list[tuple[ShardReader, IndexRow]] = [(r, row) for r in self.readers for row in r.rows]
+        self.rows = [[row for row in reader.rows if row.sample_id not in exclude] for reader in self.readers]
+        known = (row.sample_id for reader in self.readers for row in reader.rows) if exclude else ()
+        check_known(exclude, known, ", ".join(map(str, self.folders)))
+        self.samples: list[tuple[ShardReader, IndexRow]] = [
+            (reader, row) for reader, rows in zip(self.readers, self.rows, strict=True) for row in rows
+        ]
         rows = [row for _, row in self.samples]
         self.frames_N = np.array([row.frames for row in rows], np.int64)
         self.length_N = np.array([len(row.token_ids) for row in rows], np.int64) + self.frames_N * tokens_per_frame
@@ -83,12 +91,12 @@ class Dataset:
         """Return the samples of each data set of each folder, with their weight."""
         mixture: list[WeightedSamples] = []
         first = 0
-        for reader, folder_weight in zip(self.readers, self.weights, strict=True):
-            names = np.array([row.dataset for row in reader.rows])
+        for reader, rows, folder_weight in zip(self.readers, self.rows, self.weights, strict=True):
+            names = np.array([row.dataset for row in rows], np.str_)
             sources = reader.manifest.sources
             pairs = [(first + np.flatnonzero(names == s.name), folder_weight * s.weight) for s in sources]
             mixture += [WeightedSamples(samples, weight) for samples, weight in pairs if len(samples)]
-            first += len(reader.rows)
+            first += len(rows)
         return mixture
 
     @cached_property
@@ -150,7 +158,7 @@ class Dataset:
             reader, row = self.samples[without[0]]
             raise UserError(
                 f"{reader.folder}: sample {row.sample_id} has no answer to learn from ({len(without)} such samples in "
-                "all folders). Remove them from the annotations and build the shards again"
+                "all folders). List their ids under exclude, or remove them from the annotations and build again"
             )
 
 

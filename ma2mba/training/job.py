@@ -101,7 +101,9 @@ class Data:
 def open_data(recipe: Recipe, world: World, source: ModelSource, config: ModelConfig, start: Start | None) -> Data:
     """Return the data of a run. Raise UserError if they do not fit the model, or the checkpoint that is resumed."""
     weights = [folder.weight for folder in recipe.sources]
-    dataset = Dataset(recipe.folders, config.image_size, config.tokens_per_frame, weights=weights)
+    dataset = Dataset(
+        recipe.folders, config.image_size, config.tokens_per_frame, weights=weights, exclude=recipe.excluded
+    )
     _check_tokenizer(source, config, dataset)
     _require_frozen_vision(recipe, dataset)
     if start:

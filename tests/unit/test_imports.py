@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "ma2mba.errors",
         "ma2mba.files",
         "ma2mba.text",
+        "ma2mba.exclude",
         "ma2mba.limits",
         "ma2mba.terminal",
         "ma2mba.memory",

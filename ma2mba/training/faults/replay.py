@@ -138,7 +138,8 @@ def replay(record: StepRecord, device: torch.device) -> Iterator[Replayed]:
     model = find_source(recipe, start).build(recipe.seed, finite=False)
     model = model.to(device, getattr(torch, record.dtype.removeprefix("torch.")))
     set_trainable(model, recipe.trainable)
-    dataset = Dataset(recipe.folders, model.config.image_size, model.config.tokens_per_frame)
+    config = model.config
+    dataset = Dataset(recipe.folders, config.image_size, config.tokens_per_frame, exclude=recipe.excluded)
     plan = _plan_for_one_rank(Plan(**record.plan), recipe.parallel.sequence)
     if problems := plan.conflicts(model.config.language_model.n_layer):
         raise UserError(f"step {record.step}: {problems[0]}. Give the replay file of this model's run")

@@ -38,7 +38,7 @@ def make_absolute(values: dict[str, Any], folder: Path) -> dict[Key, str]:
 
 def _places(values: dict[str, Any]) -> Iterator[tuple[Key, Any, Any]]:
     """Yield each path's key, the dict or list that holds the path, and the index there."""
-    for key in ("data", "run", "init_from", "resume", "zero_config"):
+    for key in ("data", "exclude", "run", "init_from", "resume", "zero_config"):
         value = values.get(key)
         if isinstance(value, str):
             yield (key,), values, key

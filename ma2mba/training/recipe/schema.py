@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from ma2mba.exclude import Excluded, read_ids
 from ma2mba.model.config import ModelConfig
 from ma2mba.stage import Stage
 
@@ -102,6 +103,7 @@ class Recipe(_Section):
 
     stage: Stage
     data: str | list[str | Weighted]
+    exclude: Excluded = []
     run: str
     init_from: str | Pretrained | None = None
     model: ModelConfig | None = None
@@ -130,6 +132,11 @@ class Recipe(_Section):
         """The shard folders, each with its weight."""
         entries = [self.data] if isinstance(self.data, str) else self.data
         return [Weighted(path=entry) if isinstance(entry, str) else entry for entry in entries]
+
+    @property
+    def excluded(self) -> frozenset[str]:
+        """The ids of the samples that are left out. Raise UserError if they are in a file that cannot be read."""
+        return read_ids(self.exclude, Path())
 
     @property
     def folders(self) -> list[Path]:
