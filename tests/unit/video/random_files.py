@@ -58,6 +58,8 @@ class Kind:
         found = set()
         if self.cut in {"cut tail", "cut head"}:
             found |= {"cannot be opened", "truncated", "damaged"}
+        if self.cut == "joined":
+            found |= {"no times of shown frames"}  # with variable rates, the second part may begin too early
         if self.container in NO_SHOWN_TIMES and (self.cut in {"remuxed", "copied"} or self.view):
             found |= {"no times of shown frames"}
         return found
