@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+IMPORTS_MB = 400
+"""Memory of a process that has imported what a command needs, with a CPU build of PyTorch."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command did. `code` is its exit code, or minus the signal that ended it.
 
     `peak_mb`: the largest resident memory of the command and of each worker that it waited for. A forked child starts
-    with the memory of the tests, about 400 MB.
+    with the memory of the tests; what they hold beyond IMPORTS_MB (PyTorch with CUDA, for example) does not count.
     """
 
     code: int
@@ -44,13 +48,17 @@ def call(work: Callable[[], object], cwd: Path | None = None, limit_s: float = 1
     """Call a function in a forked child, as `run` does a command. A child may allocate `memory_gb` beyond its start."""
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder) / "out", Path(folder) / "err"]
-        began = time.monotonic()
+        began, beyond_mb = time.monotonic(), max(0, _resident_bytes() / 2**20 - IMPORTS_MB)
         child = os.fork()
         if child == 0:
             _child(work, streams, cwd, memory_gb)
         status, peak = _wait(child, began + limit_s)
         texts = [path.read_text(encoding="utf-8", errors="backslashreplace") for path in streams]
-    return Outcome(os.waitstatus_to_exitcode(status), *texts, peak / 1024, time.monotonic() - began)
+    return Outcome(os.waitstatus_to_exitcode(status), *texts, peak / 1024 - beyond_mb, time.monotonic() - began)
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def _wait(child: int, until: float) -> tuple[int, int]:
