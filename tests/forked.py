@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-
 IMPORTS_MB = 400
 """Memory of a process that has imported what a command needs, with a CPU build of PyTorch."""
 

@@ -1,6 +1,6 @@
 """The frames sampled of random files are those that ffmpeg shows, or the file is rejected for a reason that is true.
 
-`make fuzz` does the same with 1,000 files (tests/fuzz/test_against_ffmpeg.py).
+`make fuzz` does the same with 1,000 files (tests/fuzz/test_random_videos.py).
 """
 
 import random
