@@ -264,7 +264,7 @@ def test_a_worker_that_crashes_between_shards_costs_no_clip(finished, built, mat
     def strike(worker, task):
         if len(struck) == finished:
             os.kill(worker.process.pid, signal.SIGSEGV)
-            worker.process.join()
+            worker.process.wait()
         struck.append(worker)
         give(worker, task)
 
