@@ -20,6 +20,7 @@ from ma2mba.model.conversation import Encoded, encode_conversation, encode_scene
 from ma2mba.model.plain_text import UnencodableText
 from ma2mba.shards.format import IndexRow
 from ma2mba.shards.writer import PayloadFrame, payload_hash
+from ma2mba.video.animation import is_animated_webp
 from ma2mba.video.decode import decode_video, decoder_version
 from ma2mba.video.errors import MediaError
 from ma2mba.video.pictures import clip_view, read_image, to_jpeg
@@ -100,6 +101,7 @@ def build_sample(
     except UnencodableText as error:
         raise MediaError(clip.media, f"its text {error}") from error
     size, digest = _identity(clip.media, beat)
+    by_pillow = clip.is_image or (clip.media is not None and is_animated_webp(clip.media))
     row = IndexRow(
         sample_id=clip.sample_id,
         token_ids=np.array(encoded.token_ids, np.int32),
@@ -115,8 +117,8 @@ def build_sample(
         source_bytes=size,
         source_sha256=digest,
         payload_xxh3=payload_hash(_each(watched.frames, beat)),
-        decoder="pillow" if clip.is_image else recipe.decoder if clip.media else "",
-        decoder_version="" if clip.is_image or not clip.media else decoder_version(recipe.decoder),
+        decoder="pillow" if by_pillow else recipe.decoder if clip.media else "",
+        decoder_version="" if by_pillow or not clip.media else decoder_version(recipe.decoder),
         recipe_hash=recipe_hash,
         status="partial" if watched.damage else "ok",
         reason="; ".join(text for text in (watched.damage, watched.ignored) if text),

@@ -1,9 +1,12 @@
 """Read videos and images, name what is damaged, and survive decoders that hang or crash.
 
-- `probe.py` reads a file's packets: when each frame is shown, and whether the file is truncated (`Probe.damage`).
+- `probe.py` reads packets: when each frame is shown, whether these times can be trusted, and whether the file is
+  truncated (`Probe.damage`). `times.py` joins clocks that restart, and chooses the time of each frame.
+- `shown.py` decodes frames in the order in which they are shown; `view.py` crops, turns and mirrors them.
 - `decode.py` decodes the sampled frames. `decode_video` is the one place that rejects a damaged video: it raises
   MediaError (`errors.py`) with the reason, or with `keep_damaged` returns the frames before the damage.
-- `pictures.py` reads images and crops pictures as CLIP does; `frames.py` does both for one video or image, in a watched
+- `pictures.py` reads images and crops pictures as CLIP does; `jpeg.py` finds damaged JPEG files; `animation.py` reads
+  animated WebP. `frames.py` does both for one video or image, in a watched
   process for `ask` and `eval`.
 - `pyav.py` is the one door for videos: FFmpeg opens the given file and no other (`formats.py`).
 - `pool.py` runs work in watched processes whose memory `memory.py` limits.

@@ -484,7 +484,6 @@ IMPOSSIBLE = {
     "sample twice": (1, {"sample_id": "s0"}),
     "unknown status": (1, {"status": "rejected"}),
     "partial without a reason": (1, {"status": "partial"}),
-    "ok with a reason": (1, {"reason": "cut"}),
     "unknown data set": (1, {"dataset": "other"}),
     "negative bytes": (1, {"source_bytes": -1}),
 }

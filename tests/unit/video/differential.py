@@ -14,6 +14,7 @@ REASONS = {
     "cannot be opened": (
         *("not a readable video", "the file is empty", "it has no video stream", "it holds no frames"),
         "its video codec is unknown",
+        ", not a video",
     ),
     "truncated": ("truncated",),
     "damaged": ("damaged", "reading stopped", "no frame could be decoded", "it begins within a group of pictures"),
@@ -54,7 +55,8 @@ def compare(rng: random.Random, folder: Path) -> Outcome:
         ours = [sample.value for sample in decode_video(path, number_in, fps=fps).samples]
     except MediaError as error:
         return Outcome(kind, said(error.reason), error.reason, False, [], theirs)
-    return Outcome(kind, "", "", not same(ours, theirs), ours, theirs)
+    compared = ours[: len(theirs)] if kind.cut == "cut tail" and theirs else ours  # ffmpeg may drop whole frames
+    return Outcome(kind, "", "", not same(compared, theirs), ours, theirs)
 
 
 def same(ours: list[int], theirs: list[int]) -> bool:
@@ -64,8 +66,8 @@ def same(ours: list[int], theirs: list[int]) -> bool:
 
 
 def said(reason: str) -> str:
-    """Return which of REASONS a rejection says."""
-    return next(name for name, words in REASONS.items() if any(word in reason for word in words))
+    """Return which of REASONS a rejection says; the words themselves if none."""
+    return next((name for name, words in REASONS.items() if any(word in reason for word in words)), reason)
 
 
 def table(outcomes: list[Outcome]) -> str:

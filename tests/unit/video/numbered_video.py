@@ -37,10 +37,12 @@ def write(
     format: str | None = None,
     sound: int = 0,
     cover: bool = False,
+    aspect: Fraction = Fraction(1),
 ) -> list[Fraction]:
     """Write frame i at pts[i] * time_base seconds, with B-frames; return each frame's time after the first frame.
 
     `sound` adds this many seconds of silence, `cover` adds cover art (number 1023) before the video.
+    `aspect`: width of a pixel relative to its height.
     """
     given = {"avoid_negative_ts": "disabled"} | (container_options or {})
     with av.open(str(path), "w", options=given, format=format) as container:
@@ -51,6 +53,7 @@ def write(
         )
         (stream.width, stream.height), stream.pix_fmt = size, pix_fmt
         stream.codec_context.time_base = time_base
+        stream.codec_context.sample_aspect_ratio = aspect
         if codec == "mpeg4":
             stream.codec_context.max_b_frames = 2
         silence = container.add_stream("aac", rate=16000) if sound else None

@@ -23,7 +23,7 @@ from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import missing_tail
 from tests.unit.data_prep.stopped_worker import in_the_background, stop_within_a_clip
-from tests.unit.video.numbered_video import number_in, write
+from tests.unit.video.numbered_video import number_in, picture_types, write
 from tests.unit.video.odd_files import ODD, right_numbers, table, upright
 
 GUARDED = {"bomb.mov"}
@@ -98,6 +98,11 @@ def test_pixels_are_converted_in_the_calling_thread(files):
         for frame in container.decode(stream):
             seen.picture(frame)
             assert len(os.listdir("/proc/self/task")) == before
+
+
+@pytest.mark.parametrize("name", ["b_frames.avi", "mpeg4.avi", "variable.mp4", "stream.ts", "hevc.mp4", "hevc_10.mkv"])
+def test_the_files_hold_b_frames(name, files):
+    assert "BB" in picture_types(files[0] / name)
 
 
 def test_there_are_enough_and_the_document_lists_them():
@@ -203,6 +208,13 @@ def small_build(folder, media, names, recipe, **options):
     content = {"stage": "stage1", "tokenizer": "tokenizer.json", "image_size": 32, "sources": [source]}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content | recipe))
     return build(folder / "recipe.yaml", folder / "shards", workers=1, **options)
+
+
+def test_the_index_names_what_is_not_applied(tmp_path):
+    write(tmp_path / "v.mp4", range(50), Fraction(1, 25), aspect=Fraction(4, 3))
+    small_build(tmp_path, tmp_path, ["v.mp4"], {})
+    row = ShardReader(tmp_path / "shards").rows[0]
+    assert (row.status, row.reason) == ("ok", "pixels of 4:3 are taken as square")
 
 
 @needs_decord

@@ -290,3 +290,32 @@ def test_a_damaged_first_frame_is_damage(suffix, tmp_path):
     data[at : at + 40] = random.Random(2).randbytes(40)
     path.write_bytes(data)
     assert reason(path).startswith("damaged after its start")
+
+
+TABLE = [
+    ("H.264 or MPEG-4 with B-frames in AVI or ASF", "decoded exactly"),
+    ("MPEG-4 with packed B-frames (DivX)", "decoded exactly"),
+    ("MPEG-TS or MPEG-PS files joined by `cat`, whose clocks restart or jump", "joined as ffmpeg joins them"),
+    ("a clock that goes back in another container", "rejected: its clock goes back by N s after frame M"),
+    (
+        "a copy that states when frames are decoded (H.264 from AVI, by `-c copy`)",
+        "rejected: N of its M frames have times before the frame ahead of them",
+    ),
+    ("two frames with one time", "the last of them is shown"),
+    ("a copy from the middle of an open group of pictures; an HLS segment", "begins with its first key frame"),
+    ("a recording (MPEG-TS) that begins anywhere", "begins with the first frame that can be shown"),
+    ("a packet without a time", "the frame's own time; damage after it is found"),
+    ("a first frame that is damaged (not in MPEG-TS, where it is undetectable)", "rejected: damaged after its start"),
+    ("a display matrix of quarter turns and mirrors", "applied"),
+    ("a display matrix of another angle", "not applied; `reason` in the index says so"),
+    ("a crop: PixelCrop of Matroska, clean aperture of mp4", "applied"),
+    ("pixels that are not square", "taken as square; `reason` in the index says so"),
+]
+"""What happens to each kind of file in this module, as docs/data.md says."""
+
+
+def test_the_document_says_what_happens():
+    """After a change, paste the printed table."""
+    rows = "| file | what happens |\n|---|---|\n" + "".join(f"| {file} | {happens} |\n" for file, happens in TABLE)
+    print(rows)
+    assert rows in (Path(__file__).parents[3] / "docs/data.md").read_text()
