@@ -11,6 +11,7 @@ the frames' own times, in the order in which they are shown.
 """
 
 import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
 from ma2mba.video.pyav import DECODER_VERSION
 from ma2mba.video.shown import Damage, shown_frames
-from ma2mba.video.times import Span, in_order
+from ma2mba.video.times import UNKNOWN, Span, in_order
 
 T = TypeVar("T")
 DecoderName = Literal["pyav", "decord"]
@@ -148,20 +149,20 @@ def decoded_times(path: Path, facts: Probe, beat: Callable[[], None] = lambda: N
 
     Raise MediaError if these times go back, or if no frame can be decoded.
     """
-    times, pts, last, damage, span = [], [], 0, "", Span(path, facts.time_base)
+    times, pts, last, damage, span = array("q"), array("q"), 0, "", Span(path, facts.time_base)
     try:
         for shown in shown_frames(path, beat):
             span.add(shown.time)
             times.append(shown.time)
-            pts.append(shown.frame.pts)
+            pts.append(UNKNOWN if shown.frame.pts is None else shown.frame.pts)
             last = shown.length
     except Damage as error:
         damage = str(error)
     damage = facts.damage or damage
     if not times:
         raise MediaError(path, damage or "no frame could be decoded")
-    times = in_order(path, times, pts, facts.time_base)
-    return Probe(times, facts.time_base, Span.of(path, facts.time_base, times, last), False, damage)
+    ordered = in_order(path, times, pts, facts.time_base)
+    return Probe(ordered, facts.time_base, Span.of(path, facts.time_base, ordered, last), False, damage)
 
 
 def _before_damage(

@@ -23,12 +23,10 @@ from av.video.stream import VideoStream
 
 from ma2mba.video.errors import MediaError, reading_memory
 from ma2mba.video.pyav import error_text, frame_rate, open_video, raise_if_out_of_memory, restarts_clocks, time_base
-from ma2mba.video.times import Clock, Span, lasting
+from ma2mba.video.times import UNKNOWN, Clock, Span, lasting
 
 TRUNCATION_TOLERANCE = 1.5
 """Seconds that an intact file may end before the duration in its header (audio padding, rounded headers)."""
-UNKNOWN = -(1 << 63)
-"""Stands for a time that a packet does not state; FFmpeg uses the same number."""
 DELAY = 3
 """Frames that a decoder usually holds back at most, until it knows which is shown next."""
 

@@ -4,18 +4,21 @@ A packet may have a presentation time (pts) and a decoding time (dts), and a dec
 containers state only one of them, some writers state wrong ones, and the clocks of a stream may restart.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import av
+import numpy as np
 from av.packet import Packet
 
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video.errors import MediaError
 
+UNKNOWN = -(1 << 63)
+"""Stands for a time that a file does not state; FFmpeg uses the same number."""
 SECOND = av.time_base
 """Ticks of a second in FFmpeg's own time base."""
 MOST_LATE = Fraction(1, 20)
@@ -149,21 +152,23 @@ def lasting(duration: int, step: int) -> int:
     return duration if duration > 0 and not invented else max(step, 0)
 
 
-def in_order(path: Path, times: Sequence[int], pts: Sequence[int | None], tick: Fraction) -> list[int]:
+def in_order(path: Path, times: array, pts: array, tick: Fraction) -> list[int]:
     """Return the times of frames in shown order, where none is before the time of the frame ahead of it.
 
-    A player shows a frame whose time has passed at once. Raise MediaError if many frames (by `pts`) or one frame (by
-    more than SMALLEST_RETURN) come late: then the file does not say when they are shown.
+    `times`, `pts`: one for each frame in ticks; a pts may be UNKNOWN. A player shows a frame whose time has passed at
+    once. Raise MediaError if many frames (by `pts`) or one frame (by more than SMALLEST_RETURN) come late: then the
+    file does not say when they are shown.
     """
-    stated = [time for time in pts if time is not None]
-    late = sum(after < before for before, after in pairwise(stated))
+    shown, stated = np.array(times), np.array(pts)
+    stated = stated[stated != UNKNOWN]
+    late = int((stated[1:] < stated[:-1]).sum())
     if late > MOST_LATE * len(times):
         reason = f"{late} of its {len(times)} frames have times before the frame ahead of them"
         raise MediaError(path, f"{reason}: it states when frames are decoded, not when they are shown")
-    ordered = list(accumulate(times, max))
-    for number, (time, latest) in enumerate(zip(times, ordered, strict=True)):
-        back = (latest - time) * tick
-        if back > Fraction(SMALLEST_RETURN, SECOND):
-            at = float((latest - ordered[0]) * tick)
-            raise MediaError(path, f"its clock goes back by {float(back):.1f} s after frame {number}, at {at:.1f} s")
-    return ordered
+    ordered = np.maximum.accumulate(shown)
+    back = (ordered - shown) * float(tick)
+    if back.max() > SMALLEST_RETURN / SECOND:
+        number = int(np.argmax(back > SMALLEST_RETURN / SECOND))
+        at = float((int(ordered[number]) - times[0]) * tick)
+        raise MediaError(path, f"its clock goes back by {back[number]:.1f} s after frame {number}, at {at:.1f} s")
+    return ordered.tolist()

@@ -7,6 +7,7 @@ import itertools
 import random
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from ma2mba.video.decode import decode_video, read_times
 from ma2mba.video.errors import MediaError
+from ma2mba.video.frames import read_frames
 from tests.unit.video import ffmpeg as ff
 from tests.unit.video.ffmpeg import SIDE, ffmpeg, number_in, numbers_shown
 from tests.unit.video.numbered_video import picture_types
@@ -290,6 +292,19 @@ def test_a_damaged_first_frame_is_damage(suffix, tmp_path):
     data[at : at + 40] = random.Random(2).randbytes(40)
     path.write_bytes(data)
     assert reason(path).startswith("damaged after its start")
+
+
+@pytest.mark.parametrize("blocks", [1, 3 * SIDE * SIDE])
+def test_frames_that_contradict_their_packets_are_decoded_again(blocks, monkeypatch, tmp_path):
+    """The frames that were used before the contradiction do not count."""
+    path = encode(tmp_path / "v.mp4", *x264(0), count=60)
+    facts = read_times(path)
+    assert facts.by_packet
+    wrong = replace(facts, pts=[time for number, time in enumerate(facts.pts) if number != 35])
+    monkeypatch.setattr("ma2mba.video.decode.read_times", lambda path, beat: wrong)
+    monkeypatch.setattr("ma2mba.video.frames.BLOCK_BYTES", blocks)
+    frames = read_frames(path, SIDE).frames_NHWC
+    assert [number_in(frame) for frame in frames] == list(range(0, 60, 10))
 
 
 TABLE = [
