@@ -13,14 +13,18 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.utils import set_z3_leaf_modules
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed import distributed_c10d as c10d
+from torch.optim import Optimizer
 
 from ma2mba.data.batch import Batch
+from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FileEntry
+from ma2mba.text import brief
 from ma2mba.training.checkpoint.optimizer_files import read_fragments, write_fragments
 from ma2mba.training.checkpoint.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
 from ma2mba.training.faults.stop_points import StopPoints
@@ -172,12 +176,24 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     module = StreamingLoss(model, plan, sequence_group(world))
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
-    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
-        inner, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config(recipe, world, policy))
+    inner = _initialize(module, optimizer, ds_config(recipe, world, policy), recipe.zero_config)
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
     return Engine(inner, model, world, policy.stage, base_rates, names)
+
+
+def _initialize(module: nn.Module, optimizer: Optimizer, config: dict[str, Any], policy: str) -> Any:
+    """Return DeepSpeed's engine. Raise UserError if DeepSpeed refuses a value of the policy."""
+    try:
+        with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
+            return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = brief(".".join(map(str, first["loc"])))
+        raise UserError(
+            f"zero_config: {policy}: DeepSpeed refuses {key} of zero_optimization ({first['msg']}). Correct the policy"
+        ) from error
 
 
 def sequence_group(world: World) -> ProcessGroup | None:

@@ -217,7 +217,7 @@ def change_table(rng: Random, path: Path) -> str:
         table, said = how(rng, table)
         options: dict[str, Any] = {"compression": rng.choice(["none", "zstd", "snappy", "gzip"])}
         options |= {"use_dictionary": rng.choice([False, True]) or how is _bomb}
-        options |= {"row_group_size": rng.choice([max([1, *sizes])] * 4 + [1, 2, 10**6])}
+        options |= {"row_group_size": 10**6 if how is _bomb else rng.choice([max([1, *sizes])] * 4 + [1, 2, 10**6])}
         pq.write_table(table, path, write_page_checksum=rng.random() < 0.9, **options)
         return said
     return "nothing"

@@ -55,7 +55,7 @@ class Watch:
                 isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             )
             if writes and isinstance(path, str | bytes):
-                self.check(event, path)
+                self.check(event, path, follow=not (isinstance(flags, int) and flags & os.O_NOFOLLOW))
         elif WRITES.match(event):
             for path in arguments[:2]:
                 if isinstance(path, str | bytes):
@@ -63,9 +63,10 @@ class Watch:
         elif event in STARTS and not self._allowed(event, arguments):
             self.seen.append(f"{event} {arguments!r:.100}")
 
-    def check(self, event: str, path: str | bytes) -> None:
+    def check(self, event: str, path: str | bytes, follow: bool = False) -> None:
         self.on = False
-        real = os.path.realpath(os.fsdecode(path)) if event == "open" else os.path.abspath(os.fsdecode(path))
+        parent, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        real = os.path.realpath(os.fsdecode(path)) if follow else os.path.join(os.path.realpath(parent), name)
         if not real.startswith(self.inside):
             self.seen.append(f"{event} {real}")
         self.on = True
@@ -104,6 +105,7 @@ class Sandbox:
             (self.folder / name).mkdir(parents=True)
         os.environ |= {"HOME": str(self.folder / "home"), "TMPDIR": str(self.folder / "tmp")}
         tempfile.tempdir = None
+        self._meanings: dict[str, dict[str, Any]] = {}
         WATCH.inside = (str(self.folder) + "/", "/dev/null", "/proc/", "pipe:", "/dev/shm/sem.")
         sys.addaudithook(WATCH.hook)
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
@@ -112,6 +114,7 @@ class Sandbox:
     def round(self, name: str, form: Format, seed: int) -> tuple[str, list[str]]:
         """Run one round. Return how the file was changed, and what went wrong."""
         rng = Random(f"{name} {seed}")
+        healthy = {command.line: self._healthy(form, command) for command in form.commands if form.sealed}
         self._fill(form)
         files = sorted({path for pattern in form.files for path in self.case.glob(pattern) if path.is_file()})
         path = rng.choice(files)
@@ -128,12 +131,10 @@ class Sandbox:
             if rng.random() < command.share:
                 done = self.run(command, path)
                 found = [*self._wrong(command, done), *self._memory()]
-                if (
-                    must_be_alike
-                    and done.code == 0
-                    and self._meaning(command, done) != self._healthy(form, command, path)
-                ):
-                    found.append("succeeds with another meaning, though the checksums differ")
+                if must_be_alike and done.code == 0:
+                    now = self._meaning(command, done)
+                    if any(now.get(part) != meaning for part, meaning in healthy[command.line].items()):
+                        found.append("succeeds with another meaning, though the checksums differ")
                 problems += [f"{command.line}: {problem}" for problem in found]
         if outside(self.root, self.folder) != before:
             problems.append("a file outside changed")
@@ -154,7 +155,7 @@ class Sandbox:
             else:
                 shutil.copyfile(source, target)
 
-    def run(self, command: Command, file: Path) -> Done:
+    def run(self, command: Command, file: Path | None = None) -> Done:
         """Run a command here, or in a child if it cannot run twice in a process."""
         self.beat(command.line)
         remove(self.out)
@@ -188,25 +189,27 @@ class Sandbox:
         if max(peak, children) > MEMORY_BYTES:
             yield f"takes {max(peak, children) / 1e9:.1f} GB"
 
-    def _healthy(self, form: Format, command: Command, path: Path) -> str:
+    def _healthy(self, form: Format, command: Command) -> dict[str, Any]:
         """Return the meaning of a command on the healthy files. It is found once, and kept in the root."""
         name = hashlib.sha256(repr((form.copied, command.line)).encode()).hexdigest()
-        kept = self.root / "meanings" / name
-        if not kept.exists():
-            self._fill(form)
-            done = self.run(command, path)
-            assert done.code in (0, *command.codes), f"{command.line} fails on healthy files: {done}"
-            with atomic_write(kept) as file:
-                file.write(self._meaning(command, done))
-        return kept.read_text()
+        if name not in self._meanings:
+            kept = self.root / "meanings" / name
+            if not kept.exists():
+                self._fill(form)
+                done = self.run(command)
+                assert done.code in (0, *command.codes), f"{command.line} fails on healthy files: {done}"
+                with atomic_write(kept) as file:
+                    json.dump(self._meaning(command, done), file)
+            self._meanings[name] = json.loads(kept.read_text())
+        return self._meanings[name]
 
-    def _meaning(self, command: Command, done: Done) -> str:
-        """Return a digest of what a command says or writes."""
+    def _meaning(self, command: Command, done: Done) -> dict[str, Any]:
+        """Return what a command says, or a digest of each file that it writes."""
         if command.tree:
             return _contents(self.folder if command.tree == "out" else self.case, command.tree)
         if "--json" not in command.line:
-            return ""
-        return json.dumps(_without(json.loads(done.out.strip().splitlines()[-1]), str(self.case)), sort_keys=True)
+            return {}
+        return _without(json.loads(done.out.strip().splitlines()[-1]), str(self.case))
 
     def _keeps_the_secret(self) -> bool:
         files = [p for top in (self.out, self.case) for p in top.rglob("*") if p.is_file() and not p.is_symlink()]
@@ -304,12 +307,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _contents(top: Path, name: str) -> str:
-    """Return a digest of every file below a folder."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in (top / name).rglob("*") if path.is_file()):
-        digest.update(repr((path.relative_to(top).as_posix(), path.read_bytes())).encode())
-    return digest.hexdigest()
+def _contents(top: Path, name: str) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder."""
+    files = [path for path in (top / name).rglob("*") if path.is_file()]
+    return {path.relative_to(top).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _without(value: Any, case: str) -> Any:
