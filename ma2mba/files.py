@@ -18,6 +18,8 @@ import xxhash
 from ma2mba.errors import UserError
 
 BLOCK_BYTES = 1 << 20
+PATH_LETTERS = 4096
+"""Letters of the longest accepted name: Linux opens no longer path."""
 
 
 def sha256_file(path: Path | str, beat: Callable[[], None] = lambda: None) -> str:
@@ -56,6 +58,8 @@ def name_problem(name: str) -> str:
     """Return why `name` cannot name a file inside a folder; "" if it can. Looks at the name only, not at the disk."""
     if not name:
         return "is an empty name"
+    if len(name) > PATH_LETTERS:
+        return f"is longer than {PATH_LETTERS:,} letters"
     if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in name):
         return "contains control characters"
     if not fits_utf8(name):

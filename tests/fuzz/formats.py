@@ -116,13 +116,12 @@ def seal_run(folder: Path) -> None:
             sums.write_text(digest + "\n")
 
 
-TRAIN = "train {case}/train.yaml run={out} data={shards} "
 SHARDS = (
     Command("inspect {case}/shards --json"),
     Command("data audit {case}/shards --json --workers 1", codes=(1,)),
     Command("data audit {case}/shards --repair --json --workers 1", 0.15, codes=(1,), tree="shards"),
     Command("train {base}/train.yaml run={out} data={case}/shards --dry-run", 0.4),
-    Command("train {base}/train.yaml run={out} data={case}/shards ", 0.03, alone=True),
+    Command("train {base}/train.yaml run={out} data={case}/shards", 0.03, alone=True),
     Command("data encode {case}/shards --encoder {base}/model --out {out} --workers 1 --json", 0.15),
 )
 FEATURES = (

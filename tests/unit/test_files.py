@@ -35,6 +35,7 @@ def test_a_name_inside_is_accepted(folder, name):
         ("a\0b", "control"),
         ("a\x1b[2Jb", "control"),
         ("a\nb", "control"),
+        ("a" * 5000, "longer than 4,096 letters"),
         ("\ud83d", "Unicode"),
         ("out/a", "symbolic link"),
         ("out", "symbolic link"),
