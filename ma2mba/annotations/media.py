@@ -58,6 +58,8 @@ class MediaFolder:
         Raise RecordError when two videos match, or when the path leaves the folder.
         """
         path = self.path(stem)
+        if os.path.normpath(stem) == ".":
+            raise RecordError(f"the path {stem} names a folder, not a video")
         found = self._videos_in(path.parent).get(path.name, [])
         if len(found) > 1:
             raise RecordError(f"{' and '.join(sorted(found))} both fit {stem}. Keep one")

@@ -17,6 +17,10 @@ SPARE = 200 << 20
 """Bytes that reading may need beyond the size that a file declares."""
 
 
+EXPANSION = 1000
+"""How many times larger than the file, beyond SPARE, its texts may be: a repeated text takes little space in a file."""
+
+
 @contextmanager
 def decompressing(memory: int) -> Iterator[None]:
     """Let PyArrow take `memory` bytes in the block, for what it reads from a file. Beyond, it raises MemoryError.
@@ -48,18 +52,23 @@ def memory_for(path: Path, columns: Sequence[str]) -> int:
 def read_records(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yield `columns` of each row as Python values, in order. Holds one batch of rows in memory at a time.
 
-    Raise UserError if the file is not Parquet, is damaged, lacks a column, or needs more memory than it declares.
+    Raise UserError if the file is not Parquet, is damaged, lacks a column, needs more memory than it declares, or
+    repeats long texts.
     """
     try:
         with pq.ParquetFile(path) as file:
             _check_columns(path, file, columns)
             memory = _memory_for(path, file, columns)
             batches = file.iter_batches(batch_size=1024, columns=list(columns), use_threads=False)
+            left = SPARE + EXPANSION * path.stat().st_size
             while True:
                 with decompressing(memory):
                     rows = batch.to_pylist() if (batch := next(batches, None)) else []
                 if batch is None:
                     return
+                left -= sum(len(value) for row in rows for value in row.values() if isinstance(value, str))
+                if left < 0:
+                    raise UserError(f"{path}: its texts are {EXPANSION} times larger than the file. Shorten them")
                 yield from rows
     except MemoryError as error:
         raise UserError(f"{path}: needs more memory than it declares. Download or copy it again") from error

@@ -236,6 +236,18 @@ def test_a_parquet_file_that_declares_much(tmp_path):
     assert done.peak_mb < 1000
 
 
+def test_a_parquet_file_that_repeats_a_long_text(tmp_path):
+    ids = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int32()), pa.array(["x" * 100_000]))
+    columns = {"id": ids, "time_stamp": pa.nulls(100_000), "conversations": pa.nulls(100_000)}
+    pq.write_table(pa.table(columns), tmp_path / "s.parquet")
+    assert (tmp_path / "s.parquet").stat().st_size < 1 << 20
+    recipe = write_recipe(tmp_path, (tmp_path / "s.parquet").read_bytes(), "scenewalk_segments", "s.parquet")
+    outcome = run("data", "build", recipe, "--out", tmp_path / "out", "--dry-run")
+    assert outcome.refused
+    assert "times larger than the file" in outcome.err
+    assert outcome.peak_mb < 1000
+
+
 @pytest.mark.parametrize("form", ["parquet", "arrow"])
 def test_a_table_that_needs_more_than_it_declares(form, tmp_path, monkeypatch):
     """The decompressed size of a page or a buffer is not in the header that is read first."""

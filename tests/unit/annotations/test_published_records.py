@@ -146,3 +146,5 @@ def test_videos_are_found_by_their_stem(tmp_path):
         folder.find("b")
     with pytest.raises(RecordError, match="does not stay below"):
         folder.find("../a")
+    with pytest.raises(RecordError, match="names a folder"):
+        folder.find(".")
