@@ -13,9 +13,8 @@ from data_prep.clips import Clip
 from data_prep.recipe import Recipe
 from data_prep.scene_times import Footage, contradiction
 from data_prep.spool import Slot, Spool, SpooledFrames
-from ma2mba.annotations.media import follow
 from ma2mba.annotations.scenewalk import Scene
-from ma2mba.files import OutsideFolder, sha256_file
+from ma2mba.files import OutsideFolder, inside, sha256_file
 from ma2mba.model.conversation import Encoded, encode_conversation, encode_scenes
 from ma2mba.model.plain_text import UnencodableText
 from ma2mba.shards.format import IndexRow
@@ -131,7 +130,7 @@ def _resolved(clip: Clip) -> Path | None:
     if clip.media is None or clip.folder is None:
         return clip.media
     try:
-        return follow(clip.folder, os.path.relpath(clip.media, clip.folder), clip.where)
+        return inside(clip.folder, os.path.relpath(clip.media, clip.folder), clip.where)
     except OutsideFolder as error:
         raise MediaError(clip.media, f"its path {error.reason}") from error
 

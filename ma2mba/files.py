@@ -75,11 +75,16 @@ def inside(folder: Path, name: str, listed_in: object) -> Path:
     `listed_in` is the file that gives the name, for the message. Use this for every name that a file gives, and for
     fixed names in a folder that somebody else made. Raise OutsideFolder for an absolute path, for ".." or a symbolic
     link that leads out of the folder, and for control characters.
+
+    In the cache of the Hugging Face hub, `snapshots/COMMIT` consists of links to `blobs` beside `snapshots`: they are
+    inside.
     """
     problem = name_problem(name)
     if not problem:
-        root, path = os.path.realpath(folder), os.path.realpath(folder / name)
-        if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
+        root, path = Path(os.path.realpath(folder)), Path(os.path.realpath(folder / name))
+        snapshots = [place.parent for place in (root, *root.parents) if place.parent.name == "snapshots"]
+        allowed = (root, *(place.with_name("blobs") for place in snapshots))
+        if not any(path.is_relative_to(place) for place in allowed):
             problem = "is a symbolic link that leads out of its folder"
     if problem:
         raise OutsideFolder(listed_in, name, problem)

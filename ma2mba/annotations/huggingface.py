@@ -20,9 +20,8 @@ from typing import Any
 
 from ma2mba.annotations.csv_files import csv_rows
 from ma2mba.annotations.files import Records, json_records, without_nulls
-from ma2mba.annotations.media import follow
 from ma2mba.errors import UserError
-from ma2mba.files import OutsideFolder, read_bounded
+from ma2mba.files import OutsideFolder, inside, read_bounded
 from ma2mba.shards.tables import ROW_GROUP_BYTES, SPARE, decompressing, memory_for
 from ma2mba.text import JSON_BYTES, RECIPE_BYTES, parse_yaml, read_json
 
@@ -276,7 +275,7 @@ def _check_inside(folder: Path, files: list[str]) -> None:
     """Raise UserError unless all files exist in `folder`, also after links."""
     for file in files:
         try:
-            real = follow(folder, os.path.relpath(file, folder), folder)
+            real = inside(folder, os.path.relpath(file, folder), folder)
         except OutsideFolder as error:
             raise UserError(
                 f"{file} leads out of the folder {folder}, to {os.path.realpath(file)}. Copy the file into the folder"

@@ -1,6 +1,5 @@
 """The folder of the images and videos that annotations name."""
 
-import os
 import re
 from pathlib import Path
 
@@ -9,23 +8,6 @@ from ma2mba.files import OutsideFolder, inside, name_problem
 
 VIDEO_SUFFIX = re.compile(r"\.(3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpe?g|mts|ogv|ts|webm|wmv)", re.IGNORECASE)
 """Suffixes that `find` accepts. Files beside a video (.json, .vtt, .jpg) often have the same stem."""
-
-
-def follow(folder: Path, name: str, listed_in: object) -> Path:
-    """Return the path of the entry `name` of `folder`, which must stay inside, also after symbolic links.
-
-    In the cache of the Hugging Face hub, `snapshots/COMMIT` consists of links to `blobs` beside `snapshots`: they are
-    inside. Raise OutsideFolder otherwise, as `ma2mba.files.inside`.
-    """
-    try:
-        return inside(folder, name, listed_in)
-    except OutsideFolder:
-        real = os.path.realpath(folder / name) if not name_problem(name) else ""
-        above = Path(os.path.realpath(folder))
-        for commit in (above, *above.parents):
-            if commit.parent.name == "snapshots" and real.startswith(f"{commit.parent.parent / 'blobs'}{os.sep}"):
-                return folder / name
-        raise
 
 
 class MediaFolder:
@@ -38,7 +20,7 @@ class MediaFolder:
     def path(self, name: str) -> Path:
         """Return root/name; the file need not exist. Raise RecordError when the path leaves the folder.
 
-        This looks at the name only. Where a file is opened, `follow` looks at symbolic links too.
+        This looks at the name only. Where a file is opened, `files.inside` looks at symbolic links too.
         """
         if problem := name_problem(name):
             leaves = "folder" in problem or "absolute" in problem
@@ -70,7 +52,7 @@ class MediaFolder:
         if folder not in self._videos:
             listed: dict[str, list[str]] = {}
             try:
-                follow(self.root, str(folder.relative_to(self.root)), "the annotations")
+                inside(self.root, str(folder.relative_to(self.root)), "the annotations")
                 for path in folder.iterdir() if folder.is_dir() else ():
                     if VIDEO_SUFFIX.fullmatch(path.suffix):
                         listed.setdefault(path.stem, []).append(path.name)

@@ -13,8 +13,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.utils import cached_file
 
 from ma2mba.errors import UserError
+from ma2mba.files import inside
 from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig
-from ma2mba.model.published import published_file
 from ma2mba.model.vision import VisionEncoder, VisionFlops
 from ma2mba.model.weights import INDEX, WEIGHTS, is_finite, on_meta, open_weights
 
@@ -59,7 +59,7 @@ class ClipEncoder(VisionEncoder):
         folder = Path(source)
 
         def file_in(name: str) -> Path:
-            return published_file(folder, name)
+            return inside(folder, name, folder)
 
         if not any(file_in(name).exists() for name in (WEIGHTS, INDEX)):
             raise UserError(

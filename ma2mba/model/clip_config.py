@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from ma2mba.errors import UserError
+from ma2mba.files import inside
 from ma2mba.model.base_config import Pixels, Size, VisionConfig, problem
-from ma2mba.model.published import published_file
 from ma2mba.text import RECIPE_BYTES, read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -60,8 +60,8 @@ class ClipConfig(VisionConfig):
 
         Return ViT-L/14-336 for the name of a hub repository: this method downloads nothing.
         """
-        path = published_file(Path(source), "config.json")
-        return cls.of_files(path, published_file(Path(source), PREPROCESSOR)) if path.is_file() else cls()
+        path = inside(Path(source), "config.json", source)
+        return cls.of_files(path, inside(Path(source), PREPROCESSOR, source)) if path.is_file() else cls()
 
     @classmethod
     def of_files(cls, path: Path, preprocessor: Path | None) -> Self:

@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ma2mba.errors import UserError
+from ma2mba.files import inside
 from ma2mba.model.base_config import BackboneConfig, Size, problem
-from ma2mba.model.published import published_file
 from ma2mba.text import RECIPE_BYTES, read_json
 
 
@@ -48,7 +48,7 @@ class Mamba2Config(BackboneConfig):
 
         Raises UserError for a model that is not pure Mamba-2.
         """
-        path = published_file(Path(source), "config.json")
+        path = inside(Path(source), "config.json", source)
         if not path.is_file():
             raise UserError(
                 f"{path}: does not exist. Give a folder of state-spaces/mamba2-* "

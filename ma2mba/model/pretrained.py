@@ -22,7 +22,6 @@ from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig, problem
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.model.published import published_file
 from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
@@ -172,7 +171,7 @@ def open_language_model(source: str, config: BackboneConfig) -> Weights:
             f"{folder}: holds a pickled checkpoint, which can run code when it is loaded. "
             f"Convert it to {WEIGHTS} as docs/training.md shows under 'Published weights'"
         )
-    weights = open_weights(lambda name: published_file(folder, name))
+    weights = open_weights(lambda name: inside(folder, name, folder))
     weights.require(on_meta(lambda: LanguageModel(config), weights, folder / CONFIG), TIED_LANGUAGE)
     return weights
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video import jpeg
@@ -69,6 +69,7 @@ def _read(path: Path) -> np.ndarray:
     Image.init()
     known = [name for name in FORMATS.split() if name in Image.OPEN]  # not every Pillow reads AVIF
     Image.MAX_IMAGE_PIXELS = math.ceil(limits().megapixels * 1e6 / 2)  # Pillow refuses pictures of twice this size
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text or colour profile may take all of it
     with reading_memory(path):
         image = Image.open(path, formats=known)
     with image:

@@ -271,8 +271,16 @@ def _give_up(worker: _Worker, reason: str, progress: Progress) -> Task:
     return replace(task, given_up=task.given_up | given_up)
 
 
+def _silence_libraries() -> None:
+    """Keep what libraries in C write about a file off the terminal: only Python writes on this process's stderr."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+
+
 def _work(pipe: Connection, work: Work, memory: int) -> None:
     """Run in the worker process: process tasks until the pipe closes, which also happens when the parent dies."""
+    _silence_libraries()
     limit_memory(memory)
     pipe.send(("started", None))
     last = 0.0

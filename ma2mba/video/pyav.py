@@ -36,7 +36,7 @@ SINGLE_THREAD: dict[str, Any] = {"threads": 1} if "threads=" in (VideoReformatte
 """Convert pixels in the calling thread. By default PyAV starts a thread for each core, whose stacks exceed the memory
 limit of a worker on a machine with many cores: a healthy video was rejected. PyAV 16 has no such option."""
 OPENING = 120.0
-"""Seconds that FFmpeg may take to find the streams. It searches a file of zeros byte by byte."""
+"""Seconds that FFmpeg may take to find the streams, and each packet. It searches a file of zeros byte by byte."""
 DECODER_BYTES = 24 * 6
 """Memory of a decoder for each pixel of the video: 24 frames of 6 bytes a pixel."""
 
@@ -73,9 +73,7 @@ def _container(path: Path) -> InputContainer:
             refused = _refusal(path) if code in (errno.EINVAL, errno.ENOMEM) else None
             if not refused:
                 raise_if_out_of_memory(error)
-                late = isinstance(error, av.ExitError)
-                said = f"opening it takes more than {OPENING:.0f} s" if late else error_text(error)
-                refused = MediaError(path, f"not a readable video ({said})")
+                refused = MediaError(path, f"not a readable video ({error_text(error)})")
             raise refused from error
 
 
@@ -89,7 +87,7 @@ def _open(path: Path) -> InputContainer:
         "format_whitelist": VIDEO_DEMUXERS,
         "max_streams": str(limits().streams),
     }
-    return av.open(f"file:{path.absolute()}", "r", container_options=options, timeout=(OPENING, None), **OPTIONS)
+    return av.open(f"file:{path.absolute()}", "r", container_options=options, timeout=OPENING, **OPTIONS)
 
 
 def _refusal(path: Path) -> MediaError | None:
@@ -189,6 +187,8 @@ def container_crop(container: InputContainer, stream: VideoStream) -> tuple[int,
 
 def error_text(error: Exception) -> str:
     """Return a decoder's own words for its error."""
+    if isinstance(error, av.ExitError):
+        return f"finding its next part takes more than {OPENING:.0f} s"
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 

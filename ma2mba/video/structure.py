@@ -14,6 +14,8 @@ from ma2mba.video.errors import MediaError
 
 FIRST = {b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
 PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf"}
+DEEPEST = 10
+"""Levels of boxes within boxes, as many as FFmpeg reads."""
 EBML, SEGMENT, ATTACHMENTS = 0x1A45DFA3, 0x18538067, 0x1941A469
 MOST_ELEMENTS = 10_000
 """A file with more elements is not searched to its end: the memory limit of opening remains."""
@@ -44,7 +46,7 @@ def _is_reference_movie(file: BinaryIO, size: int) -> bool:
     return False
 
 
-def _boxes(file: BinaryIO, at: int, end: int, parent: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+def _boxes(file: BinaryIO, at: int, end: int, levels: int = DEEPEST) -> Iterator[tuple[bytes, bytes]]:
     """Yield the type and first KiB of each box between two offsets and of the boxes in PARENTS. Stop after moov."""
     while at + 8 <= end:
         file.seek(at)
@@ -56,8 +58,8 @@ def _boxes(file: BinaryIO, at: int, end: int, parent: bytes = b"") -> Iterator[t
             return
         file.seek(at + skip)
         yield kind, file.read(min(size - skip, 1024))
-        if kind in PARENTS and kind != parent:
-            yield from _boxes(file, at + skip, min(at + size, end), kind)
+        if kind in PARENTS and levels > 1:
+            yield from _boxes(file, at + skip, min(at + size, end), levels - 1)
         if kind == b"moov":
             return
         at += size

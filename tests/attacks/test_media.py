@@ -4,6 +4,7 @@ import os
 import socket
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from ma2mba.errors import UserError
 from ma2mba.limits import limits
 from ma2mba.video.decode import decode_video
+from ma2mba.video.frames import FrameReader
 from ma2mba.video.pictures import read_image
 from tests.attacks.media_files import (
     EPS,
@@ -214,8 +216,41 @@ def test_a_file_that_ffmpeg_searches_for_hours_is_given_up(tmp_path, monkeypatch
     monkeypatch.setattr("ma2mba.video.pyav.OPENING", 1.0)
     outcome = read(lambda: numbers(tmp_path / "a.mkv"))
     assert outcome.refused
-    assert "opening it takes more than 1 s" in outcome.err
+    assert "finding its next part takes more than 1 s" in outcome.err
     assert outcome.peak_mb < 1000
+
+
+def test_a_file_that_ffmpeg_searches_for_hours_after_its_frames_is_given_up(tmp_path, monkeypatch):
+    write(tmp_path / "a.mkv", range(30), FRAME, codec="mpeg4", options={})
+    os.truncate(tmp_path / "a.mkv", 1 << 40)
+    monkeypatch.setattr("ma2mba.video.pyav.OPENING", 1.0)
+    outcome = read(lambda: numbers(tmp_path / "a.mkv"))
+    assert outcome.refused, outcome
+    assert "finding its next part takes more than 1 s" in outcome.err
+    assert outcome.seconds < 30
+
+
+def test_boxes_in_boxes_are_not_followed_for_ever(tmp_path):
+    content = b""
+    for number in range(5000):
+        content = box((b"trak", b"mdia")[number % 2], content)
+    (tmp_path / "deep.mp4").write_bytes(box(b"ftyp", b"isom\0\0\0\0isom") + box(b"moov", content))
+    outcome = read(lambda: numbers(tmp_path / "deep.mp4"))
+    assert outcome.refused, outcome.err
+
+
+def test_a_colour_profile_of_megabytes_is_read(tmp_path):
+    profile = zlib.compress(bytes(3_000_000))
+    (tmp_path / "a.png").write_bytes(png(8, 8, chunk(b"iCCP", b"a\0\0" + profile)))
+    assert read_image(tmp_path / "a.png").shape == (8, 8, 3)
+
+
+def test_a_library_writes_nothing_beside_the_error(tmp_path, capfd):
+    """libtiff would write a line of its own on the terminal."""
+    (tmp_path / "a.png").write_bytes(tiff((259, 3, 1, 7)))
+    with FrameReader() as reader, pytest.raises(UserError):
+        reader.read(tmp_path / "a.png", 56)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("use", [numbers, read_image])
