@@ -1,5 +1,6 @@
 """The folder of the images and videos that annotations name."""
 
+import os
 import re
 from pathlib import Path
 
