@@ -66,7 +66,7 @@ test-slow: setup ## what `make test` leaves out: long tests, fuzzing, and chaos 
 	@$(MAKE) fuzz ARGS=
 	@$(MAKE) chaos ARGS=
 
-fuzz: setup ## random changes to every file that a command reads, random plans and recipes: ROUNDS=2000 of each from seed SEED=<time> (20 minutes); a failure prints how to repeat it
+fuzz: setup ## random changes to every file that a command reads, random plans and recipes: ROUNDS=2000 of each from seed SEED=<time> (20 to 30 minutes); a failure prints how to repeat it
 	@printf 'fuzz: SEED=%s ROUNDS=%s\n' "$$SEED" "$$ROUNDS"
 	@FUZZ_SEED="$$SEED" FUZZ_ROUNDS="$$ROUNDS" .ci/with-args $(BIN)/python -m pytest -m fuzz tests/fuzz
 

@@ -120,20 +120,20 @@ SHARDS = (
     Command("inspect {case}/shards --json"),
     Command("data audit {case}/shards --json --workers 1", codes=(1,)),
     Command("data audit {case}/shards --repair --json --workers 1", 0.15, codes=(1,), tree="shards"),
-    Command("train {base}/train.yaml run={out} data={case}/shards --dry-run", 0.4),
+    Command("train {base}/train.yaml run={out} data={case}/shards --dry-run", 0.25),
     Command("train {base}/train.yaml run={out} data={case}/shards", 0.03, alone=True),
-    Command("data encode {case}/shards --encoder {base}/model --out {out} --workers 1 --json", 0.15),
+    Command("data encode {case}/shards --encoder {base}/model --out {out} --workers 1 --json", 0.08),
 )
 FEATURES = (
     Command("inspect {case}/features --json"),
     Command("data audit {case}/features --json --workers 1", codes=(1,)),
     Command("data audit {case}/features --repair --json --workers 1", 0.1, codes=(1,), tree="features"),
-    Command("train {base}/train.yaml run={out} data={case}/features --dry-run", 0.4),
+    Command("train {base}/train.yaml run={out} data={case}/features --dry-run", 0.25),
     Command("train {base}/train.yaml run={out} data={case}/features", 0.03, alone=True),
 )
 MODEL = (
     Command("inspect {case}/model --json"),
-    Command("ask {base}/media/p.png w1 --model {case}/model --json --max-tokens 2"),
+    Command("ask {base}/media/p.png w1 --model {case}/model --json --max-tokens 2", 0.5),
     Command("eval --model {case}/model --task {base}/tasks.jsonl --json", 0.2),
     Command("train {base}/train.yaml run={out} init_from={case}/model --dry-run", 0.3),
     Command("train {base}/train.yaml run={out} init_from={case}/model", 0.02, alone=True),
@@ -142,9 +142,9 @@ MODEL = (
 )
 RUN = (
     Command("inspect {case}/run --json"),
-    Command("export {case}/run --out {out}", 0.6, tree="out"),
+    Command("export {case}/run --out {out}", 0.4, tree="out"),
     Command("export {case}/run --out {out} --step 1", 0.2, tree="out"),
-    Command("train {base}/train.yaml run={case}/run --dry-run", 0.4),
+    Command("train {base}/train.yaml run={case}/run --dry-run", 0.25),
     Command("train {base}/train.yaml run={case}/run steps=3", 0.03, alone=True),
     Command("train {base}/train.yaml run={out} init_from={case}/run --dry-run", 0.2),
     Command("train {base}/train.yaml run={out} resume={case}/run/checkpoints/step-000001 --dry-run", 0.1),
@@ -201,12 +201,9 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
                 Command("data build {case}/recipes/llava.yaml --out {case}/unfinished --merge --json", 0.3),
             ),
         ),
-        "model-config": _model("config.json", "checksums.json"),
-        "model-weights": _model("model.safetensors"),
+        "model": _model("config.json", "checksums.json", "model.safetensors"),
         "tokenizer": _model("tokenizer.json"),
-        "trainer-state": _run("checkpoints/step-*/trainer.json", "checkpoints/step-*/trainer.json.xxh3"),
-        "rank-state": _run("checkpoints/step-*/ranks/*", "checkpoints/step-*/optimizer/*"),
-        "checkpoint-model": _run("checkpoints/step-*/model/*"),
+        "checkpoint": _run(*(f"checkpoints/step-*/{name}" for name in STATE_FILES)),
         "run-notes": _run("checkpoints/latest", "metrics.jsonl", "recipe.yaml"),
         "replay": Format(
             ("replay",), ("replay/*",), (Command("replay {case}/replay/step-000002.json --json", codes=(1,)),)
