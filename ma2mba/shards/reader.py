@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ma2mba.files import xxh3_file
+from ma2mba.files import BLOCK_BYTES, xxh3_file
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, INDEX_FILE, REJECTS_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.index import Fault, Index, find_faults, read_index, vocabulary_size
 from ma2mba.shards.manifest import FileEntry, Manifest, ShardDamaged, read_manifest
@@ -64,7 +64,7 @@ class ShardReader:
         if REJECTS_FILE not in {entry.name for entry in self.manifest.files}:
             return 0
         with open(self.folder / REJECTS_FILE, "rb") as file:
-            return sum(1 for _ in file)
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(BLOCK_BYTES), b""))
 
     def frames(self, row: IndexRow, start: int = 0, stop: int | None = None) -> list[bytes]:
         """Return frames [start, stop) of a sample as bytes (JPEG or features). Reads only the row groups it needs.
