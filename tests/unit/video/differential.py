@@ -49,7 +49,11 @@ class Outcome:
 def compare(rng: random.Random, folder: Path) -> Outcome:
     """Make a random file, and read it in both ways."""
     path, kind = make(rng, folder)
-    fps = rng.choice([1, 2, 5, 10])
+    return judge(path, kind, rng.choice([1, 2, 5, 10]))
+
+
+def judge(path: Path, kind: Kind, fps: int) -> Outcome:
+    """Read a file in both ways."""
     theirs = numbers_shown(path, fps)
     try:
         ours = [sample.value for sample in decode_video(path, number_in, fps=fps).samples]
