@@ -25,6 +25,7 @@ from ma2mba.annotations.huggingface import DatasetFile, find_files
 from ma2mba.errors import UserError
 from ma2mba.exclude import Excluded, read_ids
 from ma2mba.files import reading, sha256_file
+from ma2mba.limits import limits, raise_limit
 from ma2mba.shards.format import FORMAT_VERSION
 from ma2mba.stage import Stage
 from ma2mba.text import listing, read_yaml, shorten
@@ -242,7 +243,11 @@ def resolve(recipe: Recipe, base: Path, decoder_version: str, *, online: bool = 
 
 
 def _hash(path: Path) -> str:
+    """Return the SHA-256 of a file. Raise UserError if it is too large: a file with holes may state any size."""
     with reading(path):
+        if (size := path.stat().st_size) > limits().annotations_gb * 1e9:
+            most = f"{limits().annotations_gb:g} GB"
+            raise UserError(f"{path}: its {size / 1e9:,.0f} GB are more than {most}. {raise_limit('annotations_gb')}")
         return sha256_file(path)
 
 

@@ -1,5 +1,6 @@
 """The key `exclude` of both kinds of recipe: ids of samples that are left out."""
 
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +33,10 @@ def read_ids(given: list[str] | str, base: Path) -> frozenset[str]:
         return frozenset(given)
     path = base / given
     try:
-        lines = read_bounded(path, JSON_BYTES).decode("utf-8-sig").splitlines()
+        lines = io.TextIOWrapper(io.BytesIO(read_bounded(path, JSON_BYTES)), encoding="utf-8-sig")
+        return frozenset(line.strip() for line in lines) - {""}
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}). Write one sample id per line") from error
-    return frozenset(line.strip() for line in lines) - {""}
 
 
 def check_known(excluded: frozenset[str], known: Iterable[str], where: object) -> None:

@@ -35,6 +35,7 @@ class Limits(BaseModel):
     stall_seconds: float = Field(
         300.0, gt=0, description="seconds without progress before `ask` and `eval` give a file up"
     )
+    annotations_gb: float = Field(32.0, gt=0, description="GB of one annotation file")
     questions: int = Field(500_000, gt=0, description="lines of a task file")
     text_mb: float = Field(
         64.0, gt=0, description="MB of an annotation record, of a task file's line or of a tokenizer"

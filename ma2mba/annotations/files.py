@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from ma2mba.annotations.fields import RecordError
-from ma2mba.annotations.json_values import JsonValues, most_bytes, too_long
+from ma2mba.annotations.json_values import (
+    JsonValues,
+    has_too_many_values,
+    most_bytes,
+    too_long,
+    too_many_values,
+)
 from ma2mba.annotations.json_window import Window
 from ma2mba.errors import UserError
 from ma2mba.files import reading
@@ -92,6 +98,13 @@ def _is_json(line: bytes) -> bool:
 
 
 def _single_object(path: Path) -> Any:
+    """Return the object that is the whole file: one record, with the limits of one."""
+    with open_regular(path) as file:
+        content = file.read(most_bytes() + 1)
+    if len(content) > most_bytes():
+        return too_long()
+    if has_too_many_values(content.decode(errors="replace")):
+        return too_many_values()
     values = {}
     for _, key, value in json_object(path):
         if isinstance(value, RecordError):

@@ -24,9 +24,14 @@ def too_long() -> RecordError:
 
 
 def has_too_many_values(text: str) -> bool:
-    """Return True if a JSON text holds more commas and brackets than a record may have."""
+    """Return True if a JSON text holds more commas, colons and brackets than a record may have."""
     most = int(limits().text_mb * _VALUES_PER_MB)
-    return len(text) > most and sum(map(text.count, ",[{")) > most
+    return len(text) > most and sum(map(text.count, ",:[{")) > most
+
+
+def too_many_values() -> RecordError:
+    """Return the error of a record that exceeds the limit of `has_too_many_values`."""
+    return RecordError(f"has too many values. {raise_limit('text_mb')}")
 
 
 class JsonValues:
@@ -39,7 +44,7 @@ class JsonValues:
     def parse(self, text: str) -> Any:
         """Return the value of a whole text. Raise ValueError if it is not JSON or nested too deeply."""
         if has_too_many_values(text):
-            return RecordError(f"has too many values. {raise_limit('text_mb')}")
+            return too_many_values()
         self._problem = ""
         try:
             value = self._decoder.decode(text)

@@ -25,6 +25,7 @@ from data_prep.recipe import load_recipe
 from data_prep.sample import _resolved
 from data_prep.toy.words import save_tokenizer
 from ma2mba.annotations import MediaFolder, RecordError, csv_rows, json_lines, json_list
+from ma2mba.annotations.files import json_records
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import END, Turn, encode_conversation, encode_prompt, load_tokenizer
 from ma2mba.model.plain_text import UnencodableText, plain_text
@@ -152,6 +153,7 @@ BOMBS = {
     "deep": b"[" * 1_000_000,
     "deep_record": b'[{"id": ' + b"[" * 900 + b"]" * 900 + b"}]",
     "digits": b'[{"id": ' + b"9" * 5000 + b"}]",
+    "keys": b"[{" + b",".join(b'"%d":1' % number for number in range(3_900_000)) + b"}]",
     "no_end": b'["' + b"x" * 200_000_000,
 }
 
@@ -178,6 +180,28 @@ def test_a_file_without_an_end(start, tmp_path):
     done = call(read)
     assert done.code == 0, done.err
     assert done.peak_mb < 1000
+
+
+def test_an_object_that_is_the_whole_file_is_one_record(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{\n"id": "1",\n"video": "v.mp4"}')
+    assert [value for _, value in json_records(path)] == [{"id": "1", "video": "v.mp4"}]
+    path.write_text("{\n" + ",".join(f'"{number}":[1]' for number in range(2_500_000)) + "}")
+
+    def read():
+        assert all(isinstance(value, RecordError) for _, value in json_records(path))
+
+    done = call(read)
+    assert done.code == 0, done.err
+    assert done.peak_mb < 1000
+
+
+def test_a_terabyte_of_holes_is_refused_at_once(tmp_path):
+    recipe = write_recipe(tmp_path, "x")
+    sparse(tmp_path / yaml.safe_load(recipe.read_text())["sources"][0]["annotations"], b"[", 1 << 40)
+    done = run("data", "build", recipe, "--out", tmp_path / "out", limit_s=60)
+    assert done.refused, done
+    assert "MA2MBA_LIMIT_ANNOTATIONS_GB" in done.err
 
 
 def test_a_line_too_long_costs_itself(tmp_path):
