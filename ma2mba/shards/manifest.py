@@ -168,7 +168,7 @@ def _first(error: ValidationError) -> str:
     """Return the first fault of a manifest in one line."""
     fault = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(map(str, fault["loc"])) or "content"
-    return f"{ascii(key)[1:81]}: {fault['msg'].removeprefix('Value error, ')}"
+    return f"{ascii(key)[1:-1][:80]}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def _check_name(folder: Path, name: str, path: Path) -> None:

@@ -78,6 +78,18 @@ def require_all_refuse(foreign, *named):
     assert not (foreign.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state | {"step": 7}, "is of step 7, not of step-000006"),
+        (lambda state: state | {"files": state["files"] * 2}, "lists a file twice"),
+    ],
+)
+def test_a_checkpoint_of_another_step_or_with_a_file_twice_is_refused(foreign, step, change, said):
+    sign_checkpoint(step, change)
+    require_all_refuse(foreign, said)
+
+
 def test_a_sound_run_is_used(foreign):
     assert json.loads(run("inspect", foreign, "--json").out)["latest"] == "step-000006"
     for outcome in (export(foreign), resumed(foreign), started(foreign)):

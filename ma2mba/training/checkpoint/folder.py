@@ -146,6 +146,10 @@ def _read(folder: Path, hashes: bool) -> Start:
     if stored_hash != _hash_line(content).encode():
         raise Damaged(f"{folder / STATE}: damaged (its hash differs from {STATE_HASH})")
     state = _parse(TrainerState, folder / STATE, content)
+    if (tag := TAG.fullmatch(folder.name)) and int(tag[1]) != state.step:
+        raise Damaged(f"{folder / STATE}: is of step {state.step}, not of {folder.name}")
+    if len({entry.name for entry in state.files}) < len(state.files):
+        raise Damaged(f"{folder / STATE}: lists a file twice")
     for entry in state.files:
         path = inside(folder, entry.name, folder / STATE)
         size = path.stat().st_size if path.is_file() else None
