@@ -124,7 +124,7 @@ def test_scenes_of_a_video_with_another_frame_rate(tmp_path):
     assert row.sample_id == "right"
     assert counts(row.frame_positions) == [2, 2, 2]
     assert {reject.sample_id: reject.reason for reject in rejects} == {
-        "twice": "has 120 frames in 5.99 s, but its record has 60 frames (last end_frame) in 6 s (total_time)",
+        "twice": "has 120 frames in 6.00 s, but its record has 60 frames (last end_frame) in 6 s (total_time)",
         "longer": "lasts 8.94 s, but its record says 6 s (total_time)",
     }
 
