@@ -164,11 +164,13 @@ def in_order(path: Path, times: array, pts: array, tick: Fraction) -> list[int]:
     late = int((stated[1:] < stated[:-1]).sum())
     if late > MOST_LATE * len(times):
         reason = f"{late} of its {len(times)} frames have times before the frame ahead of them"
-        raise MediaError(path, f"{reason}: it states when frames are decoded, not when they are shown")
+        reason += ": it states when frames are decoded, not when they are shown"
+        raise MediaError(path, reason, "Use the original file, or encode it again")
     ordered = np.maximum.accumulate(shown)
     back = (ordered - shown) * float(tick)
     if back.max() > SMALLEST_RETURN / SECOND:
         number = int(np.argmax(back > SMALLEST_RETURN / SECOND))
         at = float((int(ordered[number]) - times[0]) * tick)
-        raise MediaError(path, f"its clock goes back by {back[number]:.1f} s after frame {number}, at {at:.1f} s")
+        reason = f"its clock goes back by {back[number]:.1f} s after frame {number}, at {at:.1f} s"
+        raise MediaError(path, reason, "Split it there, or encode it again")
     return ordered.tolist()

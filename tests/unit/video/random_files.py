@@ -29,6 +29,7 @@ CODECS = {
 }
 """Codec -> containers, the likelier more often."""
 B_FRAMES = {"h264": 3, "hevc": 3, "mpeg4": 2, "mpeg2video": 2, "mpeg1video": 2}
+SOUNDED = {"h264", "hevc", "mpeg4", "mpeg2video", "mpeg1video", "wmv2"}
 RATES = ["10", "25", "30000/1001", "15", "8"]
 JOINABLE = {"ts", "mpg", "vob", "flv"}
 NO_SHOWN_TIMES = {"avi", "asf", "mpg", "vob", "h264", "hevc", "m2v", "ogv"}
@@ -52,6 +53,8 @@ class Kind:
     cut: str
     view: str
     count: int
+    sound: float = 0.0
+    """Seconds of sound."""
 
     def faults(self) -> set[str]:
         """Return what a rejection may say of such a file."""
@@ -67,7 +70,8 @@ class Kind:
     def __str__(self) -> str:
         gop = f"{'open' if self.open_gop else 'closed'} groups of {self.key_every}, {self.b_frames} B-frames"
         rate = f"{self.rate} fps{' variable' if self.variable else ''} from {self.start} s"
-        return f"{self.codec} in {self.container}, {gop}, {rate}, {self.cut}, view {self.view or 'plain'}"
+        rest = f"{self.cut}, view {self.view or 'plain'}, {self.sound:g} s of sound"
+        return f"{self.codec} in {self.container}, {gop}, {rate}, {rest}"
 
 
 def choose(rng: random.Random) -> Kind:
@@ -85,6 +89,7 @@ def choose(rng: random.Random) -> Kind:
         cut=rng.choice(CUTS),
         view=rng.choice(["", "", "", "turned", "cropped", "stretched"]),
         count=rng.randint(20, 70),
+        sound=rng.choice([0.0, 0.0, 2.0, 7.0]) if codec in SOUNDED else 0.0,
     )
     if kind.cut == "joined" and kind.container not in JOINABLE:
         kind = replace(kind, cut="whole")
@@ -128,6 +133,8 @@ def encode(kind: Kind, path: Path, rng: random.Random, first: int = 0, start: fl
     """Write the frames first, first + 1, ..."""
     frames = b"".join(picture(number) for number in range(first, first + kind.count))
     source = ["-f", "rawvideo", "-pix_fmt", "gray", "-s", f"{SIDE}x{SIDE}", "-r", kind.rate, "-i", "-"]
+    if kind.sound:
+        source += ["-f", "lavfi", "-t", kind.sound, "-i", "sine=sample_rate=44100"]
     source += ["-fps_mode", "passthrough"]
     if kind.variable:
         step = f"(1+floor(random(0)*{rng.choice([3, 12])}))/(FRAME_RATE*TB)"
