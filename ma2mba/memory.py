@@ -1,5 +1,6 @@
 """Limit the memory of this process for a while: a small file may take much memory when it is decompressed."""
 
+import os
 import resource
 import threading
 from collections.abc import Iterator
@@ -43,3 +44,8 @@ def held_bytes() -> int:
         if line.startswith("VmData:"):
             return int(line.split()[1]) << 10
     return 0
+
+
+def machine_bytes() -> int:
+    """Return the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

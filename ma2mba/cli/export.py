@@ -28,10 +28,12 @@ def export_model(run: Path, out_dir: Path, step: int | None = None) -> Path:
     if there is no such checkpoint, if a checksum differs, and for NaN and infinite weights.
     """
     from ma2mba.model.pretrained import CHECKSUMS, FILES, open_model
-    from ma2mba.training.checkpoint.folder import MODEL, find_checkpoint
+    from ma2mba.training.checkpoint.folder import CHECKPOINTS, MODEL, find_checkpoint
 
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir}: exists and is not empty. Choose another --out or remove it")
+    if out_dir.resolve().is_relative_to((run / CHECKPOINTS).resolve()):
+        raise UserError(f"{out_dir}: lies within the checkpoints of the run. Choose another --out")
     checkpoint = find_checkpoint(run, step)
     model = inside(run, str((checkpoint / MODEL).relative_to(run)), run)
     open_model(model)

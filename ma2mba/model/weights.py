@@ -1,7 +1,6 @@
 """Read safetensors files that somebody else wrote: sizes are compared before memory is taken, values must be finite."""
 
 import math
-import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ma2mba.errors import UserError
 from ma2mba.files import open_regular
+from ma2mba.memory import machine_bytes
 from ma2mba.text import read_json, shorten
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -109,7 +109,7 @@ class Weights:
     def require_memory(self) -> None:
         """Raise UserError if the tensors in fp32 exceed the memory of this machine: a file with holes may claim any."""
         needed = 4 * sum(math.prod(stored.shape) for stored in self.tensors.values())
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = machine_bytes()
         if needed > memory:
             raise UserError(
                 f"{self.path}: needs {needed / 1e9:,.1f} GB of memory in fp32, but this machine has "

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ma2mba.files import BLOCK_BYTES, xxh3_file
+from ma2mba.memory import machine_bytes
 from ma2mba.shards.format import FRAMES_PER_ROW_GROUP, INDEX_FILE, REJECTS_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.index import Fault, Index, find_faults, read_index, vocabulary_size
 from ma2mba.shards.manifest import FileEntry, Manifest, ShardDamaged, read_manifest
@@ -129,6 +130,8 @@ def _file_problem(folder: Path, entry: FileEntry, content: bool) -> str | None:
             return "is missing, but the manifest lists it"
         if (size := path.stat().st_size) != entry.bytes:
             return f"has {size} bytes, but the manifest says {entry.bytes}"
+        if not entry.is_payload and size > machine_bytes():
+            return f"has {size:,} bytes, more than the memory of this machine"
         if content and xxh3_file(path) != entry.xxh3:
             return "its content does not match the checksum in the manifest"
     except OSError as error:

@@ -90,6 +90,13 @@ def test_a_checkpoint_of_another_step_or_with_a_file_twice_is_refused(foreign, s
     require_all_refuse(foreign, said)
 
 
+@pytest.mark.parametrize("name", ["step-000009", "step-000006/model/out"])
+def test_export_writes_nothing_among_the_checkpoints(foreign, name):
+    outcome = run("export", foreign, "--out", foreign / "checkpoints" / name)
+    require_refused(outcome, name, "lies within the checkpoints")
+    assert not (foreign / "checkpoints" / name).exists()
+
+
 def test_a_sound_run_is_used(foreign):
     assert json.loads(run("inspect", foreign, "--json").out)["latest"] == "step-000006"
     for outcome in (export(foreign), resumed(foreign), started(foreign)):

@@ -422,6 +422,29 @@ def test_values_that_a_manifest_cannot_have(folder, changes):
     assert run("data", "audit", folder).code in (1, 2)
 
 
+def _holes(folder: Path, name: str, size: int) -> None:
+    """List a file of holes in the manifest, with a checksum that nobody computes."""
+    os.truncate(folder / name, size)
+    entries = json.loads((folder / "manifest.json").read_bytes())["files"]
+    sign(folder, files=[entry | ({"bytes": size} if entry["name"] == name else {}) for entry in entries])
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "rejects.jsonl", "report.json", "tokenizer.json"])
+def test_a_terabyte_of_holes_is_refused_at_once(folder, name):
+    _holes(folder, name, 1 << 40)
+    outcome = run("inspect", folder, limit_s=60)
+    assert outcome.refused, outcome
+    assert "more than the memory of this machine" in outcome.err
+
+
+def test_rejects_without_a_line_end_take_no_memory(folder):
+    _holes(folder, "rejects.jsonl", 2_000_000_000)
+    sign(folder)
+    outcome = run("inspect", folder)
+    assert outcome.code == 0, outcome
+    assert outcome.peak_mb < 1000
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "index.parquet", "tokenizer.json", PAYLOAD])
 @pytest.mark.parametrize("kind", ["fifo", "loop", "device", "folder"])
 def test_no_regular_file(folder, name, kind):
