@@ -117,8 +117,9 @@ def read_bounded(path: Path | str, most: int) -> bytes:
     """Return the bytes of a file. Raise UserError if `open_regular` does, or if it is larger than `most` bytes."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
-    if max(size, len(content)) > most:
+        expected = min(most, max(size, BLOCK_BYTES))  # Python takes memory for all bytes that it is asked to read
+        content = file.read(expected + 1) if size <= most else b""
+    if max(size, len(content)) > expected:
         raise UserError(f"{path}: larger than {most:,} bytes. Give a file of this kind that is smaller")
     return content
 

@@ -7,11 +7,13 @@ worker processes that the command starts.
 import os
 from functools import cache
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ma2mba.errors import UserError
 
 PREFIX = "MA2MBA_LIMIT_"
+MOST = 1_000_000_000
+"""The largest value of a limit: libraries cannot count further in bytes or pixels."""
 
 
 class Limits(BaseModel):
@@ -40,6 +42,14 @@ class Limits(BaseModel):
     text_mb: float = Field(
         64.0, gt=0, description="MB of an annotation record, of a task file's line or of a tokenizer"
     )
+    question_kb: float = Field(100.0, gt=0, description="KB (10^3 bytes) of a question of a task file")
+
+    @field_validator("*")
+    @classmethod
+    def _countable(cls, value: float) -> float:
+        if value > MOST:
+            raise ValueError(f"at most {MOST:,}")
+        return value
 
 
 def raise_limit(name: str) -> str:

@@ -100,9 +100,9 @@ def _is_json(line: bytes) -> bool:
 def _single_object(path: Path) -> Any:
     """Return the object that is the whole file: one record, with the limits of one."""
     with open_regular(path) as file:
-        content = file.read(most_bytes() + 1)
-    if len(content) > most_bytes():
-        return too_long()
+        if os.fstat(file.fileno()).st_size > most_bytes():
+            return too_long()
+        content = file.read()
     if has_too_many_values(content.decode(errors="replace")):
         return too_many_values()
     values = {}

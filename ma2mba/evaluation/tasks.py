@@ -28,6 +28,12 @@ def _said(text: str) -> str:
     return text
 
 
+def _asked(text: str) -> str:
+    if len(text.encode(errors="replace")) > limits().question_kb * 1e3:
+        raise ValueError(f"longer than {limits().question_kb:g} KB. {raise_limit('question_kb')}")
+    return _said(text)
+
+
 def _name(text: str) -> str:
     if text and name_problem(text) in ("contains control characters", "is not valid Unicode"):
         raise ValueError(name_problem(text))
@@ -35,13 +41,14 @@ def _name(text: str) -> str:
 
 
 _Text = Annotated[str, AfterValidator(_said)]
+_Asked = Annotated[str, AfterValidator(_asked)]
 _Name = Annotated[str, AfterValidator(_name)]
 
 
 class _Line(BaseModel):
     id: _Name
     video: str
-    question: _Text
+    question: _Asked
     answer: _Text
     options: list[str] = []
     task: _Name = "all"

@@ -80,7 +80,9 @@ def test_two_frames_hours_apart_take_the_memory_of_two(model, tmp_path):
     write(tmp_path / "hold.mkv", [0, 3 * 3600 * 1000], MS, codec="mpeg4", options={})
     outcome = ask(tmp_path / "hold.mkv", model)
     assert outcome.code == 0, outcome.err
-    assert json.loads(outcome.out)["frames"] == 21_600  # as in ffmpeg, the last frame is shown as long as the one before
+    assert (
+        json.loads(outcome.out)["frames"] == 21_600
+    )  # as in ffmpeg, the last frame is shown as long as the one before
     assert outcome.peak_mb < 1000
 
 
@@ -265,6 +267,23 @@ def test_lines_and_bytes_are_limited(model, tmp_path, limited):
     outcome = evaluate(task, model)
     assert outcome.refused
     assert "larger than 800 bytes. Set MA2MBA_LIMIT_TEXT_MB" in outcome.err
+
+
+def test_a_question_of_megabytes_is_refused(model, tmp_path):
+    outcome = evaluate(task_of(tmp_path, {}, {"question": "what " * 6_000_000}), model)
+    assert outcome.refused, outcome
+    assert outcome.peak_mb < 1000
+    assert "line 2: question: " in outcome.err
+    assert "MA2MBA_LIMIT_QUESTION_KB" in outcome.err
+
+
+@pytest.mark.parametrize("value", ["1e300", "nan", "inf", "0", "-1", "", "9" * 5000])
+@pytest.mark.parametrize("name", ["text_mb", "streams", "megapixels"])
+def test_an_impossible_limit_is_refused(limited, name, value, tmp_path):
+    limited(**{name: value})
+    outcome = run("eval", "--model", tmp_path, "--task", task_of(tmp_path, {}))
+    assert outcome.refused, outcome
+    assert f"MA2MBA_LIMIT_{name.upper()}" in outcome.err
 
 
 def test_escapes_and_markup_in_texts_stay_off_the_terminal(model, tmp_path):
