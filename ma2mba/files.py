@@ -18,6 +18,8 @@ import xxhash
 from ma2mba.errors import UserError
 
 BLOCK_BYTES = 1 << 20
+LONGEST_PREFIX = 150
+"""Bytes of a name that a temporary name repeats: a file name may have 255, and a host's name 64."""
 PATH_LETTERS = 4096
 """Letters of the longest accepted name: Linux opens no longer path."""
 
@@ -43,7 +45,9 @@ def xxh3_file(path: Path | str) -> str:
 
 def temporary_name(path: Path) -> Path:
     """Return a hidden path in the same folder as `path` that no other process on any machine uses."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONGEST_PREFIX else xxhash.xxh3_128_hexdigest(name)
+    return path.with_name(f".{short}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 class OutsideFolder(UserError):

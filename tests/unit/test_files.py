@@ -89,3 +89,10 @@ def test_a_symbolic_link_is_neither_replaced_nor_followed(tmp_path):
         pass
     assert (tmp_path / "victim").read_text() == "as it was"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_the_longest_names_can_be_written(tmp_path):
+    for name in ("y" * 255, "\u00fc" * 127):
+        with atomic_write(tmp_path / name) as file:
+            file.write("x")
+        assert (tmp_path / name).read_text() == "x"
