@@ -80,9 +80,7 @@ def test_two_frames_hours_apart_take_the_memory_of_two(model, tmp_path):
     write(tmp_path / "hold.mkv", [0, 3 * 3600 * 1000], MS, codec="mpeg4", options={})
     outcome = ask(tmp_path / "hold.mkv", model)
     assert outcome.code == 0, outcome.err
-    assert (
-        json.loads(outcome.out)["frames"] == 21_600
-    )  # as in ffmpeg, the last frame is shown as long as the one before
+    assert json.loads(outcome.out)["frames"] == 21_600  # the last is shown as long as the first, as in ffmpeg
     assert outcome.peak_mb < 1000
 
 
