@@ -191,7 +191,7 @@ def test_a_question_that_is_not_text_is_refused(model, tmp_path):
         ("\x1b]0;x\x07.png", "contains control characters"),
         ("", "is an empty name"),
         ("\ud83d.png", "is not valid Unicode"),
-        ("x" * 5000, ": cannot be opened (File name too long)"),
+        ("x" * 5000, "is longer than 4,096 letters"),
     ],
 )
 def test_a_task_file_names_no_video_outside_its_folder(model, tmp_path, name, said):
