@@ -25,9 +25,12 @@ PATH_LETTERS = 4096
 
 
 def sha256_file(path: Path | str, beat: Callable[[], None] = lambda: None) -> str:
-    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits. Call `beat` after every MiB."""
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits. Call `beat` after every MiB.
+
+    Raise OSError if it is not a regular file: /dev/zero never ends.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with _open(path) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
             beat()
@@ -35,12 +38,21 @@ def sha256_file(path: Path | str, beat: Callable[[], None] = lambda: None) -> st
 
 
 def xxh3_file(path: Path | str) -> str:
-    """Return the XXH3-128 of a file's bytes as 32 hexadecimal digits."""
+    """Return the XXH3-128 of a file's bytes as 32 hexadecimal digits. Raise OSError if it is not a regular file."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with _open(path) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _open(path: Path | str) -> BinaryIO:
+    """Open a regular file for reading, without waiting for the writer of a FIFO. Raise OSError for anything else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return open(descriptor, "rb")
 
 
 def temporary_name(path: Path) -> Path:
@@ -99,13 +111,10 @@ def inside(folder: Path, name: str, listed_in: object) -> Path:
 def open_regular(path: Path | str) -> Iterator[BinaryIO]:
     """Open a regular file for reading. Raise UserError if it is missing, unreadable, a folder, a FIFO or a device."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        opened = _open(path)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path}: not a regular file. Give the path of a file")
-    with open(descriptor, "rb") as file:
+    with opened as file:
         try:
             yield file
         except OSError as error:

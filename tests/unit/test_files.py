@@ -5,7 +5,16 @@ import os
 import pytest
 
 from ma2mba.errors import UserError
-from ma2mba.files import OutsideFolder, atomic_folder, atomic_path, atomic_write, inside, read_bounded
+from ma2mba.files import (
+    OutsideFolder,
+    atomic_folder,
+    atomic_path,
+    atomic_write,
+    inside,
+    read_bounded,
+    sha256_file,
+    xxh3_file,
+)
 
 
 @pytest.fixture
@@ -96,3 +105,10 @@ def test_the_longest_names_can_be_written(tmp_path):
         with atomic_write(tmp_path / name) as file:
             file.write("x")
         assert (tmp_path / name).read_text() == "x"
+
+
+@pytest.mark.parametrize("digest", [sha256_file, xxh3_file])
+def test_what_never_ends_has_no_checksum(digest, tmp_path):
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="not a regular file"):
+        digest(tmp_path / "zeros")
