@@ -1,6 +1,7 @@
 """Run a command of ma2mba in a child that is forked after the imports: fast, measured, and killed after a time."""
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -32,8 +33,8 @@ class Outcome:
     @property
     def refused(self) -> bool:
         """Return True for exit code 2 with one error line and no traceback."""
-        text = self.err.strip()
-        return self.code == 2 and "Traceback" not in text + self.out and text.count("error:") == 1
+        lines = re.findall(r"^error:", self.err, re.MULTILINE)
+        return self.code == 2 and "Traceback" not in self.err + self.out and len(lines) == 1
 
 
 def run(*arguments: str | Path, cwd: Path | None = None, limit_s: float = 120, memory_gb: float = 4.0) -> Outcome:

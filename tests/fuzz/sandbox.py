@@ -176,8 +176,8 @@ class Sandbox:
             yield _cause(done.fault)
         elif "Traceback" in done.out + done.err:
             yield _cause(done.out + done.err)
-        elif done.code == 2 and done.err.count("error:") + done.err.count("Error ─") != 1:
-            yield f"code 2 with {done.err.count('error:')} error lines: {done.err[-300:]!r}"
+        elif done.code == 2 and (lines := len(re.findall(r"^error:", done.err, re.MULTILINE))) != 1:
+            yield f"code 2 with {lines} error lines: {done.err[-300:]!r}"
         elif done.code not in (0, 2, *command.codes):
             yield f"exit code {done.code}: {done.err[-600:]!r}"
         if re.search(r"\x1b\[2J|\x1b\]0|\x07", done.out + done.err):
