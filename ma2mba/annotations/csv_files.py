@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ma2mba.annotations.fields import RecordError
-from ma2mba.annotations.files import Records, open_regular
+from ma2mba.annotations.files import Records
 from ma2mba.annotations.json_values import most_bytes, too_long
 from ma2mba.errors import UserError
+from ma2mba.files import open_regular
 
 FIELDS = 100_000
 """Most commas of a row."""

@@ -5,9 +5,7 @@ as a whole: one record may have MA2MBA_LIMIT_TEXT_MB megabytes.
 """
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -21,7 +19,7 @@ from ma2mba.annotations.json_values import (
 )
 from ma2mba.annotations.json_window import Window
 from ma2mba.errors import UserError
-from ma2mba.files import reading
+from ma2mba.files import open_regular
 
 Records = Iterator[tuple[str, Any]]
 """(place in the file, JSON value or CSV row as a dictionary). The value is a RecordError if it cannot be read."""
@@ -46,17 +44,6 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
-
-
-@contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes. Raise UserError if it cannot be read, or if it is a FIFO, a device or a folder."""
-    with reading(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise UserError(f"{path}: not a regular file. Name an annotation file")
-            yield file
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
