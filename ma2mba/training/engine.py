@@ -24,7 +24,7 @@ from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FileEntry
-from ma2mba.text import brief
+from ma2mba.text import brief, shorten
 from ma2mba.training.checkpoint.optimizer_files import read_fragments, write_fragments
 from ma2mba.training.checkpoint.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
 from ma2mba.training.faults.stop_points import StopPoints
@@ -185,15 +185,28 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
 
 def _initialize(module: nn.Module, optimizer: Optimizer, config: dict[str, Any], policy: str) -> Any:
     """Return DeepSpeed's engine. Raise UserError if DeepSpeed refuses a value of the policy."""
+    _check_config(config, policy)
+    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
+        return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+
+
+def _check_config(config: dict[str, Any], policy: str) -> None:
+    """Raise UserError if DeepSpeed cannot read its configuration.
+
+    DeepSpeed raises errors of any type for a wrong value. All other values of the configuration are of checked types,
+    so the policy holds the wrong one.
+    """
     try:
-        with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
-            return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+        deepspeed.DeepSpeedConfig(config)
     except ValidationError as error:
         first = error.errors()[0]
         key = brief(".".join(map(str, first["loc"])))
         raise UserError(
             f"zero_config: {policy}: DeepSpeed refuses {key} of zero_optimization ({first['msg']}). Correct the policy"
         ) from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {shorten(' '.join(str(error).split()))}"
+        raise UserError(f"zero_config: {policy}: DeepSpeed cannot read the policy ({reason}). Correct it") from error
 
 
 def sequence_group(world: World) -> ProcessGroup | None:

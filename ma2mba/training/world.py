@@ -14,7 +14,16 @@ from ma2mba.shipped import POLICIES, policy_names
 from ma2mba.text import LISTED, RECIPE_BYTES, brief, read_json, shorten
 from ma2mba.training.recipe.schema import Recipe
 
-POLICY_KEYS = ("zero_optimization", "communication_data_type", "comms_logger", "flops_profiler", "wall_clock_breakdown")
+POLICY_KEYS = {
+    "zero_optimization": dict,
+    "communication_data_type": str,
+    "comms_logger": dict,
+    "flops_profiler": dict,
+    "wall_clock_breakdown": bool,
+}
+"""The keys that a ZeRO policy may hold, and the type of each. DeepSpeed itself does not check these types."""
+
+NOUNS = {dict: "an object", str: "a string", bool: "true or false"}
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,8 @@ class ZeroPolicy:
 def load_policy(name: str) -> ZeroPolicy:
     """Read a ZeRO policy: the name of a file in ds_configs, as zero1, or a path.
 
-    Raise UserError when the file is missing, is not JSON, offloads to nvme, or sets a value that belongs in the recipe.
+    Raise UserError when the file is missing, is not JSON, offloads to nvme, holds a value of a wrong type, or sets a
+    value that belongs in the recipe.
     """
     shipped = policy_names()
     found = POLICIES / f"{name}.json" if name in shipped else Path(name)
@@ -140,6 +150,9 @@ def load_policy(name: str) -> ZeroPolicy:
             f"{found}: {', '.join(foreign)} does not belong in a ZeRO policy. Set batch sizes, precision, optimizer "
             "and clipping in the recipe"
         )
+    for key, value in values.items():
+        if not isinstance(value, POLICY_KEYS[key]):
+            raise UserError(f"{found}: {key} is {brief(value)}. Set it to {NOUNS[POLICY_KEYS[key]]}")
     for key, value in zero.items():
         if isinstance(value, dict) and value.get("device") == "nvme":
             raise UserError(

@@ -13,7 +13,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training import engine as deepspeed_engine
 from ma2mba.training import opening
 from ma2mba.training.recipe.loading import parse_recipe
-from ma2mba.training.world import World, load_policy
+from ma2mba.training.world import World, ZeroPolicy, load_policy
 from tests.dist.launching import RECIPE
 from tests.tiny import TINY_MODEL
 
@@ -34,6 +34,21 @@ def test_chunks_are_recorded_of_the_weights_that_are_trained(monkeypatch):
     world, policy = World(0, 1, torch.device("cpu")), load_policy("zero1")
     with pytest.raises(Reached):
         deepspeed_engine.build_engine(model, recipe, Plan(graphs=True), world, policy)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"zero_optimization": {"stage": 1, "reduce_bucket_size": -1}}, "refuses 'reduce_bucket_size' of"),
+        ({"zero_optimization": {"stage": 1}, "communication_data_type": "fp31"}, "ValueError: Invalid communication"),
+        ({"zero_optimization": {"stage": 1}, "flops_profiler": {"enabled": []}}, "TypeError"),
+    ],
+)
+def test_a_policy_that_deepspeed_cannot_read(values, expected):
+    recipe, model = parse_recipe(RECIPE), VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
+    world, policy = World(0, 1, torch.device("cpu")), ZeroPolicy(values, 1)
+    with pytest.raises(UserError, match=expected):
+        deepspeed_engine.build_engine(model, recipe, Plan(), world, policy)
 
 
 @pytest.mark.parametrize("second", [64, 128])

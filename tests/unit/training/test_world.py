@@ -74,6 +74,14 @@ def test_a_policy_of_ones_own(tmp_path):
             '{"zero_optimization": {"stage": 1}, "train_batch_size": 4}',
             "train_batch_size does not belong in a ZeRO policy",
         ),
+        (
+            '{"zero_optimization": {"stage": 1}, "wall_clock_breakdown": []}',
+            r"wall_clock_breakdown is \[\]. Set it to true or false",
+        ),
+        (
+            '{"zero_optimization": {"stage": 1}, "comms_logger": null}',
+            "comms_logger is None. Set it to an object",
+        ),
     ],
 )
 def test_policies_that_are_none(tmp_path, content, expected):
