@@ -4,7 +4,7 @@ B batch, T tokens, D model width.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,37 @@ class LayerFlops(NamedTuple):
 
     matrices: float
     scan: float
+
+
+class LayerStep(Protocol):
+    """One layer's recurrent states of B sequences. A call advances all of them by one token."""
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        """Return x_BD after the layer, for the next token of each sequence. May overwrite x_BD."""
+
+    def load(self, row: int, state: State) -> None:
+        """Copy the state of one sequence, of batch size 1, into row `row`."""
+
+    def state(self, row: int) -> State:
+        """Return a copy of the state of row `row`, of batch size 1."""
+
+
+class PlainStep:
+    """The step of a layer without a step of its own: one call of `forward` for each sequence."""
+
+    def __init__(self, layer: "RecurrentLayer", rows: int):
+        self._layer, self._states = layer, list[State]([()] * rows)
+
+    def __call__(self, x_BD: Tensor) -> Tensor:
+        after = [self._layer(x_D[None, None], state) for x_D, state in zip(x_BD, self._states, strict=True)]
+        self._states = [state for _, state in after]
+        return torch.cat([x_11D[0] for x_11D, _ in after])
+
+    def load(self, row: int, state: State) -> None:
+        self._states[row] = state
+
+    def state(self, row: int) -> State:
+        return self._states[row]
 
 
 class RecurrentLayer(nn.Module, ABC):
@@ -47,6 +78,10 @@ class RecurrentLayer(nn.Module, ABC):
     @abstractmethod
     def flops(self) -> LayerFlops:
         """Count the matrix products of forward for one token; a multiplication and an addition are two operations."""
+
+    def open_step(self, rows: int) -> LayerStep:
+        """Return an object that advances `rows` sequences by one token a call. Load a state into each row first."""
+        return PlainStep(self, rows)
 
     def longest_call(self, rows: int) -> int | None:
         """Return the most tokens that one call of the GPU kernels takes for `rows` rows. None means no limit."""
