@@ -62,7 +62,7 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
         end, damage = _read_packets(container, stream, clock, stamps, beat)
         damage = damage or _missing_bytes(path, container)
         if not clock.restarts:
-            damage = damage or _early_end(container, end + stamps.delay())
+            damage = damage or _early_end(container, stream, end + stamps.delay(), stamps.end())
         reorders, period = bool(stream.codec_context.has_b_frames), frame_ticks(container, stream)
     if not any(flags & SHOWN for flags in stamps.flags):
         raise MediaError(path, damage or "it holds no frames")
@@ -114,6 +114,10 @@ class _Stamps:
             return 0.0
         return float(DELAY * int(np.diff(dts).max()) * self.span.tick)
 
+    def end(self) -> float:
+        """Return the latest time of a packet in seconds."""
+        return float(max(max(self.pts, default=0), max(self.dts, default=0), 0) * self.span.tick)
+
     def trusted(self, reorders: bool) -> tuple[list[int], int]:
         """Return the times of all shown frames in order, and how long the last is shown; ([], 0) if they are uncertain.
 
@@ -153,6 +157,8 @@ def _read_packets(
             if packet.stream.index == stream.index:
                 clock.join(packet)
                 stamps.add(packet)
+    except IndexError:
+        pass  # after the last packet, PyAV looks for a stream that appeared while it read the file
     except av.FFmpegError as error:
         raise_if_out_of_memory(error)
         return end, f"reading stopped after {len(stamps.pts)} frames ({error_text(error)})"
@@ -167,10 +173,19 @@ def _missing_bytes(path: Path, container: InputContainer) -> str:
         raise MediaError(path, f"cannot be read to its end ({error.strerror})") from error
 
 
-def _early_end(container: InputContainer, end: float) -> str:
-    """Return by how much the last packet ends before the duration in the header; "" within TRUNCATION_TOLERANCE."""
+def _early_end(container: InputContainer, stream: VideoStream, end: float, own_end: float) -> str:
+    """Return by how much the last packet ends before the duration in the header; "" within TRUNCATION_TOLERANCE.
+
+    `own_end`: the end of the video's own packets. A video that reaches its own length is whole, whatever the header
+    says of the sound: its length can be wrong, as that of Vorbis in AVI.
+    """
     if not container.duration:
         return ""
+    if stream.duration:
+        own_length = float(stream.duration * time_base(stream))
+        own_start = float((stream.start_time or 0) * time_base(stream))
+        if own_end - own_start >= own_length - TRUNCATION_TOLERANCE:
+            return ""
     declared, start = container.duration / av.time_base, min((container.start_time or 0) / av.time_base, 0.0)
     end -= start
     if end >= declared - TRUNCATION_TOLERANCE:
