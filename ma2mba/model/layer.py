@@ -25,7 +25,12 @@ class LayerFlops(NamedTuple):
 
 
 class LayerStep(Protocol):
-    """One layer's recurrent states of B sequences. A call advances all of them by one token."""
+    """One layer's recurrent states of B sequences. A call advances all of them by one token.
+
+    in_place   True if a call changes the same memory each time, so that a CUDA graph may record it
+    """
+
+    in_place: bool
 
     def __call__(self, x_BD: Tensor) -> Tensor:
         """Return x_BD after the layer, for the next token of each sequence. May overwrite x_BD."""
@@ -39,6 +44,8 @@ class LayerStep(Protocol):
 
 class PlainStep:
     """The step of a layer without a step of its own: one call of `forward` for each sequence."""
+
+    in_place = False
 
     def __init__(self, layer: "RecurrentLayer", rows: int):
         self._layer, self._states = layer, list[State]([()] * rows)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from ma2mba.model.layer import LayerFlops, RecurrentLayer, State
+from ma2mba.model.layer import LayerFlops, LayerStep, RecurrentLayer, State
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.norm import RMSNorm
-from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, most_tokens, selftest
+from ma2mba.ops import LayerShape, LayerWeights, mamba2_layer, mamba2_layer_product, most_tokens, open_step, selftest
 
 BEYOND_A_BLOCK = 44
 """Tokens after the first block in the comparison of kernels: the second block is not full."""
@@ -105,6 +105,9 @@ class Mamba2Layer(RecurrentLayer):
             matrices=2.0 * (w.in_proj_XD.numel() + w.out_proj_DI.numel()),
             scan=2.0 * (within + 2 * shape.d_state * inner),
         )
+
+    def open_step(self, rows: int) -> LayerStep:
+        return open_step(self.weights, self.shape, rows)
 
     def longest_call(self, rows: int) -> int | None:
         return most_tokens(rows, len(self.weights.in_proj_XD), self.shape.block)

@@ -4,6 +4,7 @@ from ma2mba.ops.backend import backend, kernels_on_meta
 from ma2mba.ops.layer import mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.reference.norm import rms_norm
+from ma2mba.ops.step import open_step, product_of_norm
 from ma2mba.ops.types import LayerShape, LayerWeights, most_tokens
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "mamba2_layer",
     "mamba2_layer_product",
     "most_tokens",
+    "open_step",
+    "product_of_norm",
     "rms_norm",
 ]

@@ -18,6 +18,7 @@ from ma2mba.ops.layer import mamba2_layer, mamba2_layer_product
 from ma2mba.ops.loss import cross_entropy_sum
 from ma2mba.ops.reference.layer import mamba2_layer_reference
 from ma2mba.ops.reference.loss import cross_entropy_sum_reference
+from ma2mba.ops.step import open_step
 from ma2mba.ops.types import LayerShape, LayerWeights
 
 KERNELS_FLOOR, SCATTER = 3e-3, 2e-2
@@ -26,6 +27,8 @@ square root of the number of elements, because the errors of few roundings vary.
 token (plain torch in bf16: 7e-4), 8.8e-3 for the gradient of D of 8 heads for one token (plain torch: 3.6e-3)."""
 FP32_BOUND = 1e-4
 """Measured worst case on a CPU: 3.6e-5 for the gradient of A_log, 2.6e-6 for anything else."""
+STEPS = 5
+"""Tokens that the comparison of the one-token step reads: more than the convolution's state holds."""
 RESULTS = ("output", "convolution's state", "scan's state")
 WEIGHTS = tuple(name.rpartition("_")[0] for name in LayerWeights.__dataclass_fields__)
 INPUTS = ("x", "convolution's first state", "scan's first state", *WEIGHTS)
@@ -79,6 +82,7 @@ def self_test(device: torch.device) -> Iterator[Row]:
     for tokens, batch, sizes in CASES:
         case = f"{batch} x {tokens} tokens, head groups: {sizes.ngroups}"
         yield from attempt("layer", case, lambda: layer_results(device, sizes, tokens, batch))  # noqa: B023
+        yield from attempt("step", case, lambda: step_results(device, sizes, batch))  # noqa: B023
         if backend(device) == "triton":
             yield from attempt("layer recalled", case, lambda: layer_results(device, sizes, tokens, batch, _recalled))  # noqa: B023
     for positions in POSITIONS:
@@ -110,6 +114,28 @@ def layer_results(
     names = (*RESULTS, *(f"gradient of {name}" for name in INPUTS))
     errors = [relative(f, e) for f, e in zip(found, exact, strict=True)]
     return list(zip(names, errors, bounds, strict=True))
+
+
+def step_results(device: torch.device, sizes: Sizes, batch: int) -> list[Result]:
+    """Compare STEPS calls of `open_step` with a layer that reads as many tokens: output, and both final states."""
+    kernels = backend(device) == "triton"
+    dtype = torch.bfloat16 if kernels else torch.float32
+    given = [t.to(device) for t in layer_inputs(sizes, STEPS, batch, dtype)]
+    x_BTD, conv_BVW, ssm_BHPN, *tensors = given
+    exact = mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, LayerWeights(*tensors), sizes.shape)
+    weights, high = LayerWeights(*(t.to(dtype) for t in tensors)), torch.float32
+    x_BTD, conv_BVW, ssm_BHPN = x_BTD.to(high), conv_BVW.to(dtype), ssm_BHPN.to(high)
+    step = open_step(weights, sizes.shape, batch)
+    for row in range(batch):
+        step.load(row, (conv_BVW[row : row + 1], ssm_BHPN[row : row + 1]))
+    y_BTD = torch.stack([step(x_BTD[:, t].clone()).clone() for t in range(STEPS)], dim=1)
+    after = zip(*(step.state(row) for row in range(batch)), strict=True)
+    found = (y_BTD, *(torch.cat(states) for states in after))
+    bounds = [FP32_BOUND] * len(exact)
+    if kernels:
+        bounds = _bounds(mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, sizes.shape), exact, SCATTER)
+    errors = [relative(f, e) for f, e in zip(found, exact, strict=True)]
+    return list(zip(RESULTS, errors, bounds, strict=True))
 
 
 def _recalled(

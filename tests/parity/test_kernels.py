@@ -8,9 +8,13 @@ plain torch 7e-4. The loss of 1,000 positions is within 6.6e-5, its gradients wi
 import pytest
 import torch
 
+from ma2mba.inference.decoder import Decoder
 from ma2mba.magc import Plan, Streamer
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2 import Mamba2Layer
 from ma2mba.model.mamba2_config import Mamba2Config
+from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.ops import backend, kernels_on_meta
 from ma2mba.ops.selftest import CASES, POSITIONS, relative, self_test
 from ma2mba.planner.measure import measure
@@ -22,7 +26,7 @@ WIDTH = 256
 
 def test_layer_and_loss_in_bf16_are_as_near_to_fp64_as_plain_torch_in_bf16():
     rows = list(self_test(torch.device("cuda")))
-    assert len(rows) == 2 * 15 * len(CASES) + 3 * len(POSITIONS)
+    assert len(rows) == (2 * 15 + 3) * len(CASES) + 3 * len(POSITIONS)
     assert [row for row in rows if not row.ok] == []
 
 
@@ -95,3 +99,26 @@ def test_the_prices_on_the_meta_device_are_those_of_the_kernels(tokens):
     for name, within in (("saved", 0.02), ("forward", 0.05), ("backward", 0.05), ("flops", 0.001)):
         found, right = (getattr(price.layers[0], name).at(tokens) for price in (on_meta, real))
         assert found == pytest.approx(right, rel=within), name
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_graph_of_one_token_steps_gives_what_chunks_give(rows):
+    """Two answers: the second decoder takes the captured graph of the first, with other states."""
+    torch.manual_seed(0)
+    config = ModelConfig(language_model=Mamba2Config(d_model=WIDTH, n_layer=3, vocab_size=1000), vision=ClipConfig())
+    model = VideoMa2mba(config).to("cuda", torch.bfloat16)
+    exact = VideoMa2mba(config).double()
+    exact.load_state_dict(model.state_dict())
+    for seed in (1, 2):
+        ids_BT = torch.randint(0, 1000, (rows, 40), generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            states = [model.initial_states(model.language_model.backbone.embedding(ids[None].cuda())) for ids in ids_BT]
+            decoder = Decoder(model, states)
+            found_BTV = torch.stack([decoder.step(ids_B).clone() for ids_B in ids_BT.T], dim=1)
+            x_BTD = exact.language_model.backbone.embedding(ids_BT)
+            x_BTD, after = exact.run(x_BTD, exact.initial_states(x_BTD))
+            right_BTV = exact.logits(x_BTD)
+        assert relative(found_BTV.cpu(), right_BTV) < 2e-2
+        for row in range(rows):
+            for found, right in zip(decoder.states(row), after, strict=True):
+                assert all(relative(a.cpu(), b[row : row + 1]) < 4e-2 for a, b in zip(found, right, strict=True))

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ma2mba.ops import rms_norm
+from ma2mba.ops import LayerWeights, open_step, rms_norm
 from ma2mba.ops.reference.conv import causal_conv
+from ma2mba.ops.reference.layer import mamba2_layer_reference
 from ma2mba.ops.reference.ssd import ssd_scan
+from ma2mba.ops.selftest import Sizes, layer_inputs, relative
 
 HEADS, HEAD_WIDTH, GROUPS, STATE = 4, 3, 2, 5
 BOUND = 1e-11
@@ -131,3 +133,18 @@ def test_the_gradient_of_a_norm_is_added_to_its_sum_without_rounding():
     wide = weight.detach().double().requires_grad_()
     (exact,) = torch.autograd.grad(rms_norm(x.double(), wide, 1e-5), wide, dy.double())
     assert (weight.main_grad - exact).norm() < 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize("sizes", [Sizes(width=24, heads=4, headdim=6, d_state=5, ngroups=2, taps=3), Sizes(width=32)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_token_a_call_equals_the_layer(sizes, batch):
+    """Measured: 6e-16."""
+    x_BTD, conv_BVW, ssm_BHPN, *weights = layer_inputs(sizes, 7, batch, torch.float64)
+    weights = LayerWeights(*weights)
+    expected = mamba2_layer_reference(x_BTD, conv_BVW, ssm_BHPN, weights, sizes.shape)
+    step = open_step(weights, sizes.shape, batch)
+    for row in range(batch):
+        step.load(row, (conv_BVW[row : row + 1], ssm_BHPN[row : row + 1]))
+    y_BTD = torch.stack([step(x_BD) for x_BD in x_BTD.unbind(1)], dim=1)
+    states = [torch.cat(of_rows) for of_rows in zip(*(step.state(row) for row in range(batch)), strict=True)]
+    assert max(relative(a, b) for a, b in zip((y_BTD, *states), expected, strict=True)) < BOUND
