@@ -29,7 +29,9 @@ class Limits(BaseModel):
     reading_mb: float = Field(
         550.0, gt=0, description="MB of memory for a media file's headers, index and times, and for one packet"
     )
-    frames_gb: float = Field(8.0, gt=0, description="GB of different frames that `ask` and `eval` hold for one video")
+    frames_gb: float = Field(
+        8.0, gt=0, description="GB of different frames that `read_frames` and `FrameReader.read` hold"
+    )
     index_expansion: float = Field(
         50.0, gt=0, description="times its size that a shard folder's index may take in memory"
     )

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from ma2mba.cli.output import Device, Frames, Json, ModelFolder, Verbose, device_name, err, out, print_json
+from ma2mba.cli.output import (
+    Device,
+    Frames,
+    Json,
+    ModelFolder,
+    Verbose,
+    device_name,
+    err,
+    out,
+    print_json,
+    watching,
+)
 from ma2mba.errors import UserError
 from ma2mba.files import fits_utf8
 
@@ -40,12 +51,11 @@ def ask(
         from ma2mba.model.pretrained import load_model
 
         count = parse_frames(frames)
-        with err.status(f"watching {video}"):
+        with err.status(f"loading {model}"):
             network, tokenizer = load_model(model, device=device_name(device))
-            began = time.monotonic()
-            chat = VideoChat(network, tokenizer, video, count, reader)
-            reader.close()
-            chat.watch()
+        began = time.monotonic()
+        with watching(video) as report:
+            chat = VideoChat(network, tokenizer, video, count, reader, report)
     pieces = chat.ask(question, max_tokens)
     if not as_json:
         _print_as_it_comes(pieces)

@@ -5,13 +5,16 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from ma2mba.errors import UserError
 from ma2mba.progress import Reporter
 from ma2mba.terminal import Terminal, log_to_stderr, one_line
+
+if TYPE_CHECKING:
+    from ma2mba.inference.watch import Progress as Watched
 
 out, err = Terminal(), Terminal(stderr=True)
 
@@ -71,17 +74,28 @@ def readable(value: Any) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Give a function `report(done, total)` that draws a progress bar from its first call on."""
+def progress(title: str) -> Iterator[Callable[..., None]]:
+    """Give a function `report(done, total, note="")` that draws a progress bar from its first call on."""
     shown: list[Reporter] = []
     with ExitStack() as stack:
 
-        def report(done: int, total: int) -> None:
+        def report(done: int, total: int, note: str = "") -> None:
             if not shown:
                 shown.append(stack.enter_context(Reporter(title, total)))
-            shown[0].advance(done - shown[0].done)
+            shown[0].advance(done - shown[0].done, note)
 
         yield report
+
+
+@contextmanager
+def watching(video: Path) -> Iterator["Callable[[Watched], None]"]:
+    """Give a function that draws how many seconds of a video were read, the frames per second and the time left."""
+    with progress(f"watching {one_line(str(video))}, seconds") as report:
+        yield lambda watched: report(
+            round(watched.seconds),
+            round(watched.duration),
+            f"{watched.frames_per_second:,.0f} frames/s" if watched.frames else "",
+        )
 
 
 def refuse(text: str) -> NoReturn:

@@ -4,7 +4,7 @@ S tokens, N frames, C colours, H and W pixels.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from ma2mba.data.batch import token_places
 from ma2mba.errors import UserError
 from ma2mba.inference.generate import TextStream, generate
 from ma2mba.inference.session import Session
+from ma2mba.inference.watch import Progress, watch
 from ma2mba.model.conversation import encode_prompt
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.video.frames import FrameReader, FrameSet
+from ma2mba.video.frames import FrameReader
 
 log = logging.getLogger(__name__)
 ONE_A_SECOND = "1fps"
@@ -46,40 +47,31 @@ class VideoChat:
         video: Path,
         frames: int | None = None,
         reader: FrameReader | None = None,
+        report: Callable[[Progress], None] = lambda _: None,
     ):
-        """Decode the video at 1 FPS (`frames=None`) or at `frames` frames, in the worker process of `reader`.
+        """Watch the video at 1 FPS (`frames=None`) or at `frames` frames, decoded in the worker process of `reader`.
 
-        Without `reader`, start a worker for this video alone. Raise UserError if the video cannot be used.
+        Without `reader`, start a worker for this video alone. `report` is called as `watch` says. Raise UserError if
+        the video cannot be used.
         """
-        with nullcontext(reader) if reader else FrameReader() as watched:
-            found = watched.read(video, model.config.image_size, count=frames)
         self.model, self.tokenizer = model, tokenizer
-        self.frames, self.duration = len(found.shown_N), found.duration
+        with (
+            nullcontext(reader) if reader else FrameReader() as started,
+            started.stream(video, model.config.image_size, count=frames) as stream,
+        ):
+            self._watched = watch(
+                Session(model, tokenizer), lambda n: encode_prompt(tokenizer, ANY_QUESTION, n), stream, report
+            )
+        self.frames, self.duration = len(stream.shown_N), stream.duration
         log.debug(
             "video: %s, %.1f s, %d frames sampled, %d of them different",
-            *(video, self.duration, self.frames, len(found.pictures_MCHW)),
+            *(video, self.duration, self.frames, stream.plan.pictures),
         )
-        self._found: FrameSet | None = found
-        self._watched: Session | None = None
-
-    def watch(self) -> Session:
-        """Return the session after the last frame. It is the same for every question, so the video is read once."""
-        if self._watched is None:
-            assert self._found is not None
-            encoded = encode_prompt(self.tokenizer, ANY_QUESTION, self.frames)
-            head = encoded.token_ids[: encoded.frame_positions[-1]]
-            ids_S, visual_S = with_frames(
-                head, encoded.frame_positions, self.model.config.tokens_per_frame, self._found.shown_N
-            )
-            session = Session(self.model, self.tokenizer)
-            session.feed(ids_S, visual_S, torch.from_numpy(self._found.pictures_MCHW))
-            self._watched, self._found = session, None
-        return self._watched
 
     def ask(self, question: str, max_tokens: int = 256) -> Iterator[str]:
         """Yield the answer in pieces of text. Raises UserError if the question is empty."""
         encoded = encode_prompt(self.tokenizer, question, self.frames)
-        session = self.watch().fork()
+        session = self._watched.fork()
         session.feed_text(encoded.token_ids[encoded.frame_positions[-1] :])
         text = TextStream(self.tokenizer)
         for token in generate(session, max_tokens):

@@ -14,6 +14,11 @@ from ma2mba.data.cuts import cuts
 from ma2mba.model.layer import State
 from ma2mba.model.video_ma2mba import VideoMa2mba
 
+CHUNK_TOKENS = {"cpu": 4096, "cuda": 16384}
+"""The most tokens of a chunk on each kind of device: 4,096 starve a GPU."""
+CHUNK_FRAMES = 128
+"""The most frames of a chunk: with few tokens a frame, the vision encoder takes more memory than the language model."""
+
 
 class Session:
     """The recurrent states after all tokens that were fed, and the logits of the next token.
@@ -21,10 +26,11 @@ class Session:
     `states` is None before the first token; afterwards it holds one recurrent state a layer.
     """
 
-    def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, chunk_tokens: int = 4096):
+    def __init__(self, model: VideoMa2mba, tokenizer: Tokenizer, chunk_tokens: int | None = None):
+        """`chunk_tokens`: the most tokens of one call; by default what `chunk_length` returns."""
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens = chunk_tokens or chunk_length(self.device.type, model.config.tokens_per_frame)
         self.states: list[State] | None = None
         self._last_1D: Tensor | None = None
 
@@ -47,11 +53,8 @@ class Session:
         """
         per_frame = self.model.config.tokens_per_frame
         for start, stop in itertools.pairwise(cuts(visual_S[None], self.chunk_tokens, per_frame)):
-            visual_T = visual_S[start:stop].clone()
-            seen_T = visual_T >= 0
-            frames_M, places = torch.unique(visual_T[seen_T] // per_frame, return_inverse=True)
-            visual_T[seen_T] = places * per_frame + visual_T[seen_T] % per_frame
-            self._step(ids_S[start:stop], visual_T, frames_NCHW[frames_M])
+            visual_T, frames_M = within(visual_S[start:stop], per_frame)
+            self.read_chunk(ids_S[start:stop], visual_T, frames_NCHW[frames_M])
 
     def feed_text(self, ids: list[int]) -> None:
         """Read text tokens."""
@@ -74,9 +77,28 @@ class Session:
         logits_1V = self.model.logits(self._last_1D[None])[0]
         return logits_1V[0, : self.tokenizer.get_vocab_size()].float()
 
-    def _step(self, ids_T: Tensor, visual_T: Tensor, frames_NCHW: Tensor) -> None:
+    @torch.no_grad()
+    def read_chunk(self, ids_T: Tensor, visual_T: Tensor, frames_MCHW: Tensor) -> None:
+        """Read the tokens of one chunk, at most `chunk_tokens`. `visual_T` counts the pictures of this chunk."""
         device = self.device
-        x_BTD = self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_NCHW.to(device))
+        x_BTD = self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_MCHW.to(device))
         states = self.model.initial_states(x_BTD) if self.states is None else self.states
         x_BTD, self.states = self.model.run(x_BTD, states)
         self._last_1D = x_BTD[0, -1:].clone()
+
+
+def chunk_length(device: str, tokens_per_frame: int) -> int:
+    """Return the tokens of a chunk for a kind of device and a model.
+
+    The length never depends on how much memory is free: the same length always gives the same bits.
+    """
+    return min(CHUNK_TOKENS.get(device, CHUNK_TOKENS["cpu"]), CHUNK_FRAMES * tokens_per_frame)
+
+
+def within(visual_T: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor]:
+    """Return visual_T of a chunk such that it counts the chunk's own pictures, and the numbers of these, pictures_M."""
+    visual_T = visual_T.clone()
+    seen_T = visual_T >= 0
+    pictures_M, places = torch.unique(visual_T[seen_T] // tokens_per_frame, return_inverse=True)
+    visual_T[seen_T] = places * tokens_per_frame + visual_T[seen_T] % tokens_per_frame
+    return visual_T, pictures_M

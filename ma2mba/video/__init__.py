@@ -7,7 +7,7 @@
   MediaError (`errors.py`) with the reason, or with `keep_damaged` returns the frames before the damage.
 - `pictures.py` reads images and crops pictures as CLIP does; `jpeg.py` finds damaged JPEG files; `animation.py` reads
   animated WebP. `frames.py` does both for one video or image, in a watched
-  process for `ask` and `eval`.
+  process for `ask` and `eval`; `stream.py` gives its pictures block by block, in memory that does not grow.
 - `pyav.py` is the one door for videos: FFmpeg opens the given file and no other (`formats.py`).
 - `pool.py` runs work in watched processes whose memory `memory.py` limits.
 - `synthetic/` renders videos with known content.

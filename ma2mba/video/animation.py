@@ -82,10 +82,10 @@ def decode_webp(
     wanted: Set[int],
     use: Callable[[np.ndarray], T],
     beat: Callable[[], None],
-    expect: Callable[[int], None],
+    begin: Callable[[], None],
 ) -> tuple[dict[int, T], str, str]:
     """Return what `use` returned for each wanted frame number, why frames are missing (""), and what is ignored."""
-    expect(len(wanted))
+    begin()
     used: dict[int, T] = {}
     number = 0
     try:

@@ -13,9 +13,10 @@ the frames' own times, in the order in which they are shown.
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
@@ -63,6 +64,29 @@ class Decoded(Generic[T]):
     ignored: str = ""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is decoded of a video; known before its first frame is decoded.
+
+    Sample n is at second `times_N[n]` and shows picture `shown_N[n]`. A frame that is shown at several times is one
+    picture. Pictures are decoded in order. `duration`: length of the whole video in seconds.
+    """
+
+    times_N: np.ndarray
+    shown_N: np.ndarray
+    duration: float
+
+    @property
+    def pictures(self) -> int:
+        """The number of different pictures."""
+        return int(self.shown_N[-1]) + 1
+
+    def seconds(self, pictures: int) -> float:
+        """Return the time of the last sample that the first `pictures` pictures show, 0 for no picture."""
+        last = int(np.searchsorted(self.shown_N, pictures - 1, "right")) - 1
+        return float(self.times_N[last]) if pictures else 0.0
+
+
 class Untrusted(Exception):
     """The times of the packets contradict the frames."""
 
@@ -94,15 +118,16 @@ def decode_video(
     keep_damaged: bool = False,
     decoder: DecoderName = "pyav",
     beat: Callable[[], None] = lambda: None,
-    expect: Callable[[int], None] = lambda _: None,
+    announce: Callable[[Plan], None] = lambda _: None,
 ) -> Decoded[T]:
     """Decode the frames shown every 1/fps seconds of [start, stop), and pass each to `use` as RGB uint8 (H, W, 3).
 
     `count` keeps only that many of the times, evenly spaced. `use` sees a frame once, even if it is shown at several
-    times. `beat` is called at every packet, `expect` before the first frame is decoded, with the number of frames. If a
-    file must be decoded again, `expect` is called again, and what `use` returned before does not count.
-    Raise MediaError if the file is not a readable video, if it is damaged, or if it has no frame in the range. With
-    `keep_damaged`, return the frames before the damage instead.
+    times. `beat` is called at every packet, `announce` before `use` sees the first frame. If a file must be decoded
+    again, `announce` is called again, and what `use` returned before does not count.
+    Raise MediaError if the file is not a readable video, if it is damaged (`partial` says how many seconds are intact),
+    or if it has no frame in the range. With `keep_damaged`, return the frames before the damage instead; otherwise
+    `use` sees no frame of a file whose packets show the damage.
     """
 
     def decode(facts: Probe) -> Decoded[T]:
@@ -111,10 +136,14 @@ def decode_video(
             raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
         indices = [facts.shown_at(t) for t in times]
         read = decode_webp if webp else decode_indices if decoder == "decord" else _decode_wanted
-        used, damage, ignored = read(path, facts, set(indices), use, beat, expect)
-        damage = facts.damage or damage
+        if facts.damage and not keep_damaged:
+            intact, _, _ = read(path, facts, set(indices), lambda _: None, beat, lambda: None)
+            raise MediaError(path, facts.damage, partial=_intact_seconds(times, indices, intact))
+        plan = _plan(times, indices, facts.duration)
+        used, damage, ignored = read(path, facts, set(indices), use, beat, lambda: announce(plan))
         if damage and not keep_damaged:
-            raise MediaError(path, damage)
+            raise MediaError(path, damage, partial=_intact_seconds(times, indices, used))
+        damage = facts.damage or damage
         samples = _before_damage(facts, times, indices, used)
         if not samples:
             raise MediaError(path, damage or "no frame could be decoded")
@@ -165,6 +194,18 @@ def decoded_times(path: Path, facts: Probe, beat: Callable[[], None] = lambda: N
     return Probe(ordered, facts.time_base, Span.of(path, facts.time_base, ordered, last), False, damage)
 
 
+def _plan(times: Sequence[Fraction], indices: Sequence[int], duration: float) -> Plan:
+    """Return the plan of samples at these times, which show the frames of these numbers."""
+    _, shown_N = np.unique(np.array(indices, np.int64), return_inverse=True)
+    return Plan(np.array(times, np.float64), shown_N.astype(np.int64), duration)
+
+
+def _intact_seconds(times: Sequence[Fraction], indices: Sequence[int], used: Container[int]) -> float | None:
+    """Return the time of the last sample before the first frame that is not in `used`; None if there is none."""
+    intact = [t for t, _ in takewhile(lambda pair: pair[1] in used, zip(times, indices, strict=True))]
+    return float(intact[-1]) if intact else None
+
+
 def _before_damage(
     facts: Probe, times: Sequence[Fraction], indices: Sequence[int], used: dict[int, T]
 ) -> list[Sample[T]]:
@@ -184,7 +225,7 @@ def _decode_wanted(
     wanted: set[int],
     use: Callable[[np.ndarray], T],
     beat: Callable[[], None],
-    expect: Callable[[int], None],
+    begin: Callable[[], None],
 ) -> tuple[dict[int, T], str, str]:
     """Return what `use` returned for each wanted frame number, the damage if frames are missing, and what is ignored.
 
@@ -194,7 +235,7 @@ def _decode_wanted(
     used: dict[int, T] = {}
     for skipping in (True, False) if facts.by_packet else (False,):
         used.clear()
-        expect(len(wanted))
+        begin()
         damage, ignored = _decode_once(path, facts, wanted, used, use, beat, skipping=skipping)
         if not damage:
             break

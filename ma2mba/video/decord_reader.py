@@ -41,11 +41,11 @@ def decode_indices(
     wanted: Set[int],
     use: Callable[[np.ndarray], T],
     beat: Callable[[], None],
-    expect: Callable[[int], None],
+    begin: Callable[[], None],
 ) -> tuple[dict[int, T], str, str]:
     """Return what `use` returned for each wanted frame number, why frames are missing (""), and what is ignored."""
     decord = load_decord()
-    expect(len(wanted))
+    begin()
     used: dict[int, T] = {}
     with open_video(path) as (container, stream):
         if container.format.name in MISREAD:

@@ -12,14 +12,23 @@ from ma2mba.memory import at_most
 
 
 class MediaError(UserError):
-    """A video or image cannot be used: `path` names the file, `reason` says why in a few words, `remedy` what to do."""
+    """A video or image cannot be used: `path` names the file, `reason` says why in a few words, `remedy` what to do.
 
-    def __init__(self, path: object, reason: str, remedy: str = "Use a complete, readable file"):
+    `partial`: how many seconds of a video that breaks half way can be read; None if no frame can be read.
+    """
+
+    def __init__(
+        self,
+        path: object,
+        reason: str,
+        remedy: str = "Use a complete, readable file",
+        partial: float | None = None,
+    ):
         super().__init__(f"{path}: {reason}. {remedy}")
-        self.path, self.reason, self.remedy = str(path), reason, remedy
+        self.path, self.reason, self.remedy, self.partial = str(path), reason, remedy, partial
 
     def __reduce__(self):
-        return type(self), (self.path, self.reason, self.remedy)
+        return type(self), (self.path, self.reason, self.remedy, self.partial)
 
 
 class OverMemory(MediaError, MemoryError):

@@ -1,7 +1,8 @@
 """Read the frames of one video or picture, resized and cropped for the vision encoder.
 
 `FrameReader` reads in a watched worker process: a file that hangs or crashes its decoder, or that needs too much
-memory, raises UserError. `read_frames` reads in this process.
+memory, raises UserError. `FrameReader.stream` gives the pictures one block after the other, in memory that does not
+grow with the video; `FrameReader.read` holds all of them. `read_frames` reads in this process, and holds them too.
 
 M pictures, N frames, C colours, H and W pixels.
 """
@@ -16,13 +17,15 @@ import numpy as np
 from ma2mba.errors import UserError
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video.animation import is_animation
-from ma2mba.video.decode import decode_video
+from ma2mba.video.decode import Plan, decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.pictures import IMAGE_SUFFIXES, clip_view, read_image
 from ma2mba.video.pool import Beat, Pool, Task
+from ma2mba.video.stream import Block, StartAgain, VideoStream
 
 GB = 1e9
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20
+"""Bytes of pictures that a worker sends at once."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class FrameSet:
 
 @dataclass(frozen=True)
 class Request:
-    """What to read. A relative `path` counts from `folder`."""
+    """What to read. A relative `path` counts from `folder`. `held`: the reader holds all pictures at once."""
 
     path: Path
     image_size: int
@@ -54,15 +57,7 @@ class Request:
     start: float | None = None
     stop: float | None = None
     folder: str = "."
-
-
-@dataclass(frozen=True)
-class Block:
-    """Pictures `first`, `first` + 1, ... of `total`, in the order in which they are decoded."""
-
-    first: int
-    total: int
-    pictures_MCHW: np.ndarray
+    held: bool = True
 
 
 class FrameReader:
@@ -83,22 +78,38 @@ class FrameReader:
     def close(self) -> None:
         self._pool.close()
 
+    def stream(self, path: Path | str, image_size: int, *, count: int | None = None) -> VideoStream:
+        """Return a stream of the pictures that `read` returns. Its worker starts to decode at once.
+
+        One stream at a time: close it before the next. Errors are raised when the stream is read.
+        """
+        return self._stream(Path(path), image_size, count, held=False)
+
     def read(self, path: Path | str, image_size: int, *, count: int | None = None) -> FrameSet:
         """Return what `read_frames` returns. Raise UserError too if decoding hangs, crashes or exceeds a limit."""
         path = Path(path)
-        folder = "." if path.is_absolute() else os.getcwd()
-        task = Task(0, [Request(path, image_size, count=count, folder=folder)])
-        held, results = _Pictures(), list[tuple[np.ndarray, float] | UserError]()
-        stall = limits().stall_seconds
         try:
-            self._pool.run([task], lambda _, result: results.append(result), on_block=held.add, stall=stall)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            with self._stream(path, image_size, count, held=True) as stream:
+                return _held(stream)
         except MemoryError as error:
             raise MediaError(path, "its frames need more memory than is free", "Use --frames N") from error
-        if isinstance(results[0], UserError):
-            raise results[0]
-        return FrameSet(held.pictures_MCHW, *results[0])
+
+    def _stream(self, path: Path, image_size: int, count: int | None, *, held: bool) -> VideoStream:
+        folder = "." if path.is_absolute() else os.getcwd()
+        request = Request(path, image_size, count=count, folder=folder, held=held)
+        return VideoStream(path, self._pool, Task(0, [request]), limits().stall_seconds)
+
+
+def _held(stream: VideoStream) -> FrameSet:
+    """Read a stream to its end and return all its frames."""
+    while True:
+        held = _Pictures(stream.plan)
+        try:
+            for block in stream:
+                held.add(block)
+        except StartAgain:
+            continue
+        return held.frame_set()
 
 
 def read_frames(
@@ -116,15 +127,23 @@ def read_frames(
     to (image_size, image_size). Raise UserError if the file is missing, damaged or not a video, if it has no frame in
     the range, or if its frames exceed `limits().frames_gb`.
     """
-    held = _Pictures()
-    shown_N, duration = _read(Request(Path(path), image_size, fps, count, start, stop), held.add, lambda: None)
-    return FrameSet(held.pictures_MCHW, shown_N, duration)
+    held: list[_Pictures] = []
+
+    def hand_on(item: Plan | Block) -> None:
+        if isinstance(item, Plan):
+            held[:] = [_Pictures(item)]
+        else:
+            held[0].add(item)
+
+    _read(Request(Path(path), image_size, fps, count, start, stop), hand_on, lambda: None)
+    return held[0].frame_set()
 
 
-def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> tuple[np.ndarray, float] | UserError:
-    """Read the one Request of a task in a worker and send its pictures in blocks.
+def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> UserError | None:
+    """Read the one Request of a task in a worker. Send its plan, then its pictures in blocks.
 
-    Return `shown_N` and the duration of the video, or the reason why the file cannot be used.
+    If the file must be decoded again, send the plan again, and all pictures. Return the reason why the file cannot be
+    used, or None.
     """
     request: Request = task.items[0]
     begin(0)
@@ -132,7 +151,8 @@ def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> tuple[np.
         if task.given_up:
             raise MediaError(request.path, task.given_up[0])
         os.chdir(request.folder)
-        return _read(request, beat, beat)
+        _read(request, beat, beat)
+        return None
     except UserError as error:
         return error
     except MemoryError:
@@ -144,14 +164,15 @@ def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> tuple[np.
         begin(1)
 
 
-def _read(request: Request, hand_on: Callable[[Block], None], beat: Callable[[], None]) -> tuple[np.ndarray, float]:
-    """Pass all pictures to `hand_on`, in blocks. Return `shown_N` and the duration of the video."""
+def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Callable[[], None]) -> None:
+    """Pass the plan to `hand_on`, then all pictures in blocks."""
     blocks = _Blocks(request, hand_on)
     if request.path.suffix.lower() in IMAGE_SUFFIXES and not is_animation(request.path):
-        blocks.expect(1)
-        shown, duration = [blocks.add(read_image(request.path))], 0.0
+        picture = read_image(request.path)
+        blocks.announce(Plan(np.zeros(1), np.zeros(1, np.int64), 0.0))
+        blocks.add(picture)
     else:
-        decoded = decode_video(
+        decode_video(
             request.path,
             blocks.add,
             fps=request.fps,
@@ -159,54 +180,57 @@ def _read(request: Request, hand_on: Callable[[Block], None], beat: Callable[[],
             start=request.start,
             stop=request.stop,
             beat=beat,
-            expect=blocks.expect,
+            announce=blocks.announce,
         )
-        shown, duration = [sample.value for sample in decoded.samples], decoded.duration
     blocks.hand_on_rest()
-    return np.array(shown, np.int64), duration
 
 
 class _Blocks:
     """Resizes pictures and passes them on in blocks of BLOCK_BYTES."""
 
-    def __init__(self, request: Request, hand_on: Callable[[Block], None]):
+    def __init__(self, request: Request, hand_on: Callable[[Plan | Block], None]):
         self._request, self._hand_on = request, hand_on
         self._shape = (3, request.image_size, request.image_size)
-        self._total = self._first = self._filled = 0
+        self._first = self._filled = 0
 
-    def expect(self, total: int) -> None:
-        """Announce the number of pictures, and begin with the first. Raise UserError if they exceed the limit."""
+    def announce(self, plan: Plan) -> None:
+        """Pass the plan on, and begin with its first picture. Raise UserError if they exceed the limit."""
         each, most = int(np.prod(self._shape)), limits().frames_gb * GB
-        if total * each > most:
+        if self._request.held and plan.pictures * each > most:
             raise MediaError(
                 self._request.path,
-                f"its {total:,} different frames need {total * each / GB:.3g} GB at {self._request.image_size} pixels, "
-                f"and {most / GB:g} GB are allowed",
+                f"its {plan.pictures:,} different frames need {plan.pictures * each / GB:.3g} GB at "
+                f"{self._request.image_size} pixels, and {most / GB:g} GB are allowed",
                 f"Use --frames N, with at most {int(most // each):,}. {raise_limit('frames_gb')}",
             )
-        self._total, self._first, self._filled = total, 0, 0
-        self._buffer = np.empty((min(total, max(1, BLOCK_BYTES // each)), *self._shape), np.uint8)
+        self._first, self._filled = 0, 0
+        self._buffer = np.empty((min(plan.pictures, max(1, BLOCK_BYTES // each)), *self._shape), np.uint8)
+        self._hand_on(plan)
 
-    def add(self, picture: np.ndarray) -> int:
-        """Add a picture, uint8 (H, W, 3), and return its number."""
+    def add(self, picture: np.ndarray) -> None:
+        """Add a picture, uint8 (H, W, 3)."""
         self._buffer[self._filled] = clip_view(picture, self._request.image_size).transpose(2, 0, 1)
         self._filled += 1
-        number = self._first + self._filled - 1
         if self._filled == len(self._buffer):
             self.hand_on_rest()
-        return number
 
     def hand_on_rest(self) -> None:
         if self._filled:
-            self._hand_on(Block(self._first, self._total, self._buffer[: self._filled]))
+            self._hand_on(Block(self._first, self._buffer[: self._filled]))
             self._first += self._filled
             self._filled = 0
 
 
 class _Pictures:
-    """Joins blocks in one array, which is allocated at the first block. Blocks that come again replace the earlier."""
+    """Joins the blocks of a plan in one array, which is allocated at the first block."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
 
     def add(self, block: Block) -> None:
         if block.first == 0:
-            self.pictures_MCHW = np.empty((block.total, *block.pictures_MCHW.shape[1:]), np.uint8)
-        self.pictures_MCHW[block.first : block.first + len(block.pictures_MCHW)] = block.pictures_MCHW
+            self._pictures_MCHW = np.empty((self._plan.pictures, *block.pictures_MCHW.shape[1:]), np.uint8)
+        self._pictures_MCHW[block.first : block.first + len(block.pictures_MCHW)] = block.pictures_MCHW
+
+    def frame_set(self) -> FrameSet:
+        return FrameSet(self._pictures_MCHW, self._plan.shown_N, self._plan.duration)

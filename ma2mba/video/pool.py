@@ -21,10 +21,10 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ma2mba.errors import UserError
 from ma2mba.video.memory import limit_memory
@@ -84,8 +84,19 @@ Progress = Callable[[int], None]
 """Called with the number of newly finished items; with a negative number when a task starts again."""
 OnResult = Callable[[Task, Any], None]
 """Called once for each finished task, with the result of the work."""
-OnBlock = Callable[[Any], None]
-"""Called with each block that the work sends. A task that starts again sends its blocks again."""
+
+
+class Event(NamedTuple):
+    """What happened to a task.
+
+    "block": the work sent `value`, a piece of its result; a task that starts again sends its blocks again. "result":
+    the work returned `value`. "progress": `value` more items are finished; negative when a task starts again. "beat":
+    nothing of these for a second at most, so that whoever listens is never kept waiting.
+    """
+
+    kind: Literal["block", "result", "progress", "beat"]
+    task: Task | None = None
+    value: Any = None
 
 
 class _Worker:
@@ -147,35 +158,45 @@ class Pool:
             worker.stop()
 
     def run(
-        self,
-        tasks: list[Task],
-        on_result: OnResult,
-        progress: Progress = lambda _: None,
-        on_block: OnBlock = lambda _: None,
-        stall: float = STALL,
+        self, tasks: list[Task], on_result: OnResult, progress: Progress = lambda _: None, stall: float = STALL
     ) -> None:
-        """Run all tasks. While a callback runs, a worker that has more to send waits.
+        """Run all tasks. While a callback runs, a worker that has more to send waits. Raises what `events` raises."""
+        with contextlib.closing(self.events(tasks, stall)) as events:
+            for kind, task, value in events:
+                if kind == "result":
+                    assert task is not None
+                    on_result(task, value)
+                elif kind == "progress":
+                    progress(value)
 
-        A UserError that the work raises is raised here, an OSError too (without its errno). Raise UserError if a worker
-        is killed from outside, or if it takes too long to start or to finish a task.
+    def events(self, tasks: list[Task], stall: float = STALL) -> Generator[Event, None, None]:
+        """Start the first tasks at once, and yield what happens until all tasks are finished.
+
+        While nobody asks for the next event, a worker that has more to send waits: nothing is queued here. Closing the
+        generator kills the workers. A UserError that the work raises is raised here, an OSError too (without its
+        errno). Raise UserError if a worker is killed from outside, or takes too long to start or to finish a task.
         """
         waiting = deque(tasks)
+        for place in range(min(len(tasks), len(self._workers))):
+            self._give(place, waiting.popleft())
+        return self._listen(waiting, stall)
+
+    def _listen(self, waiting: deque[Task], stall: float) -> Generator[Event, None, None]:
         try:
-            for place in range(min(len(tasks), len(self._workers))):
-                self._give(place, waiting.popleft())
             while any(worker.task for worker in self._workers):
-                wait([worker.pipe for worker in self._workers if worker.task], timeout=min(1.0, stall / 4))
+                ready = wait([worker.pipe for worker in self._workers if worker.task], timeout=min(1.0, stall / 4))
                 for place, worker in enumerate(self._workers):
+                    retry = None
                     if worker.task and worker.pipe.poll():
-                        retry = _hear(worker, progress, on_result, on_block)
+                        retry = yield from _hear(worker)
                     elif worker.task and _stalled(worker, stall):
-                        retry = _give_up(worker, f"the decoder made no progress for {stall:.0f} s", progress)
-                    else:
-                        continue
+                        retry = yield from _give_up(worker, f"the decoder made no progress for {stall:.0f} s")
                     if retry:
                         waiting.appendleft(retry)
                     if not worker.task and waiting:
                         self._give(place, waiting.popleft())
+                if not ready:
+                    yield Event("beat")
         except BaseException:
             self.close()
             raise
@@ -214,33 +235,36 @@ def _stalled(worker: _Worker, stall: float) -> bool:
     return False
 
 
-def _hear(worker: _Worker, progress: Progress, on_result: OnResult, on_block: OnBlock) -> Task | None:
+def _hear(worker: _Worker) -> Generator[Event, None, Task | None]:
     """Handle one message from a worker. Return the task that must start again if the worker has crashed."""
-    assert worker.task is not None
-    worker.heard = time.monotonic()
+    task = worker.task
+    assert task is not None
     try:
         kind, value = worker.pipe.recv()
     except (EOFError, ConnectionError):
         kind, value = "dead", None
     if kind == "dead":
-        return _retry_after_crash(worker, progress)
+        return (yield from _retry_after_crash(worker))
     if kind == "item":
-        progress(value - worker.item)
-        worker.item, worker.begun = value, True
+        finished, worker.item, worker.begun = value - worker.item, value, True
+        yield Event("progress", task, finished)
     elif kind == "block":
-        on_block(value)
+        yield Event("block", task, value)
     elif kind == "done":
-        on_result(worker.task, value)
-        progress(len(worker.task.items) - worker.item)
+        yield Event("result", task, value)
+        yield Event("progress", task, len(task.items) - worker.item)
         worker.task = None
     elif kind == "error":
         raise value
     elif kind == "failed":
         raise RuntimeError(f"a worker failed:\n{value}")
+    else:
+        yield Event("beat")
+    worker.heard = time.monotonic()  # after the yield: while the event was in use, the worker may have waited
     return None
 
 
-def _retry_after_crash(worker: _Worker, progress: Progress) -> Task:
+def _retry_after_crash(worker: _Worker) -> Generator[Event, None, Task]:
     """Return the task of a dead worker, to start again. Raise if its death is not a crash that an item may cause."""
     assert worker.task is not None
     code = worker.process.wait()
@@ -253,7 +277,7 @@ def _retry_after_crash(worker: _Worker, progress: Progress) -> Task:
     finished_another = worker.items_given > len(worker.task.items)
     if worker.suspect() is None and not finished_another:
         raise RuntimeError(f"a worker crashed ({name}) {'after its last' if worker.begun else 'before its first'} item")
-    return _give_up(worker, f"the decoder crashed ({name})", progress)
+    return (yield from _give_up(worker, f"the decoder crashed ({name})"))
 
 
 def _ending(code: int) -> str:
@@ -261,12 +285,12 @@ def _ending(code: int) -> str:
     return signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
 
 
-def _give_up(worker: _Worker, reason: str, progress: Progress) -> Task:
+def _give_up(worker: _Worker, reason: str) -> Generator[Event, None, Task]:
     """Stop a worker. Return its task, to start again without the item that the worker was at."""
     assert worker.task is not None
     task, suspect = worker.task, worker.suspect()
     worker.stop()
-    progress(-worker.item)
+    yield Event("progress", task, -worker.item)
     given_up = {} if suspect is None else {suspect: reason}
     return replace(task, given_up=task.given_up | given_up)
 

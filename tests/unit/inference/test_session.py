@@ -6,7 +6,7 @@ import torch
 
 from ma2mba.data.batch import Sample, collate
 from ma2mba.inference.chat import with_frames
-from ma2mba.inference.session import Session
+from ma2mba.inference.session import Session, chunk_length
 
 K = 4
 FRAMES = 9
@@ -122,3 +122,11 @@ def test_places_are_those_of_a_training_batch(prompt):
     ids_S, visual_S = with_frames(token_ids, positions, K)
     assert torch.equal(batch.ids_BS[0], ids_S)
     assert torch.equal(batch.visual_BS[0], visual_S)
+
+
+@pytest.mark.parametrize(
+    ("device", "tokens_per_frame", "tokens"),
+    [("cpu", 144, 4096), ("cuda", 144, 16384), ("cpu", 4, 512), ("cuda", 4, 512), ("meta", 144, 4096)],
+)
+def test_the_length_of_a_chunk_depends_on_the_device_and_on_the_model(device, tokens_per_frame, tokens):
+    assert chunk_length(device, tokens_per_frame) == tokens

@@ -75,7 +75,11 @@ def test_workers_stay_between_runs_and_are_replaced_after_a_crash_or_an_error():
     blocks, pids = [], []
 
     def run(*items):
-        pool.run([Task(0, items)], lambda _, pid: pids.append(pid), on_block=blocks.append)
+        for kind, _, value in pool.events([Task(0, items)]):
+            if kind == "block":
+                blocks.append(value)
+            elif kind == "result":
+                pids.append(value)
 
     with Pool(identify, 1, 1 << 30) as pool:
         run("a", "b")

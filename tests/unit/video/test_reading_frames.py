@@ -12,7 +12,7 @@ import pytest
 from ma2mba.errors import UserError
 from ma2mba.limits import Limits
 from ma2mba.video import frames
-from ma2mba.video.decode import decode_video
+from ma2mba.video.decode import Plan, decode_video
 from ma2mba.video.frames import Block, FrameReader, read_frames
 from ma2mba.video.pictures import clip_view
 from tests.unit.video.numbered_video import write
@@ -46,12 +46,14 @@ def test_a_picture_that_stays_is_held_once(video):
 
 
 def test_pictures_come_in_blocks_of_bounded_size(video, monkeypatch):
-    blocks: list[Block] = []
+    sent: list[Plan | Block] = []
     monkeypatch.setattr(frames, "BLOCK_BYTES", 4 * 112 * 112 * 3)
-    frames._read(frames.Request(video, 112), lambda block: blocks.append(block), lambda: None)
-    assert [(block.first, block.total, len(block.pictures_MCHW)) for block in blocks] == [
-        *((first, 31, 4) for first in range(0, 28, 4)),
-        (28, 31, 3),
+    frames._read(frames.Request(video, 112), sent.append, lambda: None)
+    plan, *blocks = sent
+    assert plan.pictures == 31
+    assert [(block.first, len(block.pictures_MCHW)) for block in blocks] == [
+        *((first, 4) for first in range(0, 28, 4)),
+        (28, 3),
     ]
 
 

@@ -1,0 +1,171 @@
+"""A video that is watched as it is decoded gives the bits of a video that is read whole; M pictures, N frames."""
+
+import threading
+import time
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ma2mba.data.cuts import cuts
+from ma2mba.errors import UserError
+from ma2mba.inference.ahead import ahead
+from ma2mba.inference.chat import with_frames
+from ma2mba.inference.interleaved import Interleaved
+from ma2mba.inference.session import Session
+from ma2mba.inference.watch import watch
+from ma2mba.model.conversation import Encoded, encode_prompt
+from ma2mba.video.errors import MediaError
+from ma2mba.video.frames import FrameReader
+from tests.unit.inference.fake_stream import SIZE, FakeStream, block, plan
+from tests.unit.video.numbered_video import write
+
+MS = Fraction(1, 1000)
+K = 4
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    """A video of 40 s: a frame a second, but the frame of second 20 is shown for 10 s."""
+    path = tmp_path_factory.mktemp("video") / "a.mkv"
+    write(path, [1000 * k for k in range(40) if not 20 < k < 30], MS, codec="mpeg4", options={})
+    return path
+
+
+@pytest.fixture
+def prompt(tokenizer):
+    return lambda frames: encode_prompt(tokenizer, "?", frames)
+
+
+def bits(session: Session) -> list[bytes]:
+    return [part.numpy().tobytes() for state in session.states for part in state] + [session.logits().numpy().tobytes()]
+
+
+def read_whole(session: Session, prompt, found) -> Session:
+    encoded = prompt(len(found.shown_N))
+    head = encoded.token_ids[: encoded.frame_positions[-1]]
+    ids_S, visual_S = with_frames(head, encoded.frame_positions, K, found.shown_N)
+    session.feed(ids_S, visual_S, torch.from_numpy(found.pictures_MCHW))
+    return session
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 16, 50, 4096])
+@pytest.mark.parametrize("count", [None, 7])
+def test_the_states_have_the_bits_of_a_video_that_is_read_whole(
+    model, tokenizer, video, prompt, chunk_tokens, count, monkeypatch
+):
+    monkeypatch.setattr("ma2mba.video.frames.BLOCK_BYTES", 3 * 3 * SIZE * SIZE)
+    started, told = Session(model, tokenizer, chunk_tokens), []
+    started.feed_text([3, 1, 4])
+    before = bits(started)
+    with FrameReader() as reader:
+        expected = bits(read_whole(started.fork(), prompt, reader.read(video, SIZE, count=count)))
+        with reader.stream(video, SIZE, count=count) as stream:
+            assert bits(watch(started, prompt, stream, told.append)) == expected
+        assert len(reader.read(video, SIZE, count=2).shown_N) == 2, "the worker goes on"
+    assert bits(started) == before
+    assert (told[0].frames, told[0].seconds) == (0, 0.0)
+    assert (told[-1].frames, told[-1].seconds) == (told[0].total, stream.duration)
+    assert [p.frames for p in told] == sorted(p.frames for p in told)
+
+
+def test_a_part_and_the_chunks_are_those_of_the_whole_sequence():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        frames, text = int(rng.integers(1, 12)), int(rng.integers(0, 9))
+        shown_N = np.cumsum(rng.integers(0, 2, frames))
+        positions = sorted(rng.integers(0, text + 1, frames).tolist())
+        ids = rng.integers(1, 99, text).tolist()
+        ids_S, visual_S = with_frames(ids, positions, K, shown_N)
+        sequence = Interleaved(Encoded(ids, frame_positions=positions), K, shown_N)
+        assert sequence.tokens == len(ids_S)
+        start, stop = sorted(rng.integers(0, len(ids_S) + 1, 2).tolist())
+        assert torch.equal(sequence.part(start, stop)[0], ids_S[start:stop])
+        assert torch.equal(sequence.part(start, stop)[1], visual_S[start:stop])
+        length = int(rng.integers(1, 20))
+        assert list(sequence.chunks(length)) == list(pairwise(cuts(visual_S[None], length, K)))
+
+
+WHOLE = (plan(9, 6), block(0, 4), block(4, 2))
+
+
+def test_a_file_that_is_decoded_again_starts_from_the_state_before_it(model, tokenizer, prompt):
+    started = Session(model, tokenizer, chunk_tokens=9)
+    with FakeStream(plan(20, 20), block(0, 12, colour=50), *WHOLE) as stream:
+        again = watch(started, prompt, stream)
+    with FakeStream(*WHOLE) as stream:
+        once = watch(started, prompt, stream)
+    assert bits(again) == bits(once)
+    assert started.states is None
+
+
+@pytest.mark.parametrize(
+    ("end", "partial", "said"), [("error", 3.0, "damaged"), ("crash", 8.0, "crashed (exit code 7)")]
+)
+def test_a_video_that_breaks_half_way_changes_nothing_and_says_how_far(model, tokenizer, prompt, end, partial, said):
+    started = Session(model, tokenizer, chunk_tokens=9)
+    with FakeStream(plan(20, 20), block(0, 9), end) as stream, pytest.raises(MediaError) as caught:
+        watch(started, prompt, stream)
+    assert said in caught.value.reason
+    assert caught.value.partial == partial
+    assert started.states is None
+
+
+def test_damage_after_the_last_picture_is_noticed(model, tokenizer, prompt):
+    with FakeStream(*WHOLE, "error") as stream, pytest.raises(MediaError, match="damaged"):
+        watch(Session(model, tokenizer, 9), prompt, stream)
+
+
+def test_pictures_that_are_missing_are_noticed(model, tokenizer, prompt):
+    with FakeStream(*WHOLE[:2]) as stream, pytest.raises(RuntimeError, match="4 of 6 pictures came"):
+        watch(Session(model, tokenizer, 9), prompt, stream)
+
+
+def test_an_interrupt_ends_the_worker_and_the_thread(model, tokenizer, prompt, video):
+    def stop(progress):
+        if progress.frames:
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with FrameReader() as reader:
+        with reader.stream(video, SIZE) as stream, pytest.raises(KeyboardInterrupt):
+            watch(Session(model, tokenizer, 9), prompt, stream, stop)
+        assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+        assert len(reader.read(video, SIZE, count=3).shown_N) == 3
+    assert time.monotonic() - began < 20
+
+
+def test_a_damaged_video_is_named_with_its_intact_seconds(model, tokenizer, prompt, tmp_path):
+    write(tmp_path / "a.mkv", [1000 * k for k in range(40)], MS, codec="mpeg4", options={"g": "5"})
+    data = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(data[: len(data) // 2])
+    with (
+        FrameReader() as reader,
+        reader.stream(tmp_path / "a.mkv", SIZE) as stream,
+        pytest.raises(UserError, match=r"a\.mkv: ") as caught,
+    ):
+        watch(Session(model, tokenizer), prompt, stream)
+    assert 10 < caught.value.partial < 30
+
+
+def test_two_items_exist_at_most():
+    alive, most = 0, 0
+
+    def items():
+        nonlocal alive, most
+        for number in range(20):
+            alive += 1
+            most = max(most, alive)
+            yield number
+
+    with ahead(items(), lambda: None) as made:
+        seen = []
+        for number in made:
+            time.sleep(0.002)
+            seen.append(number)
+            alive -= 1
+    assert seen == list(range(20))
+    assert most == 2
