@@ -1,5 +1,7 @@
 """One token a call is the same as a feed. B sequences."""
 
+import copy
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def sessions(model, tokenizer, count):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_steps_give_what_feeds_give(model, tokenizer, count):
-    model = model.double()
+    model = copy.deepcopy(model).double()
     fed = sessions(model, tokenizer, count)
     decoder = Decoder(model, [session.states for session in fed])
     for ids_B in TOKENS[:, :count]:
