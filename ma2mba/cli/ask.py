@@ -9,11 +9,13 @@ import typer
 
 from ma2mba.cli.output import (
     Device,
+    Dtype,
     Frames,
     Json,
     ModelFolder,
     Verbose,
     device_name,
+    dtype_name,
     err,
     out,
     print_json,
@@ -30,6 +32,7 @@ def ask(
     frames: Frames = "1fps",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of the answer.")] = 256,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -52,7 +55,7 @@ def ask(
 
         count = parse_frames(frames)
         with err.status(f"loading {model}"):
-            network, tokenizer = load_model(model, device=device_name(device))
+            network, tokenizer = load_model(model, device_name(device), dtype_name(dtype))
         began = time.monotonic()
         with watching(video) as report:
             chat = VideoChat(network, tokenizer, video, count, reader, report)

@@ -10,11 +10,13 @@ from rich.table import Table
 
 from ma2mba.cli.output import (
     Device,
+    Dtype,
     Frames,
     Json,
     ModelFolder,
     Verbose,
     device_name,
+    dtype_name,
     err,
     out,
     print_json,
@@ -46,6 +48,7 @@ def evaluate_command(
     limit: Limit = None,
     out_file: OutFile = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -66,7 +69,7 @@ def evaluate_command(
             _write(result, out_file)
             err.print(f"stopped after {len(result['records'])} questions: {out_file} has their answers", soft_wrap=True)
 
-    choice: dict[str, Any] = {"media": media, "limit": limit, "task": only}
+    choice: dict[str, Any] = {"media": media, "limit": limit, "task": only, "dtype": dtype_name(dtype)}
     with progress("questions") as report:
         result = evaluate(model, task, frames, **choice, device=device_name(device), progress=report, keep=keep)
     if as_json:

@@ -30,6 +30,8 @@ def export_model(run: Path, out_dir: Path, step: int | None = None) -> Path:
     from ma2mba.model.pretrained import CHECKSUMS, FILES, open_model
     from ma2mba.training.checkpoint.folder import CHECKPOINTS, MODEL, find_checkpoint
 
+    if not run.exists():
+        raise UserError(f"{run}: does not exist. Give the folder of a run")
     if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise UserError(f"{out_dir}: exists and is not empty. Choose another --out or remove it")
     if out_dir.resolve().is_relative_to((run / CHECKPOINTS).resolve()):

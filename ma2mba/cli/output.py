@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 
 out, err = Terminal(), Terminal(stderr=True)
 
-ModelFolder = Annotated[Path, typer.Option("--model", help="Model folder (see `ma2mba export`).")]
+ModelFolder = Annotated[
+    Path, typer.Option("--model", help="Model folder (see `ma2mba export`), or run folder: its latest checkpoint.")
+]
 Frames = Annotated[str, typer.Option("--frames", help="1fps, or the number of frames to sample from the video.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Show what is decided, and why.", callback=lambda on: on and _log_decisions())
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="auto, bf16 or fp32. auto: bf16 on a GPU and on CPUs with AMX, else fp32.")
+]
 
 
 def _log_decisions() -> bool:
@@ -44,6 +49,13 @@ def device_name(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no GPU. Use --device cpu")
     return "cuda" if torch.cuda.is_available() and name != "cpu" else "cpu"
+
+
+def dtype_name(name: str) -> str:
+    """Return `auto`, `bf16` or `fp32`. Raise UserError for another name."""
+    if name not in ("auto", "bf16", "fp32"):
+        raise UserError(f"--dtype {name}: unknown dtype. Use auto, bf16 or fp32")
+    return name
 
 
 def print_line(text: str) -> None:

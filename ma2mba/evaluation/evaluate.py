@@ -30,6 +30,7 @@ def evaluate(
     limit: int | None = None,
     task: str | None = None,
     device: str = "cpu",
+    dtype: str = "auto",
     progress: Progress | None = None,
     keep: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def evaluate(
     facts = {"model": str(model_dir), "task_file": str(task_file), "frames": str(frames)}
     records: list[dict[str, Any]] = []
     with FrameReader() as reader:
-        model, tokenizer = load_model(model_dir, device=device)
+        model, tokenizer = load_model(model_dir, device, dtype)
         began = time.monotonic()
         try:
             for video, group in groupby(questions, key=lambda q: q.video):

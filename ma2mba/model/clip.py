@@ -4,7 +4,7 @@ N frames, H and W pixels, P patches and one class token, K tokens of a frame, V 
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from transformers.utils import cached_file
 from ma2mba.errors import UserError
 from ma2mba.files import inside
 from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig
+from ma2mba.model.empty import build_empty, on_meta, parameters_on_meta, require_memory
 from ma2mba.model.vision import VisionEncoder, VisionFlops
-from ma2mba.model.weights import INDEX, WEIGHTS, is_finite, on_meta, open_weights
+from ma2mba.model.weights import INDEX, WEIGHTS, is_finite, open_weights
 
 
 class ClipEncoder(VisionEncoder):
@@ -67,9 +68,10 @@ class ClipEncoder(VisionEncoder):
             )
         config = ClipConfig.of_files(file_in("config.json"), file_in(PREPROCESSOR))
         weights = open_weights(file_in).renamed(lambda name: "clip." + name.removeprefix("vision_model."))
-        weights.require(on_meta(lambda: cls(config), weights, file_in("config.json")), extra=True)
-        weights.require_memory()
-        encoder = cls(config)
+        outline = on_meta(lambda: cls(config), weights, file_in("config.json"))
+        weights.require(outline, extra=True)
+        require_memory(outline, "cpu", weights.path, torch.float32)
+        encoder = cast(Self, build_empty(lambda: cls(config)))
         weights.copy_into(encoder)
         return encoder
 
@@ -77,7 +79,8 @@ class ClipEncoder(VisionEncoder):
     def _download(cls, source: str) -> Self:
         try:
             config = ClipConfig.of_files(Path(str(cached_file(source, "config.json"))), _preprocessor(source))
-            encoder = cls(config)
+            with parameters_on_meta():
+                encoder = cls(config)
             # With our own configuration, no key of the repository's config.json chooses code or other weights.
             loaded: Any = CLIPVisionModel.from_pretrained(
                 source,

@@ -22,6 +22,10 @@ BEYOND_A_BLOCK = 44
 class Mamba2Mixer(nn.Module):
     """The parameters of the Mamba-2 mixer (arXiv 2405.21060, figure 6): projections, convolution, SSD, gated norm."""
 
+    kept_in_fp32 = ("A_log", "dt_bias", "D")
+    """Loaded in fp32 into a model of bf16, as state-spaces/mamba keeps them: rounding them changes how long a head
+    remembers (docs/performance.md)."""
+
     def __init__(self, config: Mamba2Config):
         super().__init__()
         self.config = config

@@ -10,11 +10,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_folder, inside, sha256_file
@@ -22,14 +24,19 @@ from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig, problem
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.dtypes import choose_dtype
+from ma2mba.model.empty import allocate, build_empty, on_meta, parameters_on_meta, require_memory
+from ma2mba.model.projector import Projector
 from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
+from ma2mba.model.run_folder import CHECKSUMS, find_model
+from ma2mba.model.tensor_file import reason_of
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import WEIGHTS, Weights, on_meta, open_weights, reason_of
+from ma2mba.model.weights import WEIGHTS, Weights, open_weights
 from ma2mba.text import JSON_BYTES, RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
-CONFIG, TOKENIZER, CHECKSUMS = "config.json", "tokenizer.json", "checksums.json"
+CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
 """The files that checksums.json lists."""
 TIED, TIED_LANGUAGE = "language_model.lm_head.weight", "lm_head.weight"
@@ -57,43 +64,64 @@ def save_model(
 
 @dataclass(frozen=True)
 class OpenModel:
-    """The verified files of a model folder, before memory is taken for its weights."""
+    """The files of a model folder, before memory is taken for its weights. `folder` holds them."""
 
+    folder: Path
     config: ModelConfig
     weights: Weights
     tokenizer: Tokenizer
 
 
-def load_model(folder: Path | str, device: str = "cpu", *, finite: bool = True) -> tuple[VideoMa2mba, Tokenizer]:
-    """Return the model of a folder, in evaluation mode, and its tokenizer.
+def load_model(
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    dtype: str | torch.dtype = "auto",
+    *,
+    config: ModelConfig | None = None,
+    finite: bool = True,
+) -> tuple[VideoMa2mba, Tokenizer]:
+    """Return the model of a model folder, or of a run's latest checkpoint, in evaluation mode, and its tokenizer.
 
-    Raises UserError if a file is missing or damaged, if weights and tokenizer do not fit config.json, and (unless
+    Weights go straight from the file to the device. `dtype`: "auto" (bf16 on a GPU and on a CPU with AMX, else fp32),
+    "bf16", "fp32" or a dtype. Parameters that a layer keeps in fp32 have the file's values. `config` replaces the
+    folder's own configuration.
+
+    Raises UserError if a file is missing or damaged, if weights and tokenizer do not fit the configuration, and (unless
     `finite` is False) for NaN and infinite weights.
     """
-    opened = open_model(Path(folder), to_load=True)
-    model = VideoMa2mba(opened.config)
+    dtype = choose_dtype(dtype, device) if isinstance(dtype, str) else dtype
+    opened = _open(find_model(folder))
+    config = config or opened.config
+    outline = _outline(opened.weights, config, opened.folder, dtype)
+    require_memory(outline, device, opened.weights.path, dtype)
+    model = cast(VideoMa2mba, build_empty(lambda: VideoMa2mba(config), device, dtype))
     opened.weights.copy_into(model, TIED, finite=finite)
-    model = model.to(device).eval()
-    log.debug("model: %s, %s on %s", folder, next(model.parameters()).dtype, device)
-    return model, opened.tokenizer
+    log.debug("model: %s, %s on %s", opened.folder, dtype, device)
+    return model.eval(), opened.tokenizer
 
 
-def open_model(folder: Path, *, to_load: bool = False) -> OpenModel:
+def open_model(folder: Path) -> OpenModel:
     """Verify a model folder: checksums, and that weights and tokenizer fit config.json. Takes no memory for weights.
 
-    Raise UserError that names the first wrong file; with `to_load` also for weights that this machine cannot hold.
+    Raise UserError that names the first wrong file.
     """
+    opened = _open(folder)
+    if sha256_file(opened.weights.path) != opened.weights.sha256:
+        raise _damaged(opened.weights.path)
+    return opened
+
+
+def _open(folder: Path) -> OpenModel:
+    """As `open_model`, but the checksum of the weights is not verified yet: `Weights.copy_into` does."""
     sums = _read_checksums(folder)
     for name in (CONFIG, TOKENIZER):
         _verify(folder, name, sums)
     config = read_config(folder)
-    weights = _open_weights(folder, config)
-    if to_load:
-        weights.require_memory()
+    weights = Weights.open(inside(folder, WEIGHTS, folder), sums[WEIGHTS])
+    _outline(weights, config, folder)
     tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
     _require_embedded(tokenizer, config, folder / TOKENIZER)
-    _verify(folder, WEIGHTS, sums)
-    return OpenModel(config, weights, tokenizer)
+    return OpenModel(folder, config, weights, tokenizer)
 
 
 def _read_checksums(folder: Path) -> dict[str, str]:
@@ -115,17 +143,21 @@ def _verify(folder: Path, name: str, sums: Mapping[str, str]) -> None:
     path = inside(folder, name, folder)
     if not path.is_file():
         raise UserError(f"{path}: is missing. Export the model again with `ma2mba export`")
-    if name != WEIGHTS and path.stat().st_size > JSON_BYTES:
+    if path.stat().st_size > JSON_BYTES:
         raise UserError(f"{path}: larger than {JSON_BYTES:,} bytes. Export the model again with `ma2mba export`")
     if sha256_file(path) != sums[name]:
-        raise UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
+        raise _damaged(path)
 
 
-def _open_weights(folder: Path, config: ModelConfig) -> Weights:
-    """Open the weights of a model folder. Raise UserError unless their names and shapes are those of `config`."""
-    weights = Weights.open(inside(folder, WEIGHTS, folder))
-    weights.require(on_meta(lambda: VideoMa2mba(config), weights, folder / CONFIG), TIED)
-    return weights
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
+
+
+def _outline(weights: Weights, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the model of `config` on the meta device. Raise UserError unless `weights` have its names and shapes."""
+    outline = on_meta(lambda: VideoMa2mba(config), weights, folder / CONFIG, dtype)
+    weights.require(outline, TIED)
+    return outline
 
 
 def _require_embedded(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> None:
@@ -150,14 +182,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 def check_weights(source: Path, config: ModelConfig) -> None:
     """Raise UserError unless the weights of a model folder have the names and shapes of `config`. Reads no weights."""
-    _open_weights(source, config)
-
-
-def init_weights(model: VideoMa2mba, source: str) -> None:
-    """Load the weights of a model folder. Raise UserError that names tensors if the architecture differs."""
-    opened = open_model(Path(source), to_load=True)
-    opened.weights.require(model, TIED)
-    opened.weights.copy_into(model, TIED)
+    _outline(Weights.open(inside(source, WEIGHTS, source)), config, source)
 
 
 def open_language_model(source: str, config: BackboneConfig) -> Weights:
@@ -184,24 +209,58 @@ def init_language_model(model: VideoMa2mba, source: str) -> None:
 
 def init_vision(model: VideoMa2mba, source: str) -> None:
     """Load the vision encoder from published weights. Raise UserError if their configuration differs."""
-    encoder = type(model.vision).load(source)
+    encoder = VISION_ENCODERS.module(model.config.vision.encoder).load(source)
     if encoder.config != model.config.vision:
         differing = [name for name, value in encoder.config if value != getattr(model.config.vision, name)]
         raise UserError(
             f"{source}: its vision encoder differs from model.vision of the recipe in {', '.join(differing)}. "
             "Change model.vision, or name another encoder in init_from.vision"
         )
-    model.vision.load_state_dict(encoder.state_dict())
+    model.vision = encoder
+
+
+def start_model(
+    config: ModelConfig,
+    language_model: str | None,
+    vision: str | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> VideoMa2mba:
+    """Return a new model with published weights for the components that have a source.
+
+    PyTorch's random number generator draws the weights of the other components.
+    """
+    if language_model:
+        open_language_model(language_model, config.language_model)  # before memory is taken for this configuration
+    with parameters_on_meta(dtype):
+        model = VideoMa2mba(config)
+    model.projector = Projector(config.vision.width, config.language_model.d_model)
+    if vision:
+        init_vision(model, vision)
+    else:
+        model.vision = VISION_ENCODERS.module(config.vision.encoder)(config.vision)
+    if language_model:
+        require_memory(model.language_model, device, language_model, dtype)
+        allocate(model.language_model, device)
+        init_language_model(model, language_model)
+    else:
+        model.language_model = LanguageModel(config.language_model)
+    return model.to(device, dtype)
 
 
 def load_vision(source: str) -> VisionEncoder:
-    """Return the vision encoder of a model folder of this project, or published weights of the default encoder.
+    """Return the vision encoder of a model folder or run of this project, or published weights of the default encoder.
 
     Raises UserError if `source` is neither.
     """
-    if (Path(source) / CHECKSUMS).is_file():
-        return load_model(source)[0].vision
-    return VISION_ENCODERS.module(DEFAULT_ENCODER).load(source)
+    folder = find_model(source) if Path(source).is_dir() else Path(source)
+    if not (folder / CHECKSUMS).is_file():
+        return VISION_ENCODERS.module(DEFAULT_ENCODER).load(source)
+    opened = _open(folder)
+    vision = opened.config.vision
+    encoder = cast(VisionEncoder, build_empty(lambda: VISION_ENCODERS.module(vision.encoder)(vision)))
+    opened.weights.part("vision.").copy_into(encoder)
+    return encoder
 
 
 def published_config(language_model: str, vision: str, download: bool = False) -> ModelConfig:

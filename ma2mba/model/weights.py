@@ -1,88 +1,39 @@
-"""Read safetensors files that somebody else wrote: sizes are compared before memory is taken, values must be finite."""
+"""Read weights that somebody else wrote: sizes are compared before memory is taken, values must be finite."""
 
-import math
-import struct
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ma2mba.errors import UserError
-from ma2mba.files import open_regular
-from ma2mba.memory import machine_bytes
-from ma2mba.text import read_json, shorten
+from ma2mba.model.tensor_file import FLOATS, Stored, TensorFile, reason_of
+from ma2mba.text import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HEADER_BYTES = 8 << 20
-"""Bytes of the largest accepted header: about 70,000 tensors."""
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Stored types that a parameter of any floating type may be loaded from."""
-
-
-def open_tensors(path: Path) -> Any:
-    """Return an open safetensors file. Takes no memory for its tensors.
-
-    Raise UserError unless it is a regular file whose header is small, valid, and describes every byte after it.
-    """
-    with open_regular(path) as file:
-        head = file.read(8)
-    length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-    if length > HEADER_BYTES:
-        raise UserError(
-            f"{path}: not safetensors, or damaged (a header of {length:,} bytes; at most {HEADER_BYTES:,} are read). "
-            "Get the file again"
-        )
-    try:
-        return safe_open(path, framework="pt")
-    except RuntimeError as error:
-        raise UserError(f"{path}: cannot be opened ({reason_of(error)}). Use a machine with more memory") from error
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not safetensors, or damaged ({reason_of(error)}). Get the file again") from error
-
-
-def reason_of(error: object) -> str:
-    """Return the text of a library's error on one line, shortened."""
-    return shorten(" ".join(str(error).split()), 300)
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in an open file."""
-
-    file: Any
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    def read(self) -> Tensor:
-        return self.file.get_tensor(self.name)
-
-    def fits(self, wanted: Tensor) -> bool:
-        """Return True if `wanted` has the same shape, and is of floating point exactly if this tensor is."""
-        return self.shape == tuple(wanted.shape) and (self.dtype in FLOATS) == wanted.is_floating_point()
 
 
 class Weights:
     """The tensors of one or several safetensors files, by name. `path` names them in messages."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Stored]):
-        self.path, self.tensors = path, dict(tensors)
+    def __init__(self, path: Path, tensors: Mapping[str, Stored], sha256: str = ""):
+        """`sha256`: the checksum of the only file, which `copy_into` verifies."""
+        self.path, self.tensors, self.sha256 = path, dict(tensors), sha256
 
     @staticmethod
-    def open(path: Path) -> "Weights":
+    def open(path: Path, sha256: str = "") -> "Weights":
         """Open one file. Raise UserError if it is not sound."""
-        file = open_tensors(path)
-        pieces = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (a safe_open is not a mapping)
-        stored = {n: Stored(file, n, piece.get_dtype(), tuple(piece.get_shape())) for n, piece in pieces.items()}
-        return Weights(path, stored)
+        return Weights(path, TensorFile.open(path).tensors, sha256)
 
     def renamed(self, new_name: Callable[[str], str]) -> "Weights":
-        return Weights(self.path, {new_name(name): stored for name, stored in self.tensors.items()})
+        return Weights(self.path, {new_name(name): stored for name, stored in self.tensors.items()}, self.sha256)
+
+    def part(self, prefix: str) -> "Weights":
+        """Return the tensors whose names begin with `prefix`, without it."""
+        chosen = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
+        return Weights(self.path, chosen, self.sha256)
 
     def require(self, module: nn.Module, tied: str = "", *, extra: bool = False) -> None:
         """Raise UserError that names tensors unless these are the tensors of `module`, without `tied`.
@@ -106,28 +57,23 @@ class Weights:
                 f"{reason_of(shown)}. Change the model's configuration, or use weights of this architecture"
             )
 
-    def require_memory(self) -> None:
-        """Raise UserError if the tensors in fp32 exceed the memory of this machine: a file with holes may claim any."""
-        needed = 4 * sum(math.prod(stored.shape) for stored in self.tensors.values())
-        memory = machine_bytes()
-        if needed > memory:
-            raise UserError(
-                f"{self.path}: needs {needed / 1e9:,.1f} GB of memory in fp32, but this machine has "
-                f"{memory / 1e9:,.1f} GB. Use a machine with more memory"
-            )
-
     @torch.no_grad()
     def copy_into(self, module: nn.Module, tied: str = "", *, finite: bool = True) -> None:
-        """Copy the tensors into a module that `require` accepts, one after the other.
+        """Copy the tensors into a module that `require` accepts, on its device and in the dtypes of its parameters.
 
-        Raise UserError for a tensor with NaN or infinite values, unless `finite` is False.
+        The values come straight from the file, which is read once, and hashed meanwhile. Raise UserError if the
+        checksum differs, and unless `finite` is False for a tensor with NaN or infinite values. The module must not be
+        used then.
         """
-        for name, target in module.state_dict().items():
-            if name != tied:
-                values = self._read(name)
-                if finite:
-                    self._require_finite(name, values)
-                target.copy_(values)
+        targets = {name: target for name, target in module.state_dict().items() if name != tied}
+        by_file: dict[TensorFile, dict[str, Tensor]] = defaultdict(dict)
+        for name, target in targets.items():
+            stored = self.tensors[name]
+            by_file[stored.file][stored.name] = target
+        for file, wanted in by_file.items():
+            file.copy_tensors(wanted, self.sha256)
+        for name, target in targets.items() if finite else ():
+            self._require_finite(name, target)
 
     def require_finite(self) -> None:
         """Raise UserError that names the first tensor with NaN or infinite values. Reads all tensors."""
@@ -179,32 +125,6 @@ def _listed(index: Path) -> set[str]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise UserError(f"{index}: has no weight_map from tensors to files. Get the folder again")
     return set(names.values())
-
-
-def on_meta(build: Callable[[], nn.Module], weights: Weights, config: object) -> nn.Module:
-    """Return the module that `build` makes, on the meta device: without memory for its weights.
-
-    Raise UserError, naming `config`, if it cannot be built, or has more parameters than `weights` can hold.
-    """
-    left = 2 * len(weights.tensors) + 100  # an encoder may build layers and drop them again
-
-    def count(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise UserError(
-                f"{config}: describes a larger model than the {len(weights.tensors)} tensors of {weights.path}. "
-                "Get both files again, from the same model"
-            )
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        with torch.device("meta"):
-            return build()
-    except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
-        raise UserError(f"{config}: such a model cannot be built ({reason_of(error)}). Correct the file") from error
-    finally:
-        handle.remove()
 
 
 def _kind(tensor: Stored | Tensor | None, otherwise: str) -> str:

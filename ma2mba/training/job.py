@@ -4,6 +4,8 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
@@ -70,7 +72,9 @@ def build(recipe: Recipe, world: World) -> Job:
     start = find_start(recipe)
     source = find_source(recipe, start)
     log.debug("weights: %s", source.describe())
-    model = source.build(recipe.seed)
+    # ZeRO 3 cuts the weights into shards of the ranks: no device need hold them all.
+    device = world.device if policy.stage < 3 else torch.device("cpu")
+    model = source.build(recipe.seed, device, world.dtype(recipe.precision))
     data = open_data(recipe, world, source, model.config, start)
     _check_features(data.dataset, model)
     fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)

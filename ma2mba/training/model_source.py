@@ -10,13 +10,10 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import (
     TOKENIZER,
     check_weights,
-    init_language_model,
-    init_vision,
-    init_weights,
     load_model,
-    open_language_model,
     published_config,
     read_config,
+    start_model,
 )
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.weights import WEIGHTS
@@ -70,38 +67,36 @@ class ModelSource:
         assert self.language_model is not None, "the recipe's validation asks for a model otherwise"
         return published_config(self.language_model, self.vision or "", download)
 
-    def build(self, seed: int, *, finite: bool = True) -> VideoMa2mba:
+    def build(
+        self,
+        seed: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        finite: bool = True,
+    ) -> VideoMa2mba:
         """Return the model with its weights, in training mode; `seed` draws all weights that no file holds.
 
+        Stored weights go straight to `device`. Parameters that a layer keeps in fp32 are in fp32 whatever `dtype` is.
         Raise UserError when a file is missing or damaged, or holds another architecture; unless `finite` is False,
         also for NaN and infinite weights of a model folder.
         """
         torch.manual_seed(seed)
-        if self.folder and (self.resumed or self.model is None):
-            model, _ = load_model(self.folder, finite=finite)
-            if self.model not in (None, model.config):
-                raise UserError(
-                    f"{self.folder.parent}: this checkpoint has another architecture than the recipe's model. Remove "
-                    "model from the recipe, or train the new model in a new run folder"
-                )
-            return model.train()
+        if self.folder:
+            self._require_same_model(self.folder)
+            return load_model(self.folder, device, dtype, config=self.model, finite=finite)[0].train()
         config = self.read_config(download=True)
-        self._check_sizes(config)
-        model = VideoMa2mba(config)
-        if self.folder:
-            init_weights(model, str(self.folder))
-        if self.language_model:
-            init_language_model(model, self.language_model)
-        if self.vision:
-            init_vision(model, self.vision)
-        return model.train()
+        if self.language_model or self.vision:
+            return start_model(config, self.language_model, self.vision, device, dtype).train()
+        return VideoMa2mba(config).train()
 
-    def _check_sizes(self, config: ModelConfig) -> None:
-        """Raise UserError if the files hold another architecture, before memory is taken for `config`."""
-        if self.folder:
-            check_weights(self.folder, config)
-        if self.language_model:
-            open_language_model(self.language_model, config.language_model).require_memory()
+    def _require_same_model(self, folder: Path) -> None:
+        """Raise UserError if the recipe's model is not the model of the checkpoint that is resumed."""
+        if self.resumed and self.model not in (None, read_config(folder)):
+            raise UserError(
+                f"{folder.parent}: this checkpoint has another architecture than the recipe's model. Remove "
+                "model from the recipe, or train the new model in a new run folder"
+            )
 
 
 def find_source(recipe: Recipe, start: Start | None = None) -> ModelSource:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ma2mba.errors import UserError
+from ma2mba.model.dtypes import choose_dtype
 from ma2mba.shipped import POLICIES, policy_names
 from ma2mba.text import LISTED, RECIPE_BYTES, brief, read_json, shorten
 from ma2mba.training.recipe.schema import Recipe
@@ -71,15 +72,7 @@ class World:
 
     def dtype(self, precision: str) -> torch.dtype:
         """Return the weights' dtype. "auto" means bf16 on CUDA and on CPUs with AMX, else fp32."""
-        fast_bf16 = self.device.type == "cuda" or _has_amx()
-        return torch.bfloat16 if precision == "bf16" or (precision == "auto" and fast_bf16) else torch.float32
-
-
-def _has_amx() -> bool:
-    """Return True on a CPU that multiplies matrices of bf16 by AMX. PyTorch 2.10 has no `get_capabilities` yet."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    return torch.cpu._is_amx_tile_supported()
+        return choose_dtype(precision, self.device)
 
 
 def announce_alone(environment: MutableMapping[str, str]) -> None:

@@ -13,7 +13,6 @@ run folder.
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,21 +26,19 @@ from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_write, fsync, inside, read_bounded, write_checked, xxh3_file
 from ma2mba.model.base_config import problem
+from ma2mba.model.run_folder import CHECKPOINTS, LATEST, MODEL, TAG, TAG_BYTES, latest
 from ma2mba.shards.manifest import FileEntry, file_entry
 from ma2mba.text import parse_json, shorten
 from ma2mba.training.checkpoint.rng import RandomState
 from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import World
 
-CHECKPOINTS, LATEST = "checkpoints", "latest"
-MODEL, OPTIMIZER, RANKS, STATE = "model", "optimizer", "ranks", "trainer.json"
+OPTIMIZER, RANKS, STATE = "optimizer", "ranks", "trainer.json"
 STATE_HASH = f"{STATE}.xxh3"
 RUN_ENTRIES = (CHECKPOINTS, "recipe.yaml", "metrics.jsonl", "tensorboard", "replay", "failures", "stuck", "alive")
 """What training writes in a run folder."""
-TAG = re.compile(r"step-([0-9]{6,})")
 STATE_BYTES = 8 << 20
 """Bytes of the largest accepted trainer.json or file in ranks/."""
-TAG_BYTES = 256
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
 
 
@@ -113,20 +110,6 @@ def check_run_folder(run: Path) -> None:
     """Raise UserError if an entry that training writes is a symbolic link that leads out of the run folder."""
     for name in RUN_ENTRIES:
         inside(run, name, run)
-
-
-def latest(run: Path) -> Path | None:
-    """Return the checkpoint that the file `latest` of a run names, None if there is no `latest`. Does not read it.
-
-    Raise UserError if `latest` does not hold the name of a checkpoint.
-    """
-    path = inside(run, f"{CHECKPOINTS}/{LATEST}", run)
-    if not os.path.lexists(path):
-        return None
-    tag = read_bounded(path, TAG_BYTES).decode(errors="replace").strip()
-    if not TAG.fullmatch(tag):
-        raise UserError(f"{path}: holds {tag!r}, not the name of a checkpoint. Write the name of one there")
-    return inside(run, f"{CHECKPOINTS}/{tag}", path)
 
 
 def read(folder: Path, *, hashes: bool = False) -> Start:

@@ -18,7 +18,8 @@ from safetensors.torch import save
 
 from ma2mba.errors import UserError
 from ma2mba.files import inside, write_checked
-from ma2mba.model.weights import is_finite, open_tensors, reason_of
+from ma2mba.model.tensor_file import TensorFile, reason_of
+from ma2mba.model.weights import is_finite
 from ma2mba.shards.manifest import FileEntry
 from ma2mba.text import parse_json
 from ma2mba.training.checkpoint.zero_state import Fragment
@@ -87,7 +88,7 @@ def _index(folder: Path) -> tuple[dict[str, list[_StoredFragment]], int]:
     stored = defaultdict(list)
     steps = 0
     for path in sorted(folder.glob("rank-*.safetensors")):
-        file = open_tensors(inside(folder, path.name, folder))
+        file = TensorFile.open(inside(folder, path.name, folder)).handle
         about = parse_json(file.metadata()[ABOUT])
         steps = int(about["steps"])
         for name, start in about["starts"].items():

@@ -17,8 +17,8 @@ from ma2mba.errors import UserError
 from ma2mba.files import atomic_write
 from ma2mba.magc import Plan
 from ma2mba.model.base_config import problem
+from ma2mba.model.tensor_file import reason_of
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.weights import reason_of
 from ma2mba.planner.meter import tensors_in
 from ma2mba.text import read_json
 from ma2mba.training.checkpoint import folder as checkpoint
@@ -135,8 +135,8 @@ def replay(record: StepRecord, device: torch.device) -> Iterator[Replayed]:
     """
     recipe = Recipe.model_validate(record.recipe)
     start = _start(record)
-    model = find_source(recipe, start).build(recipe.seed, finite=False)
-    model = model.to(device, getattr(torch, record.dtype.removeprefix("torch.")))
+    dtype = getattr(torch, record.dtype.removeprefix("torch."))
+    model = find_source(recipe, start).build(recipe.seed, device, dtype, finite=False).to(device, dtype)
     set_trainable(model, recipe.trainable)
     config = model.config
     dataset = Dataset(recipe.folders, config.image_size, config.tokens_per_frame, exclude=recipe.excluded)

@@ -232,7 +232,10 @@ def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_
         (["ask", "{picture}", "  ", "--model", "{model}"], "the question is empty. Ask one"),
         (["ask", "{picture}", "What?", "--model", "{model}", "--frames", "0"], "--frames 0: not a number of"),
         (["ask", "{picture}x", "What?", "--model", "{model}"], "picture.pngx: this video does not exist"),
-        (["ask", "{picture}", "What?", "--model", "{model}x"], "modelx: not a model folder"),
+        (
+            ["ask", "{picture}", "What?", "--model", "{model}x"],
+            "modelx: does not exist. Give a model folder, or the folder of a run",
+        ),
         (["ask", "{picture}", "What?", "--model", "{model}", "--device", "tpu"], "Use auto, cpu or cuda"),
         (["ask", "{picture}", "What?", "--model", "{model}", "--max-tokens", "0"], "max-tokens"),
         (["ask", "{picture}", "What?"], "--model"),
