@@ -10,12 +10,14 @@ packets' times cannot be trusted, or if they contradict the frames, the first pa
 the frames' own times, in the order in which they are shown.
 """
 
+import contextlib
 import math
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -27,6 +29,7 @@ from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
 from ma2mba.video.pyav import DECODER_VERSION
+from ma2mba.video.seek import Doubt, decode_sparse
 from ma2mba.video.shown import Damage, shown_frames
 from ma2mba.video.times import UNKNOWN, Span, in_order
 
@@ -116,6 +119,7 @@ def decode_video(
     start: float | None = None,
     stop: float | None = None,
     keep_damaged: bool = False,
+    seek: bool = False,
     decoder: DecoderName = "pyav",
     beat: Callable[[], None] = lambda: None,
     announce: Callable[[Plan], None] = lambda _: None,
@@ -127,7 +131,8 @@ def decode_video(
     again, `announce` is called again, and what `use` returned before does not count.
     Raise MediaError if the file is not a readable video, if it is damaged (`partial` says how many seconds are intact),
     or if it has no frame in the range. With `keep_damaged`, return the frames before the damage instead; otherwise
-    `use` sees no frame of a file whose packets show the damage.
+    `use` sees no frame of a file whose packets show the damage. With `seek`, reach a few frames of a long video by
+    seeking: the frames are the same, but damage between them is not found.
     """
 
     def decode(facts: Probe) -> Decoded[T]:
@@ -135,7 +140,7 @@ def decode_video(
         if not times:
             raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
         indices = [facts.shown_at(t) for t in times]
-        read = decode_webp if webp else decode_indices if decoder == "decord" else _decode_wanted
+        read = decode_webp if webp else decode_indices if decoder == "decord" else partial(_decode_wanted, seek=seek)
         if facts.damage and not keep_damaged:
             intact, _, _ = read(path, facts, set(indices), lambda _: None, beat, lambda: None)
             raise MediaError(path, facts.damage, partial=_intact_seconds(times, indices, intact))
@@ -226,12 +231,20 @@ def _decode_wanted(
     use: Callable[[np.ndarray], T],
     beat: Callable[[], None],
     begin: Callable[[], None],
+    *,
+    seek: bool = False,
 ) -> tuple[dict[int, T], str, str]:
     """Return what `use` returned for each wanted frame number, the damage if frames are missing, and what is ignored.
 
     With times of packets, a second pass decodes every frame if frames are missing after the pass that skips. Raise
     Untrusted if the packets' times contradict the frames.
     """
+    if seek and facts.packets and not facts.damage:
+        numbers = sorted(wanted)
+        with contextlib.suppress(Doubt):
+            found = decode_sparse(path, facts.packets, [facts.pts[n] for n in numbers], use, beat, begin)
+            if found:
+                return dict(zip(numbers, found[0], strict=True)), "", found[1]
     used: dict[int, T] = {}
     for skipping in (True, False) if facts.by_packet else (False,):
         used.clear()

@@ -179,6 +179,7 @@ def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Calla
             count=request.count,
             start=request.start,
             stop=request.stop,
+            seek=True,
             beat=beat,
             announce=blocks.announce,
         )

@@ -10,7 +10,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor
 from pathlib import Path
@@ -21,8 +21,10 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
+from ma2mba.video.entries import entry_check
 from ma2mba.video.errors import MediaError, reading_memory
 from ma2mba.video.pyav import error_text, frame_rate, open_video, raise_if_out_of_memory, restarts_clocks, time_base
+from ma2mba.video.stretches import KEY, Packets
 from ma2mba.video.times import UNKNOWN, Clock, Span, lasting
 
 TRUNCATION_TOLERANCE = 1.5
@@ -37,7 +39,7 @@ class Probe:
 
     `pts`: presentation times of all shown frames, increasing, in units of `time_base` seconds. `duration`: seconds
     from the first frame to the end of the last. `by_packet`: the packets state these times, and they can be trusted.
-    `damage`: how the file is damaged; "" for an intact file.
+    `damage`: how the file is damaged; "" for an intact file. `packets`: all packets, if their times can be trusted.
     """
 
     pts: list[int]
@@ -45,6 +47,7 @@ class Probe:
     duration: float
     by_packet: bool
     damage: str
+    packets: Packets | None = field(default=None, compare=False, repr=False)
 
     def shown_at(self, t: Fraction) -> int:
         """Return the number of the last frame whose time is not after second `t`."""
@@ -58,7 +61,7 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     file is not a readable video, or if its times are impossible.
     """
     with reading_memory(path), open_video(path) as (container, stream):
-        clock, stamps = clock_of(container, stream), _Stamps(Span(path, time_base(stream)))
+        clock, stamps = clock_of(container, stream), _Stamps(Span(path, time_base(stream)), entry_check(stream))
         end, damage = _read_packets(container, stream, clock, stamps, beat)
         damage = damage or _missing_bytes(path, container)
         if not clock.restarts:
@@ -70,7 +73,7 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     if not pts:
         return Probe([], clock.tick, 0.0, False, damage)
     last = lasting(last, pts[-1] - pts[-2] if len(pts) > 1 else 0) or period
-    return Probe(pts, clock.tick, Span.of(path, clock.tick, pts, last), True, damage)
+    return Probe(pts, clock.tick, Span.of(path, clock.tick, pts, last), True, damage, stamps.packets())
 
 
 def clock_of(container: InputContainer, stream: VideoStream) -> Clock:
@@ -84,28 +87,34 @@ def frame_ticks(container: InputContainer, stream: VideoStream) -> int:
     return max(1, round(1 / (rate * time_base(stream)))) if rate else 1
 
 
-KEY, SHOWN = 1, 2
-"""Flags of a packet: its frame is a key frame; the container does not hide it."""
+SHOWN = 2
+"""Flag of a packet: the container does not hide its frame."""
 
 
 class _Stamps:
-    """What the packets of a stream say, in the order of decoding: 25 bytes each, since a file of a day holds millions.
+    """What the packets of a stream say, in the order of decoding: 29 bytes each, since a file of a day holds millions.
 
     Times are in ticks, or UNKNOWN. `lengths` are the durations of the frames.
     """
 
-    def __init__(self, span: Span):
-        self.span = span
+    def __init__(self, span: Span, entry: Callable[[Packet], int]):
+        self.span, self._entry = span, entry
         self.pts, self.dts, self.lengths, self.flags = array("q"), array("q"), array("q"), array("b")
+        self.sizes = array("i")
 
     def add(self, packet: Packet) -> None:
         """Add a packet. Raise MediaError as soon as the frames span more hours than limits() allows."""
         self.pts.append(UNKNOWN if packet.pts is None else packet.pts)
         self.dts.append(UNKNOWN if packet.dts is None else packet.dts)
         self.lengths.append(packet.duration or 0)
-        self.flags.append(KEY * packet.is_keyframe | SHOWN * (not packet.is_discard))
+        key = KEY | self._entry(packet) if packet.is_keyframe else 0
+        self.flags.append(key | SHOWN * (not packet.is_discard))
+        self.sizes.append(packet.size)
         if packet.pts is not None and not packet.is_discard:
             self.span.add(packet.pts)
+
+    def packets(self) -> Packets:
+        return Packets(np.array(self.pts), np.array(self.sizes), np.array(self.flags))
 
     def delay(self) -> float:
         """Return how many seconds after the packets' times the last frame may be shown, if packets lack their pts."""
@@ -145,24 +154,27 @@ def _read_packets(
 
     Return the end of the last packet in seconds, and the damage that stopped the reading ("" if none).
     """
-    end = 0.0
+    ends, ticks, damage = dict[int, int](), dict[int, Fraction](), ""  # for each stream: fractions are slow
+    own = stream.index
     try:
         for packet in container.demux():
             beat()
             if packet.size == 0:
                 continue
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None and packet.time_base is not None:
-                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-            if packet.stream.index == stream.index:
+            index, stamp = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
+            if index not in ticks:
+                ticks[index] = packet.time_base or Fraction(0)
+            if stamp is not None:
+                ends[index] = max(ends.get(index, 0), stamp + (packet.duration or 0))
+            if index == own:
                 clock.join(packet)
                 stamps.add(packet)
     except IndexError:
         pass  # after the last packet, PyAV looks for a stream that appeared while it read the file
     except av.FFmpegError as error:
         raise_if_out_of_memory(error)
-        return end, f"reading stopped after {len(stamps.pts)} frames ({error_text(error)})"
-    return end, ""
+        damage = f"reading stopped after {len(stamps.pts)} frames ({error_text(error)})"
+    return max((float(end * ticks[index]) for index, end in ends.items()), default=0.0), damage
 
 
 def _missing_bytes(path: Path, container: InputContainer) -> str:

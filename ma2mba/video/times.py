@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from math import floor
 from pathlib import Path
 
 import av
@@ -36,6 +37,7 @@ class Span:
 
     def __init__(self, path: Path, tick: Fraction):
         self.path, self.tick, self.most = path, tick, limits().video_hours * 3600
+        self._most_ticks, self._latest_ticks = floor(Fraction(self.most) / tick), floor(LATEST / tick)
         self.first = self.last = 0
         self.empty = True
 
@@ -52,9 +54,10 @@ class Span:
         if self.empty or time < self.first or time > self.last:
             self.first, self.last = (time, time) if self.empty else (min(time, self.first), max(time, self.last))
             self.empty = False
-            self._check()
+            if self.last - self.first > self._most_ticks or max(-self.first, self.last) > self._latest_ticks:
+                self._refuse()
 
-    def _check(self) -> None:
+    def _refuse(self) -> None:
         seconds = float((self.last - self.first) * self.tick)
         if seconds > self.most:
             hours = f"its frames span {seconds / 3600:.0f} hours, more than {self.most / 3600:g}"
