@@ -15,7 +15,7 @@ class Reporter:
     """Counts finished items out of `total`, of which `done` were finished before the start.
 
     Use as a context manager. `note` appears after the count, for example the number of rejected items. The time left
-    is shown while items finish as expected; when the last items take longer, nobody knows.
+    is shown as long as items finish at the expected rate. It is hidden when the last items take longer.
     """
 
     def __init__(self, title: str, total: int, done: int = 0):

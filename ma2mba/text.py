@@ -129,7 +129,7 @@ def parse_json(text: str | bytes, values: int = JSON_VALUES) -> Any:
     """Return the value of a JSON text.
 
     Raise ValueError in one line if it is not JSON in UTF-8, is nested too deeply, has a key twice or a huge number, or
-    may have more than so many `values`.
+    may have more than `values` values.
     """
     marks = [text.count(mark) for mark in ",[{"] if isinstance(text, str) else [text.count(mark) for mark in b",[{"]
     if sum(marks) > values:

@@ -17,7 +17,7 @@ from ma2mba.text import LISTED, brief, parse_json, shorten
 from ma2mba.video.errors import MediaError, file_size
 
 LINES_OF_ALL = 2
-"""A task file may hold so many times the bytes of its longest line."""
+"""How many times the bytes of the largest accepted line a task file may hold."""
 
 
 def _said(text: str) -> str:

@@ -276,5 +276,5 @@ def _wrong_places(index: Index, manifest: Manifest) -> Iterator[Fault]:
 
 
 def row_groups(frames: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """Return the number of row groups of samples with so many frames."""
+    """Return the number of row groups of each sample, given its number of frames."""
     return -(-frames.astype(np.int64) // FRAMES_PER_ROW_GROUP[manifest.kind])

@@ -159,7 +159,7 @@ def _read_content(folder: Path, path: Path) -> dict[str, Any]:
 
 
 def shallow(value: Any, levels: int = DEEPEST) -> bool:
-    """Return True if `value` has at most so many levels of lists and objects."""
+    """Return True if `value` has at most `levels` levels of lists and objects."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels > 0 and all(shallow(item, levels - 1) for item in inner)
 

@@ -88,7 +88,7 @@ class ParquetPages:
         self._descriptor = -1
 
     def read_footer(self, row_groups: int, columns: int) -> list[RowGroup]:
-        """Return the row groups. Raise Malformed if there are more, or if a row group has not so many `columns`."""
+        """Return the row groups. Raise Malformed if there are more, or other than `columns` columns in one."""
         end = os.pread(self._descriptor, 8, max(0, self.size - 8))
         if self.size < 12 or end[4:] != MAGIC:
             raise Malformed("is not a complete Parquet file")
