@@ -308,9 +308,14 @@ def remove(path: Path) -> None:
 
 
 def _contents(top: Path, name: str) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder."""
+    """Return the SHA-256 of every file below a folder; of a manifest, of its values: spaces have no meaning there."""
     files = [path for path in (top / name).rglob("*") if path.is_file()]
-    return {path.relative_to(top).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {path.relative_to(top).as_posix(): hashlib.sha256(_content(path)).hexdigest() for path in files}
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    return json.dumps(json.loads(content)).encode() if path.name == "manifest.json" else content
 
 
 def _without(value: Any, case: str) -> Any:

@@ -1,5 +1,6 @@
 """A recipe with random values is read, or rejected by a UserError that names the file."""
 
+import copy
 from pathlib import Path
 
 import yaml
@@ -29,7 +30,7 @@ def test_a_recipe_is_read_or_rejected_by_name(rounds, tmp_path):
             if rng.random() < 0.2 and isinstance(container, dict):
                 container[rng.choice(["x", "", 3, None])] = container.pop(key)
             else:
-                container[key] = rng.choice(JUNK)
+                container[key] = copy.deepcopy(rng.choice(JUNK))  # a later value may go into this one
         path.write_text(yaml.safe_dump(recipe, allow_unicode=True))
         print(path.read_text())
         said = ""

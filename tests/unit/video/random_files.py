@@ -34,6 +34,8 @@ RATES = ["10", "25", "30000/1001", "15", "8"]
 JOINABLE = {"ts", "mpg", "vob", "flv"}
 NO_SHOWN_TIMES = {"avi", "asf", "mpg", "vob", "h264", "hevc", "m2v", "ogv"}
 """Containers that do not state when each frame is shown, or (a copied part of an Ogg file) state it absurdly."""
+ONE_TIME = {"mpg", "vob"}
+"""Containers in which ffmpeg writes one time for all frames of a packet: with small frames, dozens share a time."""
 HEADLESS = {"ts", "mpg", "vob", "h264", "hevc", "m2v"}
 CUTS = ["whole"] * 5 + ["copied"] * 3 + ["remuxed"] * 3 + ["joined"] * 2 + ["cut tail", "cut head"]
 
@@ -64,6 +66,8 @@ class Kind:
         if self.cut == "joined":
             found |= {"no times of shown frames"}  # with variable rates, the second part may begin too early
         if self.container in NO_SHOWN_TIMES and (self.cut in {"remuxed", "copied"} or self.view):
+            found |= {"no times of shown frames"}
+        if self.container in ONE_TIME and self.variable:
             found |= {"no times of shown frames"}
         return found
 
