@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu import DEVICE, VOCABULARY
 from benchmarks.magc import append
-from ma2mba.inference.chat import with_frames
 from ma2mba.inference.decoder import Decoder
+from ma2mba.inference.interleaved import with_frames
 from ma2mba.inference.session import Session
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.sizes import CLIP, SIZES

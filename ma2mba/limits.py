@@ -32,6 +32,7 @@ class Limits(BaseModel):
     frames_gb: float = Field(
         8.0, gt=0, description="GB of different frames that `read_frames` and `FrameReader.read` hold"
     )
+    state_gb: float = Field(8.0, gt=0, description="GB of a state file")
     index_expansion: float = Field(
         50.0, gt=0, description="times its size that a shard folder's index may take in memory"
     )

@@ -12,9 +12,11 @@ import typer
 from ma2mba import __version__
 from ma2mba.cli import data, recipes
 from ma2mba.cli.ask import ask
+from ma2mba.cli.chat import chat
 from ma2mba.cli.doctor import doctor
 from ma2mba.cli.eval import evaluate_command
 from ma2mba.cli.export import export
+from ma2mba.cli.ingest import ingest
 from ma2mba.cli.inspect import inspect
 from ma2mba.cli.output import out, refuse
 from ma2mba.cli.plan import plan
@@ -46,6 +48,8 @@ app.add_typer(recipes.app, name="recipes")
 for command, name in (
     (train, "train"),
     (ask, "ask"),
+    (ingest, "ingest"),
+    (chat, "chat"),
     (evaluate_command, "eval"),
     (export, "export"),
     (inspect, "inspect"),

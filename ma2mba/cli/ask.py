@@ -1,9 +1,9 @@
-"""`ma2mba ask`: one question about a video."""
+"""`ma2mba ask`: questions about a video, or about what a state file has watched."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,62 +17,186 @@ from ma2mba.cli.output import (
     device_name,
     dtype_name,
     err,
-    out,
     print_json,
+    require_question,
+    require_video,
     watching,
 )
+from ma2mba.cli.writing import (
+    Cache,
+    MaxTokens,
+    MinP,
+    RepetitionStop,
+    Seed,
+    StateFile,
+    Stop,
+    Temperature,
+    TopK,
+    TopP,
+    print_answers,
+)
 from ma2mba.errors import UserError
-from ma2mba.files import fits_utf8
+
+if TYPE_CHECKING:
+    from ma2mba.inference.chat import VideoChat
+    from ma2mba.inference.generate import Answer
+    from ma2mba.inference.sampling import Sampling
+
+Words = Annotated[
+    list[str],
+    typer.Argument(metavar="VIDEO QUESTION...", help="Video file (or a picture; not with --state), and questions."),
+]
+FollowUp = Annotated[
+    list[str] | None,
+    typer.Option("--follow-up", help="Then ask this, in the same conversation. Repeatable."),
+]
+TOGETHER = 32
+"""Questions that are answered together: each takes the memory of one recurrent state, twice."""
 
 
 def ask(
-    video: Annotated[Path, typer.Argument(help="Video file (or a picture).")],
-    question: Annotated[str, typer.Argument(help="Question, in quotes.")],
+    words: Words,
     model: ModelFolder,
+    state: StateFile = None,
+    follow_up: FollowUp = None,
     frames: Frames = "1fps",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Maximum length of the answer.")] = 256,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = None,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = None,
+    stop: Stop = None,
+    repetition_stop: RepetitionStop = False,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: log-probabilities of the tokens.")] = False,
+    cache: Cache = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ask one question about a video. The answer appears word by word."""
-    if not question.strip():
-        raise UserError('the question is empty. Ask one, for example: ma2mba ask video.mp4 "What happens?" --model DIR')
-    if not fits_utf8(question):
-        raise UserError("the question is not valid UTF-8. Type it again in a UTF-8 terminal")
-    from ma2mba.video.errors import MediaError, file_size
+    """Ask one or several questions about a video. Each is asked by itself; the answer appears word by word."""
+    video, questions = (None, words) if state else (Path(words[0]), words[1:])
+    if not questions:
+        raise UserError('no question. Ask one, for example: ma2mba ask video.mp4 "What happens?" --model DIR')
+    require_no_video_options(state, frames, cache)
+    for question in [*questions, *(follow_up or [])]:
+        require_question(question)
+    from ma2mba.inference.sampling import Sampling
+
+    choices = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, stop or (), repetition_stop, logprobs)
+    chat, timings = open_chat(video, state, model, frames, device, cache)
+    began = time.monotonic()
+    asked = [
+        row
+        for first in range(0, len(questions), TOGETHER)
+        for row in _answer(chat, questions[first : first + TOGETHER], follow_up or [], choices, as_json)
+    ]
+    if as_json:
+        speed = {"first_token": asked[0]["first_token"], "tokens_per_second": _speed(asked)}
+        seconds = round(time.monotonic() - began + timings["watch"], 3)
+        source = {"video": str(video)} if video else {"state": str(state)}
+        print_json(source | _facts(chat, asked) | {"seconds": seconds, "timings": timings | speed})
+
+
+def require_no_video_options(state: Path | None, frames: str, cache: Path | None) -> None:
+    """Raise UserError for options of a video beside --state: they would do nothing."""
+    if state and (frames != "1fps" or cache):
+        raise UserError(f"{'--cache' if cache else '--frames'}: is for a video. Leave it out with --state")
+
+
+def open_chat(
+    video: Path | None,
+    state: Path | None,
+    model: Path,
+    frames: str,
+    device: str,
+    cache: Path | None,
+    *,
+    hashed: bool = False,
+) -> tuple["VideoChat", dict[str, float]]:
+    """Load the model, and watch the video or load the state. Return the chat, and the seconds of "load" and "watch"."""
     from ma2mba.video.frames import FrameReader
 
-    try:
-        file_size(video)
-    except MediaError as error:
-        reason = "this video does not exist" if error.reason == "no such file" else error.reason
-        raise UserError(f"{video}: {reason}. Give the path of a video file") from error
-    with FrameReader() as reader:  # its process starts while this one imports PyTorch
-        from ma2mba.inference.chat import VideoChat, parse_frames
-        from ma2mba.model.pretrained import load_model
+    if video:
+        require_video(video)
+        with FrameReader() as reader:  # its process starts while this one imports PyTorch
+            from ma2mba.inference.chat import VideoChat, parse_frames
 
-        count = parse_frames(frames)
+            parse_frames(frames)
+            with err.status(f"loading {model}"):
+                began = time.monotonic()
+                chat = VideoChat.open(model, device_name(device))
+                loaded = time.monotonic()
+            with watching(video) as report:
+                chat.watch(video, frames, reader=reader, report=report, cache=cache, hashed=hashed)
+    else:
+        from ma2mba.inference.chat import VideoChat
+        from ma2mba.inference.state_file import verify_state
+
+        assert state
+        verify_state(state)
         with err.status(f"loading {model}"):
-            network, tokenizer = load_model(model, device_name(device), dtype_name(dtype))
-        began = time.monotonic()
-        with watching(video) as report:
-            chat = VideoChat(network, tokenizer, video, count, reader, report)
-    pieces = chat.ask(question, max_tokens)
-    if not as_json:
-        _print_as_it_comes(pieces)
-        return
-    facts = {"video": str(video), "question": question, "answer": "".join(pieces).strip(), "frames": chat.frames}
-    print_json(facts | {"video_seconds": chat.duration, "seconds": round(time.monotonic() - began, 3)})
+            began = time.monotonic()
+            chat = VideoChat.open(model, device_name(device))
+            loaded = time.monotonic()
+            chat = chat.load(state)
+    return chat, {"load": round(loaded - began, 3), "watch": round(time.monotonic() - loaded, 3)}
 
 
-def _print_as_it_comes(pieces: Iterator[str]) -> None:
-    """Print each piece as it comes, without the answer's leading space."""
-    begun = False
-    for piece in pieces:
-        shown = piece if begun else piece.lstrip()
-        begun = begun or bool(shown)
-        out.print(shown, end="", soft_wrap=True)
-        out.file.flush()
-    out.print()
+def _answer(
+    chat: "VideoChat", questions: Sequence[str], follow_ups: Sequence[str], choices: "Sampling", as_json: bool
+) -> list[dict[str, Any]]:
+    """Ask the questions together, then the follow-ups after each of them. Return what JSON says of each question."""
+    from ma2mba.inference.chat import Together
+
+    chats = [chat.fork() for _ in questions]
+    turns = [list(questions), *([text] * len(questions) for text in follow_ups)]
+    answers = []
+    for turn in turns:
+        together = Together(chats, turn, choices, remember=bool(follow_ups))
+        if as_json:
+            together.finish()
+        else:
+            print_answers(together, turn)
+        answers.append([_said(*pair, chat.tokenizer) for pair in zip(turn, together.answers, strict=True)])
+    rows = zip(*answers, strict=True)
+    return [first | ({"follow_ups": list(rest)} if rest else {}) for first, *rest in rows]
+
+
+def _said(question: str, answer: "Answer", tokenizer: Any) -> dict[str, Any]:
+    said: dict[str, Any] = {
+        "question": question,
+        "answer": answer.text.strip(),
+        "reason": answer.reason,
+        "tokens": len(answer.tokens),
+        "first_token": round(answer.first_token, 4),
+        "seconds": round(answer.seconds, 4),
+        "tokens_per_second": answer.tokens_per_second and round(answer.tokens_per_second, 2),
+    }
+    if answer.seed is not None:
+        said["seed"] = answer.seed
+    if answer.logprobs:
+        texts = [tokenizer.decode([token]) for token in answer.tokens]
+        said["logprobs"] = list(zip(texts, answer.logprobs, strict=True))
+    return said
+
+
+def _facts(chat: "VideoChat", asked: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the answers, and what was watched. One question's keys stand by themselves too."""
+    videos = [video.model_dump() for video in chat.watched]
+    of_one = {key: asked[0][key] for key in ("question", "answer", "reason")} if len(asked) == 1 else {}
+    sums = {key: sum(video[key] for video in videos) for key in ("frames", "seconds")}
+    return of_one | {
+        "answers": asked,
+        "frames": sums["frames"],
+        "video_seconds": sums["seconds"],
+        "watched": videos,
+    }
+
+
+def _speed(asked: list[dict[str, Any]]) -> float | None:
+    """Return the tokens per second of all answers, the time before the first tokens left out; None for one token."""
+    written = sum(row["tokens"] for row in asked) - len(asked)
+    seconds = max(row["seconds"] for row in asked) - min(row["first_token"] for row in asked)
+    return round(written / seconds, 2) if written > 0 and seconds > 0 else None

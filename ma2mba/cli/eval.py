@@ -1,7 +1,6 @@
 """`ma2mba eval`: the accuracy of a model on a task file."""
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +21,9 @@ from ma2mba.cli.output import (
     print_json,
     print_line,
     progress,
+    require_writable,
 )
-from ma2mba.errors import UserError
-from ma2mba.files import atomic_write, refuse_link
+from ma2mba.files import atomic_write
 from ma2mba.terminal import one_line
 
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
@@ -62,7 +61,7 @@ def evaluate_command(
 
     parse_frames(frames)
     if out_file:
-        _require_writable(out_file)
+        require_writable(out_file)
 
     def keep(result: dict[str, Any]) -> None:
         if out_file:
@@ -85,16 +84,6 @@ def evaluate_command(
 def _write(result: dict[str, Any], path: Path) -> None:
     with atomic_write(path) as file:
         json.dump(result, file, indent=1)
-
-
-def _require_writable(path: Path) -> None:
-    """Raise UserError if a file cannot be written at `path`: now, not after hours of answers."""
-    refuse_link(path)
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder. Name a file in it")
-    existing = next(folder for folder in path.absolute().parents if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--out {path}: cannot write in {existing}. Name another file")
 
 
 def _accuracy_table(result: dict[str, Any]) -> Table:

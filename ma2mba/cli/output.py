@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from ma2mba.errors import UserError
+from ma2mba.files import fits_utf8, refuse_link
 from ma2mba.progress import Reporter
 from ma2mba.terminal import Terminal, log_to_stderr, one_line
 
 if TYPE_CHECKING:
-    from ma2mba.inference.watch import Progress as Watched
+    from ma2mba.inference.watch import Progress
 
 out, err = Terminal(), Terminal(stderr=True)
 
@@ -100,7 +102,7 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def watching(video: Path) -> Iterator["Callable[[Watched], None]"]:
+def watching(video: Path) -> Iterator["Callable[[Progress], None]"]:
     """Give a function that draws how many seconds of a video were read, the frames per second and the time left."""
     with progress(f"watching {one_line(str(video))}, seconds") as report:
         yield lambda watched: report(
@@ -108,6 +110,35 @@ def watching(video: Path) -> Iterator["Callable[[Watched], None]"]:
             round(watched.duration),
             f"{watched.frames_per_second:,.0f} frames/s" if watched.frames else "",
         )
+
+
+def require_writable(path: Path) -> None:
+    """Raise UserError if a file cannot be written at `path`, the value of --out: now, not after hours of work."""
+    refuse_link(path)
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder. Name a file in it")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--out {path}: cannot write in {existing}. Name another file")
+
+
+def require_video(path: Path) -> None:
+    """Raise UserError if there is no file: before a model is loaded."""
+    from ma2mba.video.errors import MediaError, file_size
+
+    try:
+        file_size(path)
+    except MediaError as error:
+        reason = "this video does not exist" if error.reason == "no such file" else error.reason
+        raise UserError(f"{path}: {reason}. Give the path of a video file") from error
+
+
+def require_question(text: str) -> None:
+    """Raise UserError for a question that no model can be asked."""
+    if not text.strip():
+        raise UserError('the question is empty. Ask one, for example: ma2mba ask video.mp4 "What happens?" --model DIR')
+    if not fits_utf8(text):
+        raise UserError("the question is not valid UTF-8. Type it again in a UTF-8 terminal")
 
 
 def refuse(text: str) -> NoReturn:

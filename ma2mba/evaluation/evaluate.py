@@ -46,7 +46,7 @@ def evaluate(
     If the evaluation is stopped, calls `keep` with the result so far, `complete` being False. Raises UserError for bad
     input, and if no video can be used.
     """
-    count = parse_frames(str(frames))
+    parse_frames(str(frames))
     questions = read_tasks(task_file, media=media, task=task, limit=limit)
     questions.sort(key=lambda q: q.video)
     facts = {"model": str(model_dir), "task_file": str(task_file), "frames": str(frames)}
@@ -56,7 +56,7 @@ def evaluate(
         began = time.monotonic()
         try:
             for video, group in groupby(questions, key=lambda q: q.video):
-                chat = _watch(model, tokenizer, video, count, reader)
+                chat = _watch(model, tokenizer, video, frames, reader)
                 for question in group:
                     records.append(_answer(chat, question))
                     if progress:
@@ -92,10 +92,12 @@ def _nothing_answered(task_file: Path | str, unreadable: list[dict[str, Any]]) -
 
 
 def _watch(
-    model: VideoMa2mba, tokenizer: Tokenizer, video: Path, frames: int | None, reader: FrameReader
+    model: VideoMa2mba, tokenizer: Tokenizer, video: Path, frames: str | int, reader: FrameReader
 ) -> VideoChat | UserError:
     try:
-        return VideoChat(model, tokenizer, video, frames, reader)
+        chat = VideoChat(model, tokenizer)
+        chat.watch(video, frames, reader=reader, hashed=False)
+        return chat
     except UserError as error:
         return error
 
@@ -111,6 +113,7 @@ def _answer(chat: VideoChat | UserError, question: Question) -> dict[str, Any]:
     }
     if isinstance(chat, UserError):
         return {**record, "prediction": "", "correct": False, "frames": 0, "error": str(chat)}
-    prediction = "".join(chat.ask(question.question, ANSWER_TOKENS)).strip()
+    answer = chat.ask(question.question, max_tokens=ANSWER_TOKENS, repetition_stop=True)
+    prediction = answer.text.strip()
     correct = is_correct(prediction, question.answer)
-    return {**record, "prediction": prediction, "correct": correct, "frames": chat.frames}
+    return {**record, "prediction": prediction, "correct": correct, "frames": chat.watched[0].frames}

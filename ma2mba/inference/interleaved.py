@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ma2mba.data.batch import token_places
 from ma2mba.data.cuts import cuts
 from ma2mba.model.conversation import Encoded
 
@@ -47,6 +48,27 @@ class Interleaved:
             yield start, stop
             start = stop
 
+    def end_of(self, frames: int) -> int:
+        """Return how many tokens end with the first `frames` frames; 0 for none."""
+        return int(self._first_N[frames - 1]) + self._per_frame if frames else 0
+
     def frames_before(self, token: int) -> int:
         """Return how many whole frames lie before a token."""
         return int(np.searchsorted(self._first_N + self._per_frame, token, "right"))
+
+
+def with_frames(
+    token_ids: list[int], frame_positions: list[int], tokens_per_frame: int, shown_N: np.ndarray | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return ids_S and visual_S, int64, of text with frames between its tokens, for `Session.feed`.
+
+    Frame n is picture `shown_N[n]`, by default picture n.
+    """
+    text_T, seen_NK = token_places(np.asarray(frame_positions, np.int64), len(token_ids), tokens_per_frame)
+    ids_S = torch.zeros(text_T.size + seen_NK.size, dtype=torch.long)
+    visual_S = torch.full_like(ids_S, -1)
+    ids_S[torch.from_numpy(text_T)] = torch.tensor(token_ids, dtype=torch.long)
+    shown_N = np.arange(len(frame_positions)) if shown_N is None else shown_N
+    visual_NK = shown_N[:, None] * tokens_per_frame + np.arange(tokens_per_frame)
+    visual_S[torch.from_numpy(seen_NK.ravel())] = torch.from_numpy(visual_NK.ravel())
+    return ids_S, visual_S

@@ -44,6 +44,21 @@ class Session:
         other.states, other._last_1D = self.states, self._last_1D
         return other
 
+    def require_states(self) -> list[State]:
+        """Return `states`. Raise ValueError before the first feed."""
+        if self.states is None:
+            raise ValueError("this session has not read any token. Call feed or feed_text first")
+        return self.states
+
+    @property
+    def last_1D(self) -> Tensor | None:
+        """The residual stream after the last token, fp32 or wider; None if a decoder has read that token."""
+        return self._last_1D
+
+    def jump(self, states: list[State], last_1D: Tensor | None = None) -> None:
+        """Continue from other states. Without `last_1D`, the logits are unknown until the next feed."""
+        self.states, self._last_1D = states, last_1D
+
     @torch.no_grad()
     def feed(self, ids_S: Tensor, visual_S: Tensor, frames_NCHW: Tensor) -> None:
         """Read S tokens, at most `chunk_tokens` at a time.
@@ -70,10 +85,11 @@ class Session:
     def logits(self) -> Tensor:
         """Return the logits of the next token, logits_V fp32 over the tokenizer's vocabulary.
 
-        Raises ValueError before the first feed.
+        Raises ValueError before the first feed, and after `jump`.
         """
+        self.require_states()
         if self._last_1D is None:
-            raise ValueError("this session has not read any token. Call feed or feed_text first")
+            raise ValueError("a decoder has read the last token. Feed the next one first")
         logits_1V = self.model.logits(self._last_1D[None])[0]
         return logits_1V[0, : self.tokenizer.get_vocab_size()].float()
 

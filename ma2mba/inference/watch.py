@@ -58,8 +58,9 @@ def watch(
 
     `prompt` encodes text around a number of frames; what follows the last frame is left out. `report` is called before
     the first chunk and after each chunk. `session` does not change, whatever happens. Raise UserError if the video
-    cannot be used; MediaError.partial then says how many seconds of a damaged video are intact. The result has the same
-    bits as `Session.feed` of all frames at once.
+    cannot be used; MediaError.partial then says how many seconds of a damaged video are intact. If the stream
+    has `keep_damaged`, read the intact frames of a damaged video. The result has the same bits as `Session.feed` of all
+    frames at once.
     """
     while True:
         try:
@@ -115,7 +116,13 @@ def _chunks(session: Session, sequence: Interleaved, stream: VideoStream) -> Ite
     for start, stop in sequence.chunks(session.chunk_tokens):
         ids_S, visual_S = sequence.part(start, stop)
         visual_S, pictures_M = within(visual_S, per_frame)
-        tensors = ids_S, visual_S, pictures.take(pictures_M)
+        pictures_MCHW = pictures.take(pictures_M)
+        if len(pictures_MCHW) < len(pictures_M):  # the video is damaged: end after its last intact frame
+            stop = sequence.end_of(stream.frames)
+            if stop <= start:
+                return
+            ids_S, visual_S = ids_S[: stop - start], visual_S[: stop - start]
+        tensors = ids_S, visual_S, pictures_MCHW
         if not side:
             yield Chunk(stop, tensors, None)
             continue
@@ -134,7 +141,7 @@ class _Pictures:
         self._block = Block(0, none)
 
     def take(self, numbers_M: Tensor) -> Tensor:
-        """Return these pictures, whose numbers increase by one, as uint8 (M, C, H, W)."""
+        """Return these pictures, whose numbers increase by one, as uint8 (M, C, H, W); fewer if the stream ends."""
         shape = (len(numbers_M), *self._block.pictures_MCHW.shape[1:])
         taken_MCHW = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned and len(numbers_M) > 0)
         done = 0
@@ -145,5 +152,8 @@ class _Pictures:
                 taken_MCHW.numpy()[done : done + len(some)] = some
                 done += len(some)
             else:
-                self._block = next(self._stream)
-        return taken_MCHW
+                following = next(self._stream, None)
+                if following is None:
+                    break
+                self._block = following
+        return taken_MCHW[:done]

@@ -48,7 +48,10 @@ class FrameSet:
 
 @dataclass(frozen=True)
 class Request:
-    """What to read. A relative `path` counts from `folder`. `held`: the reader holds all pictures at once."""
+    """What to read. A relative `path` counts from `folder`. `held`: the reader holds all pictures at once.
+
+    `keep_damaged`: send the pictures before the damage of a damaged video, then the reason.
+    """
 
     path: Path
     image_size: int
@@ -58,6 +61,7 @@ class Request:
     stop: float | None = None
     folder: str = "."
     held: bool = True
+    keep_damaged: bool = False
 
 
 class FrameReader:
@@ -78,12 +82,15 @@ class FrameReader:
     def close(self) -> None:
         self._pool.close()
 
-    def stream(self, path: Path | str, image_size: int, *, count: int | None = None) -> VideoStream:
+    def stream(
+        self, path: Path | str, image_size: int, *, count: int | None = None, keep_damaged: bool = False
+    ) -> VideoStream:
         """Return a stream of the pictures that `read` returns. Its worker starts to decode at once.
 
-        One stream at a time: close it before the next. Errors are raised when the stream is read.
+        One stream at a time: close it before the next. Errors are raised when the stream is read. With `keep_damaged`,
+        the stream of a damaged video ends after its last intact picture, and its `damage` says why.
         """
-        return self._stream(Path(path), image_size, count, held=False)
+        return self._stream(Path(path), image_size, count, held=False, keep_damaged=keep_damaged)
 
     def read(self, path: Path | str, image_size: int, *, count: int | None = None) -> FrameSet:
         """Return what `read_frames` returns. Raise UserError too if decoding hangs, crashes or exceeds a limit."""
@@ -94,10 +101,12 @@ class FrameReader:
         except MemoryError as error:
             raise MediaError(path, "its frames need more memory than is free", "Use --frames N") from error
 
-    def _stream(self, path: Path, image_size: int, count: int | None, *, held: bool) -> VideoStream:
+    def _stream(
+        self, path: Path, image_size: int, count: int | None, *, held: bool, keep_damaged: bool = False
+    ) -> VideoStream:
         folder = "." if path.is_absolute() else os.getcwd()
-        request = Request(path, image_size, count=count, folder=folder, held=held)
-        return VideoStream(path, self._pool, Task(0, [request]), limits().stall_seconds)
+        request = Request(path, image_size, count=count, folder=folder, held=held, keep_damaged=keep_damaged)
+        return VideoStream(path, self._pool, Task(0, [request]), limits().stall_seconds, keep_damaged=keep_damaged)
 
 
 def _held(stream: VideoStream) -> FrameSet:
@@ -168,11 +177,11 @@ def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Calla
     """Pass the plan to `hand_on`, then all pictures in blocks."""
     blocks = _Blocks(request, hand_on)
     if request.path.suffix.lower() in IMAGE_SUFFIXES and not is_animation(request.path):
-        picture = read_image(request.path)
+        picture, damage = read_image(request.path), ""
         blocks.announce(Plan(np.zeros(1), np.zeros(1, np.int64), 0.0))
         blocks.add(picture)
     else:
-        decode_video(
+        decoded = decode_video(
             request.path,
             blocks.add,
             fps=request.fps,
@@ -180,10 +189,16 @@ def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Calla
             start=request.start,
             stop=request.stop,
             seek=True,
+            keep_damaged=request.keep_damaged,
             beat=beat,
             announce=blocks.announce,
         )
+        damage, intact = decoded.damage, {sample.index for sample in decoded.samples}
     blocks.hand_on_rest()
+    if damage and len(intact) < blocks.sent:  # they were counted as if none was missing
+        raise UserError(f"{request.path}: {damage}, and frames before it are missing. Use a complete, readable file")
+    if damage:
+        raise MediaError(request.path, damage, partial=decoded.samples[-1].t)
 
 
 class _Blocks:
@@ -214,6 +229,11 @@ class _Blocks:
         self._filled += 1
         if self._filled == len(self._buffer):
             self.hand_on_rest()
+
+    @property
+    def sent(self) -> int:
+        """The number of pictures that were passed on."""
+        return self._first
 
     def hand_on_rest(self) -> None:
         if self._filled:

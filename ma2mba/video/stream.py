@@ -43,11 +43,13 @@ class VideoStream:
 
     Reading it raises StartAgain if the file must be decoded again; read on then. It raises UserError if the file cannot
     be used, or if decoding hangs, crashes or exceeds a limit, and after a damaged video's last intact picture
-    MediaError, whose `partial` says how many seconds are intact.
+    MediaError, whose `partial` says how many seconds are intact. With `keep_damaged` it ends there instead, and
+    `damage` is this error.
     """
 
-    def __init__(self, path: Path, pool: Pool, task: Task, stall: float):
-        self.path, self._pool = path, pool
+    def __init__(self, path: Path, pool: Pool, task: Task, stall: float, *, keep_damaged: bool = False):
+        self.path, self._pool, self._keep_damaged = path, pool, keep_damaged
+        self.damage: MediaError | None = None
         self._events = pool.events([task], stall)
         self._plan: Plan | None = None
         self._result: UserError | None = None
@@ -89,6 +91,11 @@ class VideoStream:
         return self.plan.duration
 
     @property
+    def frames(self) -> int:
+        """How many frames have come so far, also those that show a picture again."""
+        return int(np.searchsorted(self.shown_N, self._received - 1, "right")) if self._received else 0
+
+    @property
     def seconds(self) -> float:
         """How many seconds of the video have come so far."""
         return self.plan.seconds(self._received) if self._plan else 0.0
@@ -102,6 +109,8 @@ class VideoStream:
             self._plan, self._received = item, 0
             raise StartAgain
         if item is None:
+            if self.damage:
+                raise StopIteration
             if self._received != plan.pictures:
                 raise RuntimeError(f"{self.path}: {self._received} of {plan.pictures} pictures came")
             raise StopIteration
@@ -124,6 +133,8 @@ class VideoStream:
         self._ended = True
         if isinstance(self._result, MediaError) and self._result.partial is None and self._received:
             self._result.partial = self.seconds
-        if self._result:
+        if isinstance(self._result, MediaError) and self._keep_damaged and self._received:
+            self.damage = self._result
+        elif self._result:
             raise self._result
         return None

@@ -8,7 +8,6 @@ from ma2mba.errors import UserError
 from ma2mba.evaluation.evaluate import evaluate
 from ma2mba.inference.chat import VideoChat
 from ma2mba.model.pretrained import load_model
-from ma2mba.video.frames import FrameReader
 
 
 @pytest.fixture
@@ -16,10 +15,10 @@ def answered(task_file, model_folder):
     """The task file with the model's own answers as the right ones, but for the question 2-needle."""
     model, tokenizer = load_model(model_folder)
     records = [json.loads(line) for line in task_file.read_text().splitlines()]
-    with FrameReader() as reader:
-        chats = [VideoChat(model, tokenizer, task_file.parent / record["video"], None, reader) for record in records]
-    for record, chat in zip(records, chats, strict=True):
-        said = "".join(chat.ask(record["question"], 32)).strip()
+    for record in records:
+        chat = VideoChat(model, tokenizer)
+        chat.watch(task_file.parent / record["video"])
+        said = chat.ask(record["question"], max_tokens=32, repetition_stop=True).text.strip()
         record["options"] = [said + ".", *record["options"]]
         record["answer"] = "a ring" if record["id"] == "2-needle" else said + "."
     task_file.write_text("\n".join(map(json.dumps, records)))
@@ -42,8 +41,12 @@ def test_right_and_wrong_answers_are_counted(answered, model_folder):
 
 def test_a_video_is_watched_once_for_all_its_questions(answered, model_folder, monkeypatch):
     watched = []
-    real = VideoChat.__init__
-    monkeypatch.setattr(VideoChat, "__init__", lambda self, *args: watched.append(args[2].name) or real(self, *args))
+    real = VideoChat.watch
+    monkeypatch.setattr(
+        VideoChat,
+        "watch",
+        lambda self, video, *args, **kw: watched.append(video.name) or real(self, video, *args, **kw),
+    )
     assert evaluate(model_folder, answered, 8)["n"] == 6
     assert watched == ["0.png", "1.png", "2.png"]
 

@@ -17,5 +17,5 @@ if __name__ == "__main__":
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, image_size=56, patch_size=14
     )
     model = VideoMa2mba(ModelConfig(language_model=language, vision=vision))
-    chat = VideoChat(model, build_tokenizer(), Path(sys.argv[1]))
-    print(chat.frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    watched = VideoChat(model, build_tokenizer()).watch(Path(sys.argv[1]))
+    print(watched.frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

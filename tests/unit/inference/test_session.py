@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ma2mba.data.batch import Sample, collate
-from ma2mba.inference.chat import with_frames
+from ma2mba.inference.interleaved import with_frames
 from ma2mba.inference.session import Session, chunk_length
 
 K = 4

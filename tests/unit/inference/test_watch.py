@@ -13,8 +13,7 @@ import torch
 from ma2mba.data.cuts import cuts
 from ma2mba.errors import UserError
 from ma2mba.inference.ahead import ahead
-from ma2mba.inference.chat import with_frames
-from ma2mba.inference.interleaved import Interleaved
+from ma2mba.inference.interleaved import Interleaved, with_frames
 from ma2mba.inference.session import Session
 from ma2mba.inference.watch import watch
 from ma2mba.model.conversation import Encoded, encode_prompt

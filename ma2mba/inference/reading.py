@@ -1,0 +1,53 @@
+"""Read a video into a session: where watching a video and talking about it meet."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from ma2mba.inference.session import Session
+from ma2mba.inference.watch import Progress, watch
+from ma2mba.model.conversation import Encoded
+from ma2mba.video.frames import FrameReader
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Read:
+    """The session after the last frame, and what was read. `partial`: why a damaged video was not read to its end."""
+
+    session: Session
+    frames: int
+    seconds: float
+    partial: str = ""
+
+
+def read_video(
+    session: Session,
+    before: list[int],
+    video: Path,
+    count: int | None,
+    reader: FrameReader | None,
+    report: Report,
+    *,
+    keep_partial: bool = False,
+) -> Read:
+    """Continue a session by the tokens `before` and the frames of a video. The session itself does not change.
+
+    `count`: see `FrameReader.stream`. Without `reader`, start a worker for this video alone. Raise UserError if the
+    video cannot be used; with `keep_partial`, only if not one of its frames can be.
+    """
+
+    def prompt(frames: int) -> Encoded:
+        return Encoded(before, frame_positions=[len(before)] * frames)
+
+    size = session.model.config.image_size
+    with (
+        nullcontext(reader) if reader else FrameReader() as own,
+        own.stream(video, size, count=count, keep_damaged=keep_partial) as stream,
+    ):
+        after = watch(session, prompt, stream, report)
+        if stream.damage:
+            return Read(after, stream.frames, stream.seconds, stream.damage.reason)
+        return Read(after, len(stream.shown_N), stream.duration)
