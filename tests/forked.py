@@ -37,21 +37,30 @@ class Outcome:
         return self.code == 2 and "Traceback" not in self.err + self.out and len(lines) == 1
 
 
-def run(*arguments: str | Path, cwd: Path | None = None, limit_s: float = 120, memory_gb: float = 4.0) -> Outcome:
+def run(
+    *arguments: str | Path, cwd: Path | None = None, limit_s: float = 120, memory_gb: float = 4.0, stdin: str = ""
+) -> Outcome:
     """Run `ma2mba` with these arguments in a forked child. A child that runs longer than `limit_s` is killed."""
     from ma2mba.cli.app import main
 
-    return call(lambda: main([str(argument) for argument in arguments]), cwd, limit_s, memory_gb)
+    return call(lambda: main([str(argument) for argument in arguments]), cwd, limit_s, memory_gb, stdin)
 
 
-def call(work: Callable[[], object], cwd: Path | None = None, limit_s: float = 120, memory_gb: float = 4.0) -> Outcome:
+def call(
+    work: Callable[[], object],
+    cwd: Path | None = None,
+    limit_s: float = 120,
+    memory_gb: float = 4.0,
+    stdin: str = "",
+) -> Outcome:
     """Call a function in a forked child, as `run` does a command. A child may allocate `memory_gb` beyond its start."""
     with tempfile.TemporaryDirectory() as folder:
-        streams = [Path(folder) / "out", Path(folder) / "err"]
+        given, *streams = [Path(folder) / name for name in ("in", "out", "err")]
+        given.write_text(stdin, encoding="utf-8", errors="surrogateescape")
         began, beyond_mb = time.monotonic(), max(0, _resident_bytes() / 2**20 - IMPORTS_MB)
         child = os.fork()
         if child == 0:
-            _child(work, streams, cwd, memory_gb)
+            _child(work, given, streams, cwd, memory_gb)
         status, peak = _wait(child, began + limit_s)
         texts = [path.read_text(encoding="utf-8", errors="backslashreplace") for path in streams]
     return Outcome(os.waitstatus_to_exitcode(status), *texts, peak / 1024 - beyond_mb, time.monotonic() - began)
@@ -73,13 +82,16 @@ def _wait(child: int, until: float) -> tuple[int, int]:
         time.sleep(0.005)
 
 
-def _child(work: Callable[[], object], streams: Sequence[Path], cwd: Path | None, memory_gb: float) -> None:
+def _child(
+    work: Callable[[], object], given: Path, streams: Sequence[Path], cwd: Path | None, memory_gb: float
+) -> None:
     code = 1
     try:
         os.setsid()
         for number, path in enumerate(streams, 1):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(given, os.O_RDONLY), 0)
+        sys.stdin = os.fdopen(0, errors="surrogateescape", closefd=False)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)  # not pytest's
         if cwd:
             os.chdir(cwd)

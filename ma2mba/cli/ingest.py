@@ -76,11 +76,12 @@ def ingest(
     if as_json:
         timings = {"load": round(loaded - began, 3), "watch": round(watched - loaded, 3)}
         facts = {"state": str(out_file), "bytes": out_file.stat().st_size, "video_seconds": total, "timings": timings}
-        print_json(facts | {"watched": [one.model_dump() for one in chat.watched]})
+        videos = [one.model_dump() for one in chat.watched]
+        print_json(facts | {"partial": seen.partial, "watched": videos})
         return
     print_line(f"{out_file}: {seen.frames:,} frames of {one_line(seen.name)}, {_span(total)} watched in all")
-    if seen.partial:
-        print_line(f"partial: {one_line(seen.name)} was watched for {seen.seconds:,.0f} s ({one_line(seen.partial)})")
+    if seen.partial is not None:
+        print_line(f"partial: only {seen.partial:,.0f} s of {one_line(seen.name)} ({one_line(seen.damage)})")
 
 
 def _watch(

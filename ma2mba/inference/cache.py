@@ -49,6 +49,6 @@ def _path(folder: Path, facts: Facts) -> Path:
 
 def _key(facts: Facts) -> str:
     """Return what decides the bits of a state after one video."""
-    decided_by = [(video.content, video.sampling, video.partial) for video in facts.watched]
+    decided_by = [(video.content, video.sampling, video.damage) for video in facts.watched]
     versions = (__version__, decoder_version("pyav"))
     return json.dumps([facts.fingerprint, facts.chunk_tokens, decided_by, len(facts.turns), versions])

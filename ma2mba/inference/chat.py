@@ -88,7 +88,7 @@ class VideoChat:
 
         `frames`: "1fps", or the number of frames to sample. With `cache`, the state after a first video is kept in this
         folder, and found there the next time. `hashed=False` does not hash the file; the chat cannot be saved then.
-        With `keep_partial`, watch a damaged video up to the damage; `partial` of the result says what is wrong. Raise
+        With `keep_partial`, watch a damaged video up to the damage; `partial` of the result says how far. Raise
         UserError if the video cannot be used; nothing is watched then.
         """
         video, count = Path(video), parse_frames(str(frames))
@@ -106,11 +106,11 @@ class VideoChat:
             read = read_video(*before_it, video, count, reader, report, keep_partial=keep_partial)
             if _file(video) != before:
                 raise MediaError(video, "changed while it was watched", "Watch it again")
-            session, known = read.session, {"frames": read.frames, "seconds": read.seconds, "partial": read.partial}
-            seen = seen.model_copy(update=known)
+            session, known = read.session, {"frames": read.frames, "seconds": read.seconds, "damage": read.damage}
+            seen = seen.model_copy(update=known | {"partial": read.seconds if read.damage else None})
         log.debug("video: %s, %.1f s, %d frames sampled", video, seen.seconds, seen.frames)
         self._now = self._after_video = _Point(session, (*self.watched, seen), self.turns, open=True)
-        if kept_in and not found and not seen.partial:
+        if kept_in and not found and not seen.damage:
             keep_entry(kept_in, session, self._facts(self._now))
         return seen
 
@@ -154,7 +154,12 @@ class VideoChat:
             raise UserError("nothing has been watched or said. Watch a video first")
         if unhashed := [video.name for video in self.watched if video.content is None]:
             raise UserError(f"{unhashed[0]}: was watched without its hash. Watch it with hashed=True to save the state")
-        save_state(Path(path), self._now.session, self._facts(self._now))
+        path = Path(path)
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder. Name a file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: exists, and is not a file. Name another file")
+        save_state(path, self._now.session, self._facts(self._now))
 
     def load(self, path: Path | str) -> "VideoChat":
         """Return the chat of a state file, with the same model. Raise UserError as `load_state` does."""

@@ -15,12 +15,12 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Read:
-    """The session after the last frame, and what was read. `partial`: why a damaged video was not read to its end."""
+    """The session after the last frame, and what was read. `damage`: why a video was not read to its end, or ""."""
 
     session: Session
     frames: int
     seconds: float
-    partial: str = ""
+    damage: str = ""
 
 
 def read_video(

@@ -39,8 +39,8 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 class Watched(StrictConfig):
     """A video that was watched: its file name, the XXH3-128 of its bytes (None: not computed), its seconds and frames.
 
-    `sampling` is "1fps" or the number of frames that was asked for; `frames` were seen. `partial` says why the rest was
-    not seen; "" if the whole video was.
+    `sampling` is "1fps" or the number of frames that was asked for; `frames` were seen. Of a damaged video, `partial`
+    seconds were watched, and `damage` says what is wrong; `partial` is None for a whole video.
     """
 
     name: str
@@ -48,7 +48,8 @@ class Watched(StrictConfig):
     seconds: float = Field(ge=0, allow_inf_nan=False)
     frames: int = Field(ge=0)
     sampling: str
-    partial: str = ""
+    partial: Annotated[float, Field(ge=0)] | None = None
+    damage: str = ""
 
 
 class Said(StrictConfig):
