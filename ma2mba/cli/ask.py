@@ -85,7 +85,7 @@ def ask(
     from ma2mba.inference.sampling import Sampling
 
     choices = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, stop or (), repetition_stop, logprobs)
-    chat, timings = open_chat(video, state, model, frames, device, cache)
+    chat, timings = open_chat(video, state, model, frames, device, dtype, cache)
     began = time.monotonic()
     asked = [
         row
@@ -111,6 +111,7 @@ def open_chat(
     model: Path,
     frames: str,
     device: str,
+    dtype: str,
     cache: Path | None,
     *,
     hashed: bool = False,
@@ -126,7 +127,7 @@ def open_chat(
             parse_frames(frames)
             with err.status(f"loading {model}"):
                 began = time.monotonic()
-                chat = VideoChat.open(model, device_name(device))
+                chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
                 loaded = time.monotonic()
             with watching(video) as report:
                 chat.watch(video, frames, reader=reader, report=report, cache=cache, hashed=hashed)
@@ -138,7 +139,7 @@ def open_chat(
         verify_state(state)
         with err.status(f"loading {model}"):
             began = time.monotonic()
-            chat = VideoChat.open(model, device_name(device))
+            chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
             loaded = time.monotonic()
             chat = chat.load(state)
     return chat, {"load": round(loaded - began, 3), "watch": round(time.monotonic() - loaded, 3)}

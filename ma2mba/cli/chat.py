@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ma2mba.cli.ask import open_chat, require_no_video_options
-from ma2mba.cli.output import Device, Frames, ModelFolder, Verbose, err, print_line, require_question
+from ma2mba.cli.output import Device, Dtype, Frames, ModelFolder, Verbose, err, print_line, require_question
 from ma2mba.cli.writing import (
     Cache,
     MaxTokens,
@@ -46,6 +46,7 @@ def chat(
     repetition_stop: RepetitionStop = False,
     cache: Cache = None,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Talk about a video. Each question follows the questions and answers before it.
@@ -59,7 +60,7 @@ def chat(
     from ma2mba.inference.sampling import Sampling
 
     choices = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, stop or (), repetition_stop)
-    talk, _ = open_chat(video, state, model, frames, device, cache, hashed=True)
+    talk, _ = open_chat(video, state, model, frames, device, dtype, cache, hashed=True)
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         import readline  # noqa: F401 (input() then edits lines and remembers them)

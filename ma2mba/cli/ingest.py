@@ -9,11 +9,13 @@ import typer
 
 from ma2mba.cli.output import (
     Device,
+    Dtype,
     Frames,
     Json,
     ModelFolder,
     Verbose,
     device_name,
+    dtype_name,
     err,
     print_json,
     print_line,
@@ -45,6 +47,7 @@ def ingest(
         bool, typer.Option("--keep-partial", help="Of a damaged video, keep the state up to the damage.")
     ] = False,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -62,7 +65,7 @@ def ingest(
             verify_state(earlier)
         with err.status(f"loading {model}"):
             began = time.monotonic()
-            chat = VideoChat.open(model, device_name(device))
+            chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
             if earlier:
                 chat = chat.load(earlier)
             _require_space(out_file, state_bytes(chat.model))

@@ -51,11 +51,14 @@ class VideoChat:
         self._after_video: _Point | None = self._now
 
     @classmethod
-    def open(cls, model: Path | str, device: str = "auto") -> "VideoChat":
-        """Load a model folder. `device`: "auto" (a GPU if there is one), "cpu" or "cuda"."""
+    def open(cls, model: Path | str, device: str = "auto", dtype: str = "auto") -> "VideoChat":
+        """Load a model folder, or the latest checkpoint of a run folder.
+
+        `device`: "auto" (a GPU if there is one), "cpu" or "cuda". `dtype`: "auto", "bf16" or "fp32" (`load_model`).
+        """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(*load_model(model, device=device))
+        return cls(*load_model(model, device, dtype))
 
     @property
     def model(self) -> VideoMa2mba:

@@ -24,8 +24,9 @@ from ma2mba.inference.session import Session
 from ma2mba.limits import limits, raise_limit
 from ma2mba.model.base_config import StrictConfig, problem
 from ma2mba.model.layer import State
+from ma2mba.model.tensor_file import HEADER_BYTES, TensorFile, reason_of
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.weights import HEADER_BYTES, is_finite, open_tensors, reason_of
+from ma2mba.model.weights import is_finite
 from ma2mba.text import parse_json, shorten
 
 FORMAT, VERSION = "ma2mba state", "1"
@@ -98,7 +99,7 @@ def load_state(path: Path, model: VideoMa2mba, tokenizer: Tokenizer, model_finge
     model than the one with `model_fingerprint`.
     """
     verify_state(path)
-    file = open_tensors(path)
+    file = TensorFile.open(path).handle
     facts = _facts(path, file.metadata() or {})
     if facts.fingerprint != model_fingerprint:
         dtypes = {facts.dtype, dtype_name(model)}
