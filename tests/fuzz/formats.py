@@ -8,8 +8,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from ma2mba.files import sha256_file, xxh3_file
 from ma2mba.shards.manifest import hash_json
 
@@ -112,7 +110,7 @@ def seal_run(folder: Path) -> None:
             _write(checkpoint / "trainer.json", state)
         sums = checkpoint / "trainer.json.xxh3"
         if (checkpoint / "trainer.json").is_file() and sums.is_file() and not sums.is_symlink():
-            digest = xxhash.xxh3_128((checkpoint / "trainer.json").read_bytes()).hexdigest()
+            digest = xxh3_file(checkpoint / "trainer.json")
             sums.write_text(digest + "\n")
 
 
