@@ -62,7 +62,20 @@ def run_folder(model_folder, tmp_path):
 
 
 def test_verbose_shows_the_model_and_the_frames(ma2mba, picture, model_folder, caplog):
-    ma2mba("ask", picture, "Which symbol?", "--model", model_folder, "--max-tokens", 1, "--device", "cpu", "--verbose")
+    ma2mba(
+        "ask",
+        picture,
+        "Which symbol?",
+        "--model",
+        model_folder,
+        "--max-tokens",
+        1,
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+        "--verbose",
+    )
     decided = [record.getMessage() for record in caplog.records]
     assert f"model: {model_folder}, torch.float32 on cpu" in decided
     assert any("1 frames sampled" in line for line in decided)
@@ -86,6 +99,26 @@ def test_ask_streams_the_answer_that_json_holds(ma2mba, picture, model_folder):
     assert facts["answer"] == said.strip()
     assert facts["frames"] == 1
     assert facts["question"] == "Which symbol?"
+
+
+def test_the_model_of_a_run_answers_like_the_model(ma2mba, picture, run_folder, model_folder):
+    answers = [
+        ma2mba("ask", picture, "What?", "--model", model, "--max-tokens", 3, "--device", "cpu")
+        for model in (model_folder, run_folder, run_folder / "checkpoints/step-000006")
+    ]
+    assert answers[0][0] == 0
+    assert answers[1] == answers[2] == answers[0]
+    code, _, error = ma2mba("ask", picture, "What?", "--model", run_folder / "checkpoints/step-000003")
+    assert code == 2
+    assert "is damaged" in error
+
+
+@pytest.mark.parametrize(("dtype", "shown"), [("bf16", "torch.bfloat16"), ("fp32", "torch.float32")])
+def test_the_dtype_is_chosen(ma2mba, picture, task_file, model_folder, caplog, dtype, shown):
+    options = ("--model", model_folder, "--dtype", dtype, "--device", "cpu")
+    assert ma2mba("ask", picture, "What?", *options, "--max-tokens", 2, "--verbose")[0] == 0
+    assert f"model: {model_folder}, {shown} on cpu" in caplog.text
+    assert ma2mba("eval", *options, "--task", task_file, "--limit", 1)[0] == 0
 
 
 def test_eval_prints_a_table_and_writes_every_answer(ma2mba, task_file, model_folder, tmp_path):
@@ -237,6 +270,13 @@ def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_
             "modelx: does not exist. Give a model folder, or the folder of a run",
         ),
         (["ask", "{picture}", "What?", "--model", "{model}", "--device", "tpu"], "Use auto, cpu or cuda"),
+        (
+            ["ask", "{picture}", "What?", "--model", "{model}", "--dtype", "fp16"],
+            "--dtype fp16: unknown dtype. Use auto",
+        ),
+        (["eval", "--model", "{model}", "--task", "{task}", "--dtype", "half"], "--dtype half: unknown dtype"),
+        (["eval", "--model", "{model}x", "--task", "{task}"], "modelx: does not exist. Give a model folder"),
+        (["export", "{folder}/none", "--out", "{folder}/new"], "none: does not exist. Give the folder of a run"),
         (["ask", "{picture}", "What?", "--model", "{model}", "--max-tokens", "0"], "max-tokens"),
         (["ask", "{picture}", "What?"], "--model"),
         (["eval", "--model", "{model}", "--task", "{task}x"], "this task file does not exist"),

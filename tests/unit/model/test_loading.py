@@ -1,6 +1,7 @@
 """Loading of weights: exact, in one pass, in little memory, never initialised before, and verified before use."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ma2mba.errors import UserError
+from ma2mba.inference.decoder import Decoder
 from ma2mba.inference.session import Session
 from ma2mba.model import dtypes, tensor_file
 from ma2mba.model.config import ModelConfig
@@ -32,6 +34,7 @@ from tests.tiny import TINY_MODEL
 
 CONFIG = ModelConfig.model_validate(TINY_MODEL)
 KEPT = ("A_log", "dt_bias", "D")
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 @pytest.fixture
@@ -69,9 +72,11 @@ class Drawn(TorchDispatchMode):
 # The values
 
 
-def test_weights_and_buffers_are_those_of_a_model_that_is_drawn_and_filled(folder):
-    model, _ = load_model(folder, dtype="fp32")
-    require_equal(model, initialised_and_filled(folder))
+@pytest.mark.parametrize("device", DEVICES)
+def test_weights_and_buffers_are_those_of_a_model_that_is_drawn_and_filled(folder, device):
+    model, _ = load_model(folder, device, "fp32")
+    assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {device}
+    require_equal(model, initialised_and_filled(folder).to(device))
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     assert len(list(model.buffers())) == 3
     assert model.language_model.lm_head.weight is model.language_model.backbone.embedding.weight
@@ -79,9 +84,10 @@ def test_weights_and_buffers_are_those_of_a_model_that_is_drawn_and_filled(folde
     assert not model.training
 
 
-def test_in_bf16_a_layer_keeps_its_decays_in_fp32(folder):
-    exact = dict(initialised_and_filled(folder).named_parameters())
-    model, _ = load_model(folder, dtype="bf16")
+@pytest.mark.parametrize("device", DEVICES)
+def test_in_bf16_a_layer_keeps_its_decays_in_fp32(folder, device):
+    exact = dict(initialised_and_filled(folder).to(device).named_parameters())
+    model, _ = load_model(folder, device, "bf16")
     for name, p in model.named_parameters():
         kept = name.rsplit(".", 1)[-1] in KEPT
         assert torch.equal(p, exact[name] if kept else exact[name].bfloat16()), name
@@ -97,8 +103,11 @@ def test_a_session_reads_frames_and_text_with_parameters_of_two_dtypes(folder):
         model, tokenizer = load_model(folder, dtype=dtype)
         session = Session(model, tokenizer, chunk_tokens=16)
         session.feed(ids, visual, frames)
+        decoder = Decoder(model, [session.states] * 2)
+        stepped = decoder.step(torch.tensor([1, 1]))[:, : tokenizer.get_vocab_size()]
         session.feed_text([1])
         logits[dtype] = session.logits()
+        torch.testing.assert_close(stepped, logits[dtype].expand(2, -1), rtol=0.02, atol=0.01)
         conv, ssm = session.states[0]
         assert (conv.dtype, ssm.dtype) == (next(model.parameters()).dtype, torch.float32)
     torch.testing.assert_close(logits["bf16"], logits["fp32"], rtol=0.05, atol=0.02)
@@ -145,14 +154,15 @@ def test_tensors_are_converted_in_blocks(tmp_path, monkeypatch, block):
     stored |= {"empty": torch.empty(0, 3), "unwanted": torch.ones(100), "column": torch.randn(5, 6)}
     save_file(stored, tmp_path / "a.safetensors")
     content = (tmp_path / "a.safetensors").read_bytes()
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype, device in itertools.product((torch.float32, torch.bfloat16), DEVICES):
         targets = {
             name: torch.full_like(t, 1, dtype=dtype if t.is_floating_point() else t.dtype) for name, t in stored.items()
         }
-        targets["column"] = torch.ones(6, 5, dtype=dtype).t()
+        targets = {name: t.to(device) for name, t in targets.items()}
+        targets["column"] = torch.ones(6, 5, dtype=dtype, device=device).t()
         del targets["unwanted"]
         TensorFile.open(tmp_path / "a.safetensors").copy_tensors(targets, hashlib.sha256(content).hexdigest())
-        assert all(torch.equal(t, stored[name].to(t.dtype)) for name, t in targets.items())
+        assert all(torch.equal(t.cpu(), stored[name].to(t.dtype)) for name, t in targets.items())
 
 
 # Memory
