@@ -4,7 +4,7 @@ N frames, H and W pixels, P patches and one class token, K tokens of a frame, V 
 """
 
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class ClipEncoder(VisionEncoder):
         outline = on_meta(lambda: cls(config), weights, file_in("config.json"))
         weights.require(outline, extra=True)
         require_memory(outline, "cpu", weights.path, torch.float32)
-        encoder = cast(Self, build_empty(lambda: cls(config)))
+        encoder = build_empty(lambda: cls(config))
         weights.copy_into(encoder)
         return encoder
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,13 +15,12 @@ from ma2mba.model.dtypes import name_of
 from ma2mba.model.tensor_file import reason_of
 from ma2mba.model.weights import Weights
 
+M = TypeVar("M", bound=nn.Module)
 KEPT = "kept_in_fp32"
 """The attribute in which a module names its parameters that stay in fp32 in a model of bf16."""
 
 
-def on_meta(
-    build: Callable[[], nn.Module], weights: Weights, config: object, dtype: torch.dtype = torch.float32
-) -> nn.Module:
+def on_meta(build: Callable[[], M], weights: Weights, config: object, dtype: torch.dtype = torch.float32) -> M:
     """Return the module that `build` makes, on the meta device: without memory for its weights and buffers.
 
     Raise UserError, naming `config`, if it cannot be built, or has more parameters than `weights` can hold.
@@ -58,9 +58,7 @@ def require_memory(module: nn.Module, device: torch.device | str, source: object
         )
 
 
-def build_empty(
-    build: Callable[[], nn.Module], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> nn.Module:
+def build_empty(build: Callable[[], M], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> M:
     """Return the module that `build` makes on `device`. Its parameters have no values yet, its buffers have.
 
     Parameters are in `dtype`, except for those that their module names in `kept_in_fp32`. Buffers keep their dtype.

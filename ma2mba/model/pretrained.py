@@ -10,13 +10,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_folder, inside, sha256_file
@@ -25,7 +24,7 @@ from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneCon
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.dtypes import choose_dtype
-from ma2mba.model.empty import allocate, build_empty, on_meta, parameters_on_meta, require_memory
+from ma2mba.model.empty import build_empty, on_meta, parameters_on_meta, require_memory
 from ma2mba.model.projector import Projector
 from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
 from ma2mba.model.run_folder import CHECKSUMS, find_model
@@ -64,11 +63,15 @@ def save_model(
 
 @dataclass(frozen=True)
 class OpenModel:
-    """The files of a model folder, before memory is taken for its weights. `folder` holds them."""
+    """The files of a model folder, before memory is taken for its weights.
+
+    outline  the model on the meta device
+    """
 
     folder: Path
     config: ModelConfig
     weights: Weights
+    outline: VideoMa2mba
     tokenizer: Tokenizer
 
 
@@ -90,11 +93,9 @@ def load_model(
     `finite` is False) for NaN and infinite weights.
     """
     dtype = choose_dtype(dtype, device) if isinstance(dtype, str) else dtype
-    opened = _open(find_model(folder))
-    config = config or opened.config
-    outline = _outline(opened.weights, config, opened.folder, dtype)
-    require_memory(outline, device, opened.weights.path, dtype)
-    model = cast(VideoMa2mba, build_empty(lambda: VideoMa2mba(config), device, dtype))
+    opened = _open(find_model(folder), dtype, config)
+    require_memory(opened.outline, device, opened.weights.path, dtype)
+    model = build_empty(lambda: VideoMa2mba(opened.config), device, dtype)
     opened.weights.copy_into(model, TIED, finite=finite)
     log.debug("model: %s, %s on %s", opened.folder, dtype, device)
     return model.eval(), opened.tokenizer
@@ -111,17 +112,18 @@ def open_model(folder: Path) -> OpenModel:
     return opened
 
 
-def _open(folder: Path) -> OpenModel:
+def _open(folder: Path, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None) -> OpenModel:
     """As `open_model`, but the checksum of the weights is not verified yet: `Weights.copy_into` does."""
     sums = _read_checksums(folder)
     for name in (CONFIG, TOKENIZER):
         _verify(folder, name, sums)
-    config = read_config(folder)
+    own = read_config(folder)
+    config = config or own
     weights = Weights.open(inside(folder, WEIGHTS, folder), sums[WEIGHTS])
-    _outline(weights, config, folder)
+    outline = _outline(weights, config, folder, dtype)
     tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
     _require_embedded(tokenizer, config, folder / TOKENIZER)
-    return OpenModel(folder, config, weights, tokenizer)
+    return OpenModel(folder, config, weights, outline, tokenizer)
 
 
 def _read_checksums(folder: Path) -> dict[str, str]:
@@ -153,7 +155,7 @@ def _damaged(path: Path) -> UserError:
     return UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
 
 
-def _outline(weights: Weights, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def _outline(weights: Weights, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> VideoMa2mba:
     """Return the model of `config` on the meta device. Raise UserError unless `weights` have its names and shapes."""
     outline = on_meta(lambda: VideoMa2mba(config), weights, folder / CONFIG, dtype)
     weights.require(outline, TIED)
@@ -209,9 +211,10 @@ def init_language_model(model: VideoMa2mba, source: str) -> None:
 
 def init_vision(model: VideoMa2mba, source: str) -> None:
     """Load the vision encoder from published weights. Raise UserError if their configuration differs."""
-    encoder = VISION_ENCODERS.module(model.config.vision.encoder).load(source)
-    if encoder.config != model.config.vision:
-        differing = [name for name, value in encoder.config if value != getattr(model.config.vision, name)]
+    config = model.config.vision
+    encoder = VISION_ENCODERS.module(config.encoder).load(source)
+    if encoder.config != config:
+        differing = [name for name, value in encoder.config if value != getattr(config, name)]
         raise UserError(
             f"{source}: its vision encoder differs from model.vision of the recipe in {', '.join(differing)}. "
             "Change model.vision, or name another encoder in init_from.vision"
@@ -230,18 +233,17 @@ def start_model(
 
     PyTorch's random number generator draws the weights of the other components.
     """
-    if language_model:
-        open_language_model(language_model, config.language_model)  # before memory is taken for this configuration
-    with parameters_on_meta(dtype):
-        model = VideoMa2mba(config)
+    with torch.device("meta"), parameters_on_meta(dtype):
+        model = VideoMa2mba(config)  # each component is replaced
     model.projector = Projector(config.vision.width, config.language_model.d_model)
     if vision:
         init_vision(model, vision)
     else:
         model.vision = VISION_ENCODERS.module(config.vision.encoder)(config.vision)
     if language_model:
-        require_memory(model.language_model, device, language_model, dtype)
-        allocate(model.language_model, device)
+        weights = open_language_model(language_model, config.language_model)
+        require_memory(model.language_model, device, weights.path, dtype)
+        model.language_model = build_empty(lambda: LanguageModel(config.language_model), device, dtype)
         init_language_model(model, language_model)
     else:
         model.language_model = LanguageModel(config.language_model)
@@ -258,7 +260,8 @@ def load_vision(source: str) -> VisionEncoder:
         return VISION_ENCODERS.module(DEFAULT_ENCODER).load(source)
     opened = _open(folder)
     vision = opened.config.vision
-    encoder = cast(VisionEncoder, build_empty(lambda: VISION_ENCODERS.module(vision.encoder)(vision)))
+    require_memory(opened.outline.vision, "cpu", opened.weights.path, torch.float32)
+    encoder: VisionEncoder = build_empty(lambda: VISION_ENCODERS.module(vision.encoder)(vision))
     opened.weights.part("vision.").copy_into(encoder)
     return encoder
 
@@ -267,8 +270,8 @@ def published_config(language_model: str, vision: str, download: bool = False) -
     """Return the configuration of a model that starts from published weights.
 
     The layer and the encoder are the default ones; a recipe describes other models under `model`. With `download`, an
-    encoder on a hub is loaded to read its configuration. Without it, an encoder that is not a local folder is assumed
-    to have the default size. Raises UserError if a configuration cannot be read.
+    encoder is loaded to read its configuration. Without it, an encoder that is not a local folder is assumed to have
+    the default size. Raises UserError if a configuration cannot be read.
     """
     module, config = VISION_ENCODERS.module(DEFAULT_ENCODER), VISION_ENCODERS.config(DEFAULT_ENCODER)
     return ModelConfig(

@@ -18,7 +18,7 @@ from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2_config import Mamba2Config
-from ma2mba.model.pretrained import load_model
+from ma2mba.model.pretrained import load_model, load_vision
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.model_source import find_source
 from tests.attacks.model_folders import (
@@ -232,20 +232,15 @@ def test_weights_of_a_terabyte_are_refused_without_reading_them(model):
     assert outcome.seconds < 20
 
 
-def test_a_consistent_model_of_a_terabyte_of_holes_is_refused_at_once(model, tmp_path):
-    change_config(model, "language_model.vocab_size", 2**20)
-    path, name = model / "model.safetensors", "language_model.backbone.embedding.weight"
-    config = json.loads((model / "config.json").read_text())
-    config["language_model"]["d_model"] = 2**17
-    with torch.device("meta"):
-        meta = VideoMa2mba(ModelConfig.model_validate(config)).state_dict()
+def write_holes(model, config, tensors):
+    """Write a configuration, and a file of weights with a sound header and nothing but holes."""
+    path = model / "model.safetensors"
     header, end = {}, 0
-    for key, tensor in meta.items():
+    for key, tensor in tensors.items():
         if key != "language_model.lm_head.weight":
             size = 4 * tensor.numel()
             header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [end, end + size]}
             end += size
-    assert name in header
     content = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(content)) + content)
     os.truncate(path, 8 + len(content) + end)
@@ -254,6 +249,15 @@ def test_a_consistent_model_of_a_terabyte_of_holes_is_refused_at_once(model, tmp
     names = ("config.json", "tokenizer.json")
     sums = {key: hashlib.sha256((model / key).read_bytes()).hexdigest() for key in names}
     (model / "checksums.json").write_text(json.dumps(sums | {"model.safetensors": "0" * 64}))
+
+
+def test_a_consistent_model_of_a_terabyte_of_holes_is_refused_at_once(model, tmp_path):
+    change_config(model, "language_model.vocab_size", 2**20)
+    config = json.loads((model / "config.json").read_text())
+    config["language_model"]["d_model"] = 2**17
+    with torch.device("meta"):
+        meta = VideoMa2mba(ModelConfig.model_validate(config)).state_dict()
+    write_holes(model, config, meta)
     for outcome in (ask(model), attempt(new_run(model, tmp_path))):
         require_refused(outcome, "model.safetensors", "memory")
         assert outcome.seconds < 20
@@ -474,6 +478,18 @@ def test_pickles_are_refused_unread(clip, tmp_path):
 def test_a_vision_encoder_that_lies_is_refused(clip, changes):
     change_json(clip / "config.json", **changes)
     require_refused(attempt(lambda: ClipEncoder.load(str(clip))), str(clip))
+
+
+def test_an_encoder_of_a_terabyte_of_holes_is_refused_at_once(model):
+    """`data encode` takes memory for the encoder alone."""
+    config = json.loads((model / "config.json").read_text())
+    config["vision"] |= {"hidden_size": 2**18, "intermediate_size": 2**17}
+    with torch.device("meta"):
+        meta = VideoMa2mba(ModelConfig.model_validate(config)).state_dict()
+    write_holes(model, config, meta)
+    outcome = attempt(lambda: load_vision(str(model)))
+    require_refused(outcome, "model.safetensors", "memory")
+    assert outcome.seconds < 20
 
 
 def test_a_vision_encoder_with_nan_or_without_a_tensor_is_refused(clip):
