@@ -19,7 +19,8 @@ from ma2mba.inference.ahead import ahead
 from ma2mba.inference.interleaved import Interleaved
 from ma2mba.inference.session import Session, within
 from ma2mba.model.conversation import Encoded
-from ma2mba.video.stream import Block, StartAgain, VideoStream
+from ma2mba.video.messages import Block
+from ma2mba.video.stream import StartAgain, VideoStream
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@
 - `decode.py` decodes the sampled frames. `decode_video` is the one place that rejects a damaged video: it raises
   MediaError (`errors.py`) with the reason, or with `keep_damaged` returns the frames before the damage.
 - `seek.py` reaches a few frames of a long video by seeking, from packets before which nothing is referred to
-  (`entries.py`), in the stretches that `stretches.py` plans.
+  (`entries.py`), in the stretches that `stretches.py` plans. `pieces.py` joins the stretches that several processes
+  decode.
 - `pictures.py` reads images and crops pictures as CLIP does; `jpeg.py` finds damaged JPEG files; `animation.py` reads
   animated WebP. `frames.py` does both for one video or image, in a watched
   process for `ask` and `eval`; `stream.py` gives its pictures block by block, in memory that does not grow.

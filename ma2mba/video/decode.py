@@ -29,8 +29,9 @@ from ma2mba.video.decord_reader import decode_indices, load_decord
 from ma2mba.video.errors import MediaError
 from ma2mba.video.probe import Probe, probe
 from ma2mba.video.pyav import DECODER_VERSION
-from ma2mba.video.seek import Doubt, decode_sparse
+from ma2mba.video.seek import Divided, Doubt, decode_sparse
 from ma2mba.video.shown import Damage, shown_frames
+from ma2mba.video.stretches import Stretches
 from ma2mba.video.times import UNKNOWN, Span, in_order
 
 T = TypeVar("T")
@@ -120,6 +121,7 @@ def decode_video(
     stop: float | None = None,
     keep_damaged: bool = False,
     seek: bool = False,
+    divide: bool = False,
     decoder: DecoderName = "pyav",
     beat: Callable[[], None] = lambda: None,
     announce: Callable[[Plan], None] = lambda _: None,
@@ -131,8 +133,9 @@ def decode_video(
     again, `announce` is called again, and what `use` returned before does not count.
     Raise MediaError if the file is not a readable video, if it is damaged (`partial` says how many seconds are intact),
     or if it has no frame in the range. With `keep_damaged`, return the frames before the damage instead; otherwise
-    `use` sees no frame of a file whose packets show the damage. With `seek`, reach a few frames of a long video by
-    seeking: the frames are the same, but damage between them is not found.
+    `use` sees no frame of a file whose packets show the damage.
+    With `seek`, reach a few frames of a long video by seeking: the frames are the same, but damage between them is not
+    found. With `divide` as well, raise Divided after `announce` if several processes should decode the video.
     """
 
     def decode(facts: Probe) -> Decoded[T]:
@@ -140,7 +143,8 @@ def decode_video(
         if not times:
             raise MediaError(path, f"lasts {facts.duration:.2f} s: no frame in the requested range")
         indices = [facts.shown_at(t) for t in times]
-        read = decode_webp if webp else decode_indices if decoder == "decord" else partial(_decode_wanted, seek=seek)
+        by_pyav = partial(_decode_wanted, seek=seek, divide=divide)
+        read = decode_webp if webp else decode_indices if decoder == "decord" else by_pyav
         if facts.damage and not keep_damaged:
             intact, _, _ = read(path, facts, set(indices), lambda _: None, beat, lambda: None)
             raise MediaError(path, facts.damage, partial=_intact_seconds(times, indices, intact))
@@ -233,6 +237,7 @@ def _decode_wanted(
     begin: Callable[[], None],
     *,
     seek: bool = False,
+    divide: bool = False,
 ) -> tuple[dict[int, T], str, str]:
     """Return what `use` returned for each wanted frame number, the damage if frames are missing, and what is ignored.
 
@@ -241,10 +246,14 @@ def _decode_wanted(
     """
     if seek and facts.packets and not facts.damage:
         numbers = sorted(wanted)
+        plan = Stretches(facts.packets, [facts.pts[n] for n in numbers])
         with contextlib.suppress(Doubt):
-            found = decode_sparse(path, facts.packets, [facts.pts[n] for n in numbers], use, beat, begin)
+            found = decode_sparse(path, plan, use, beat, begin)
             if found:
                 return dict(zip(numbers, found[0], strict=True)), "", found[1]
+            if divide and (pieces := plan.pieces()):
+                begin()
+                raise Divided(pieces)
     used: dict[int, T] = {}
     for skipping in (True, False) if facts.by_packet else (False,):
         used.clear()

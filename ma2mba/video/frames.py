@@ -19,11 +19,16 @@ from ma2mba.limits import limits, raise_limit
 from ma2mba.video.animation import is_animation
 from ma2mba.video.decode import Plan, decode_video
 from ma2mba.video.errors import MediaError
+from ma2mba.video.messages import Block, Joint, Piece, Request
 from ma2mba.video.pictures import IMAGE_SUFFIXES, clip_view, read_image
+from ma2mba.video.pieces import digest_of
 from ma2mba.video.pool import Beat, Pool, Task
-from ma2mba.video.stream import Block, StartAgain, VideoStream
+from ma2mba.video.seek import Divided, Doubt, open_at
+from ma2mba.video.stream import StartAgain, VideoStream
 
 GB = 1e9
+MOST_WORKERS = 8
+"""Processes that decode one video at most."""
 BLOCK_BYTES = 1 << 20
 """Bytes of pictures that a worker sends at once."""
 
@@ -44,24 +49,6 @@ class FrameSet:
     def frames_NHWC(self) -> np.ndarray:
         """All frames, uint8 RGB: a copy of its picture for each."""
         return np.ascontiguousarray(self.pictures_MCHW.transpose(0, 2, 3, 1)[self.shown_N])
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to read. A relative `path` counts from `folder`. `held`: the reader holds all pictures at once.
-
-    `keep_damaged`: send the pictures before the damage of a damaged video, then the reason.
-    """
-
-    path: Path
-    image_size: int
-    fps: float = 1.0
-    count: int | None = None
-    start: float | None = None
-    stop: float | None = None
-    folder: str = "."
-    held: bool = True
-    keep_damaged: bool = False
 
 
 class FrameReader:
@@ -105,8 +92,11 @@ class FrameReader:
         self, path: Path, image_size: int, count: int | None, *, held: bool, keep_damaged: bool = False
     ) -> VideoStream:
         folder = "." if path.is_absolute() else os.getcwd()
-        request = Request(path, image_size, count=count, folder=folder, held=held, keep_damaged=keep_damaged)
-        return VideoStream(path, self._pool, Task(0, [request]), limits().stall_seconds, keep_damaged=keep_damaged)
+        workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        request = Request(
+            path, image_size, count=count, folder=folder, held=held, keep_damaged=keep_damaged, workers=workers
+        )
+        return VideoStream(request, self._pool, limits().stall_seconds)
 
 
 def _held(stream: VideoStream) -> FrameSet:
@@ -148,21 +138,25 @@ def read_frames(
     return held[0].frame_set()
 
 
-def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> UserError | None:
+def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> UserError | Divided | Doubt | Joint | None:
     """Read the one Request of a task in a worker. Send its plan, then its pictures in blocks.
 
     If the file must be decoded again, send the plan again, and all pictures. Return the reason why the file cannot be
-    used, or None.
+    used, or None. If several workers should decode it, return Divided after the plan. Of a Piece, send the pictures,
+    and return its Joint, or Doubt.
     """
-    request: Request = task.items[0]
+    piece = task.items[0] if isinstance(task.items[0], Piece) else None
+    request: Request = piece.request if piece else task.items[0]
     begin(0)
     try:
         if task.given_up:
             raise MediaError(request.path, task.given_up[0])
         os.chdir(request.folder)
+        if piece:
+            return _read_piece(piece, beat)
         _read(request, beat, beat)
         return None
-    except UserError as error:
+    except (UserError, Divided, Doubt) as error:
         return error
     except MemoryError:
         reason = f"decoding it takes more than {limits().decoder_gb:g} GB of memory"
@@ -188,7 +182,8 @@ def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Calla
             count=request.count,
             start=request.start,
             stop=request.stop,
-            seek=True,
+            seek=request.seek,
+            divide=request.workers > 1,
             keep_damaged=request.keep_damaged,
             beat=beat,
             announce=blocks.announce,
@@ -199,6 +194,21 @@ def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Calla
         raise UserError(f"{request.path}: {damage}, and frames before it are missing. Use a complete, readable file")
     if damage:
         raise MediaError(request.path, damage, partial=decoded.samples[-1].t)
+
+
+def _read_piece(piece: Piece, beat: Beat) -> Joint:
+    """Send all pictures of a piece in blocks. Raise Doubt if it cannot be decoded by itself."""
+    blocks, digest, turned = _Blocks(piece.request, beat), b"", set()
+    blocks.begin(piece.first, piece.stop)
+    with open_at(piece.request.path, beat) as video:
+        for number, (picture, matrix) in enumerate(video.frames(piece.stretch), piece.first):
+            turned.add(matrix)
+            if number < piece.stop:
+                blocks.add(picture)
+            else:
+                digest = digest_of(clip_view(picture, piece.request.image_size).transpose(2, 0, 1))
+    blocks.hand_on_rest()
+    return Joint(digest, frozenset(turned))
 
 
 class _Blocks:
@@ -219,9 +229,14 @@ class _Blocks:
                 f"{self._request.image_size} pixels, and {most / GB:g} GB are allowed",
                 f"Use --frames N, with at most {int(most // each):,}. {raise_limit('frames_gb')}",
             )
-        self._first, self._filled = 0, 0
-        self._buffer = np.empty((min(plan.pictures, max(1, BLOCK_BYTES // each)), *self._shape), np.uint8)
+        self.begin(0, plan.pictures)
         self._hand_on(plan)
+
+    def begin(self, first: int, stop: int) -> None:
+        """Begin with picture `first` of those before `stop`."""
+        self._first, self._filled = first, 0
+        each = int(np.prod(self._shape))
+        self._buffer = np.empty((min(stop - first, max(1, BLOCK_BYTES // each)), *self._shape), np.uint8)
 
     def add(self, picture: np.ndarray) -> None:
         """Add a picture, uint8 (H, W, 3)."""

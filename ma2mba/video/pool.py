@@ -161,7 +161,7 @@ class Pool:
         self, tasks: list[Task], on_result: OnResult, progress: Progress = lambda _: None, stall: float = STALL
     ) -> None:
         """Run all tasks. While a callback runs, a worker that has more to send waits. Raises what `events` raises."""
-        with contextlib.closing(self.events(tasks, stall)) as events:
+        with contextlib.closing(self.events(deque(tasks), stall)) as events:
             for kind, task, value in events:
                 if kind == "result":
                     assert task is not None
@@ -169,21 +169,29 @@ class Pool:
                 elif kind == "progress":
                     progress(value)
 
-    def events(self, tasks: list[Task], stall: float = STALL) -> Generator[Event, None, None]:
+    def grow(self, workers: int) -> None:
+        """Start more workers, up to this number in all."""
+        self._workers += [_Worker(self._work, self._memory) for _ in range(workers - len(self._workers))]
+
+    def events(
+        self, tasks: deque[Task], stall: float = STALL, allowed: Callable[[Task], bool] = lambda _: True
+    ) -> Generator[Event, None, None]:
         """Start the first tasks at once, and yield what happens until all tasks are finished.
 
+        Tasks are removed from `tasks` as they start, and may be added meanwhile. A task waits until it is `allowed`.
         While nobody asks for the next event, a worker that has more to send waits: nothing is queued here. Closing the
         generator kills the workers. A UserError that the work raises is raised here, an OSError too (without its
         errno). Raise UserError if a worker is killed from outside, or takes too long to start or to finish a task.
         """
-        waiting = deque(tasks)
         for place in range(min(len(tasks), len(self._workers))):
-            self._give(place, waiting.popleft())
-        return self._listen(waiting, stall)
+            self._give(place, tasks.popleft())
+        return self._listen(tasks, stall, allowed)
 
-    def _listen(self, waiting: deque[Task], stall: float) -> Generator[Event, None, None]:
+    def _listen(
+        self, waiting: deque[Task], stall: float, allowed: Callable[[Task], bool]
+    ) -> Generator[Event, None, None]:
         try:
-            while any(worker.task for worker in self._workers):
+            while waiting or any(worker.task for worker in self._workers):
                 ready = wait([worker.pipe for worker in self._workers if worker.task], timeout=min(1.0, stall / 4))
                 for place, worker in enumerate(self._workers):
                     retry = None
@@ -193,7 +201,7 @@ class Pool:
                         retry = yield from _give_up(worker, f"the decoder made no progress for {stall:.0f} s")
                     if retry:
                         waiting.appendleft(retry)
-                    if not worker.task and waiting:
+                    if not worker.task and waiting and allowed(waiting[0]):
                         self._give(place, waiting.popleft())
                 if not ready:
                     yield Event("beat")

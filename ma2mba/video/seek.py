@@ -5,6 +5,7 @@ have a pts that the plan wants. So a decoder sees what it sees when it decodes t
 that the frames cannot refer to. At any doubt, `Doubt` is raised, and the file is decoded from its start.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from av.video.stream import VideoStream
 from ma2mba.memory import held_bytes
 from ma2mba.video.errors import reading_memory
 from ma2mba.video.pyav import decoder_memory, display_matrix, open_video, raise_if_out_of_memory, time_base
-from ma2mba.video.stretches import Packets, Stretch, Stretches
+from ma2mba.video.stretches import Stretch, Stretches
 from ma2mba.video.view import View, view_of
 
 T = TypeVar("T")
@@ -37,6 +38,14 @@ ASTRAY = 20_000
 
 class Doubt(Exception):
     """What was found after seeking is not what `probe` has read."""
+
+
+class Divided(Exception):
+    """A video is to be decoded in pieces, as `Stretches.pieces` returns them."""
+
+    def __init__(self, pieces: list[tuple[int, int, Stretch]]):
+        super().__init__(pieces)
+        self.pieces = pieces
 
 
 @contextmanager
@@ -62,8 +71,11 @@ class Seeker:
         Raise Doubt if a packet or frame is not as planned.
         """
         wanted, due = stretch.wanted_W.tolist(), 0
-        among = set(wanted)
+        among, known, before = set(wanted), set(stretch.pts_P.tolist()), -math.inf
         for frame in self._decode(stretch, among):
+            if frame.pts is None or frame.pts not in known or frame.pts <= before:
+                raise Doubt
+            before = frame.pts
             if frame.pts not in among:
                 continue
             if frame.pts != wanted[due] or frame.is_corrupt:
@@ -130,17 +142,15 @@ class Seeker:
 
 def decode_sparse(
     path: Path,
-    packets: Packets,
-    wanted: Sequence[int],
+    plan: Stretches,
     use: Callable[[np.ndarray], T],
     beat: Callable[[], None],
     begin: Callable[[], None],
 ) -> tuple[list[T], str] | None:
-    """Return what `use` returned for the frames with these pts, and what the view ignores; None if not worth it.
+    """Return what `use` returned for all wanted frames, and what the view ignores; None if seeking is not worth it.
 
     `begin` is called before the first frame. Raise Doubt if the file must be decoded from its start.
     """
-    plan = Stretches(packets, wanted)
     groups = plan.groups(SEEK_COST) if plan.possible else []
     if not groups or plan.saved(groups) < WORTH + SEEK_COST * len(groups):
         return None

@@ -5,6 +5,7 @@ P packets in the order of decoding, W wanted frames.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from ma2mba.video.entries import ENTRY, PARAMETERS
 
 KEY = 1
 """Flag of a packet: the container calls its frame a key frame."""
+PIECE, LARGEST = 24, 64
+"""Frames that one process decodes as a piece of a video: about so many, and at most. They are held until their turn."""
+LONG = 2000
+"""Packets of a video that several processes decode faster than one."""
 AFTER = 2
 """Packets that are decoded after the last wanted one: the second field of a frame may have a packet of its own."""
 
@@ -81,6 +86,24 @@ class Stretches:
         entry = int(self._entries[max(0, self._entry_W[first] - earlier)])
         end = int(self._at_W[first:stop].max()) + 1 + AFTER
         return Stretch(self._packets.pts_P[entry:end], self._packets.sizes_P[entry:end], self._wanted_W[first:stop])
+
+    def pieces(self) -> list[tuple[int, int, "Stretch"]]:
+        """Return (first, stop) of wanted frames for pieces of about PIECE frames that begin at entries, and stretches.
+
+        The stretch of a piece also has the first frame of the next one. Return an empty list if the video is too short,
+        or if a piece would have more than LARGEST frames.
+        """
+        if not self.possible or self._at_W[-1] - self._entries[self._entry_W[0]] < LONG:
+            return []
+        cuts = [0]
+        for number in np.flatnonzero(np.diff(self._entry_W)) + 1:
+            if number - cuts[-1] >= PIECE:
+                cuts.append(int(number))
+        frames = len(self._wanted_W)
+        pieces = list(pairwise([*cuts, frames]))
+        if len(pieces) < 2 or max(stop - first for first, stop in pieces) > LARGEST:
+            return []
+        return [(first, stop, self.stretch(first, min(stop + 1, frames))) for first, stop in pieces]
 
     def saved(self, groups: Sequence[tuple[int, int]]) -> int:
         """Return how many packets fewer the stretches of these groups have than one from the start of the file."""

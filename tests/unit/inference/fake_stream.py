@@ -1,14 +1,16 @@
 """A stream of what a list says, in place of a decoder. Small imports: the worker imports this file."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ma2mba.video.decode import Plan
 from ma2mba.video.errors import MediaError
-from ma2mba.video.pool import Pool, Task
-from ma2mba.video.stream import Block, VideoStream
+from ma2mba.video.messages import Block, Request
+from ma2mba.video.pool import Pool
+from ma2mba.video.stream import VideoStream
 
 SIZE = 56
 NAME = Path("a.mp4")
@@ -25,12 +27,19 @@ def block(first: int, count: int, colour: int = 0) -> Block:
     return Block(first, np.ascontiguousarray(np.broadcast_to(colours_M[:, None, None, None], (count, 3, SIZE, SIZE))))
 
 
+@dataclass(frozen=True)
+class Script(Request):
+    """What a worker sends."""
+
+    items: tuple[Plan | Block | str, ...] = ()
+
+
 class FakeStream:
     """Gives a stream of plans and blocks; "error" stands for a damaged file, "crash" for the end of the worker."""
 
     def __init__(self, *items: Plan | Block | str):
         self.pool = Pool(_send, 1, 1 << 30)
-        self.stream = VideoStream(NAME, self.pool, Task(0, [items]), 30.0)
+        self.stream = VideoStream(Script(NAME, SIZE, items=items), self.pool, 30.0)
 
     def __enter__(self) -> VideoStream:
         return self.stream
@@ -42,7 +51,7 @@ class FakeStream:
 
 def _send(task, begin, beat):
     begin(0)
-    for item in task.items[0]:
+    for item in task.items[0].items:
         if task.given_up:
             return MediaError(NAME, task.given_up[0])
         if item == "crash":

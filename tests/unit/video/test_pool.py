@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_workers_stay_between_runs_and_are_replaced_after_a_crash_or_an_error():
     blocks, pids = [], []
 
     def run(*items):
-        for kind, _, value in pool.events([Task(0, items)]):
+        for kind, _, value in pool.events(deque([Task(0, items)])):
             if kind == "block":
                 blocks.append(value)
             elif kind == "result":

@@ -13,7 +13,8 @@ from ma2mba.errors import UserError
 from ma2mba.limits import Limits
 from ma2mba.video import frames
 from ma2mba.video.decode import Plan, decode_video
-from ma2mba.video.frames import Block, FrameReader, read_frames
+from ma2mba.video.frames import FrameReader, read_frames
+from ma2mba.video.messages import Block
 from ma2mba.video.pictures import clip_view
 from tests.unit.video.numbered_video import write
 

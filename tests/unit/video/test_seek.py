@@ -14,6 +14,7 @@ from ma2mba.video.decode import decode_video
 from ma2mba.video.entries import ENTRY, PARAMETERS, entry_check
 from ma2mba.video.frames import FrameReader, read_frames
 from ma2mba.video.probe import probe
+from ma2mba.video.stretches import Packets
 from tests.unit.video.ffmpeg import SIDE, ffmpeg, picture
 from tests.unit.video.random_files import Kind, encode
 
@@ -96,7 +97,7 @@ def test_only_idr_pictures_are_entries(options, tmp_path):
 
 def test_a_key_frame_without_parameter_sets_is_no_entry_if_others_have_them():
     def entries(*flags: int) -> list[int]:
-        packets = seek.Packets(np.arange(len(flags)), np.ones(len(flags)), np.array(flags))
+        packets = Packets(np.arange(len(flags)), np.ones(len(flags)), np.array(flags))
         return packets.entries().tolist()
 
     key = probing.KEY | ENTRY
