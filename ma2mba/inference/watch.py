@@ -128,10 +128,15 @@ def _chunks(session: Session, sequence: Interleaved, stream: VideoStream) -> Ite
             yield Chunk(stop, tensors, None)
             continue
         with torch.cuda.stream(side):
-            ids_S, visual_S, pictures_MCHW = (t.pin_memory().to(device, non_blocking=True) for t in tensors)
+            ids_S, visual_S, pictures_MCHW = (_pinned(t).to(device, non_blocking=True) for t in tensors)
         yield Chunk(stop, (ids_S, visual_S, pictures_MCHW), side.record_event())
     for block in stream:  # the decoder may still find damage
         raise RuntimeError(f"{stream.path}: picture {block.first} is not shown")
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """Return the tensor in pinned memory; as it is if it is there already, or empty."""
+    return tensor.pin_memory() if len(tensor) else tensor
 
 
 class _Pictures:

@@ -88,14 +88,18 @@ class Seeker:
         raise Doubt
 
     def _decode(self, stretch: Stretch, wanted: set[int]) -> Iterator[av.VideoFrame]:
-        """Decode the packets of a stretch, in which frames that are neither wanted nor needed are skipped."""
+        """Decode the packets of a stretch, in which frames that are neither wanted nor needed are skipped.
+
+        The entry is never skipped: libdav1d takes what is said at its first packet for the whole stream.
+        """
+        kept = wanted | {int(stretch.pts_P[0])}
         room, held = decoder_memory(self.stream), held_bytes()
         packets = self._packets(stretch)
         while True:
             try:
                 with reading_memory(self.path, room, held):
                     packet = next(packets, None)
-                    skipped = packet is not None and packet.pts not in wanted
+                    skipped = packet is not None and packet.pts not in kept
                     self.stream.codec_context.skip_frame = "NONREF" if skipped else "DEFAULT"
                     frames = packet.decode() if packet else self.stream.decode(None)
             except (av.FFmpegError, EOFError, IndexError) as error:

@@ -1,5 +1,6 @@
 """A video that is watched as it is decoded gives the bits of a video that is read whole; M pictures, N frames."""
 
+import copy
 import threading
 import time
 from fractions import Fraction
@@ -18,7 +19,7 @@ from ma2mba.inference.session import Session
 from ma2mba.inference.watch import watch
 from ma2mba.model.conversation import Encoded, encode_prompt
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import FrameReader
+from ma2mba.video.frames import FrameReader, FrameSet
 from tests.unit.inference.fake_stream import SIZE, FakeStream, block, plan
 from tests.unit.video.numbered_video import write
 
@@ -40,7 +41,9 @@ def prompt(tokenizer):
 
 
 def bits(session: Session) -> list[bytes]:
-    return [part.numpy().tobytes() for state in session.states for part in state] + [session.logits().numpy().tobytes()]
+    return [part.cpu().numpy().tobytes() for state in session.states for part in state] + [
+        session.logits().cpu().numpy().tobytes()
+    ]
 
 
 def read_whole(session: Session, prompt, found) -> Session:
@@ -148,6 +151,17 @@ def test_a_damaged_video_is_named_with_its_intact_seconds(model, tokenizer, prom
     ):
         watch(Session(model, tokenizer), prompt, stream)
     assert 10 < caught.value.partial < 30
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_bits_of_a_video_that_is_read_whole(model, tokenizer, prompt):
+    """Pictures go through pinned memory and a second stream."""
+    started = Session(copy.deepcopy(model).cuda(), tokenizer, chunk_tokens=9)
+    found = FrameSet(np.concatenate([part.pictures_MCHW for part in WHOLE[1:]]), WHOLE[0].shown_N, 9.0)
+    expected = bits(read_whole(started.fork(), prompt, found))
+    for _ in range(20):
+        with FakeStream(*WHOLE) as stream:
+            assert bits(watch(started, prompt, stream)) == expected
 
 
 def test_two_items_exist_at_most():

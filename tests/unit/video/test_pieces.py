@@ -26,6 +26,7 @@ KINDS = [
     replace(PLAIN, container="ts", key_every=10, start=1000.0),
     replace(PLAIN, codec="hevc", container="mkv", open_gop=True),
     replace(PLAIN, codec="mpeg2video", container="mkv", open_gop=True, b_frames=2),
+    replace(PLAIN, codec="libsvtav1", container="webm", b_frames=0),
     replace(PLAIN, codec="mjpeg", container="avi", b_frames=0),
 ]
 
