@@ -6,7 +6,7 @@ says by which model, what was watched and what was said. Its checksum covers eve
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import xxhash
@@ -24,7 +24,7 @@ from ma2mba.inference.session import Session
 from ma2mba.limits import limits, raise_limit
 from ma2mba.model.base_config import StrictConfig, problem
 from ma2mba.model.layer import State
-from ma2mba.model.tensor_file import HEADER_BYTES, TensorFile, reason_of
+from ma2mba.model.tensor_file import DTYPES, HEADER_BYTES, Stored, TensorFile, reason_of
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.weights import is_finite
 from ma2mba.text import parse_json, shorten
@@ -99,8 +99,8 @@ def load_state(path: Path, model: VideoMa2mba, tokenizer: Tokenizer, model_finge
     model than the one with `model_fingerprint`.
     """
     verify_state(path)
-    file = TensorFile.open(path).handle
-    facts = _facts(path, file.metadata() or {})
+    file = TensorFile.open(path)
+    facts = _facts(path, file.handle.metadata() or {})
     if facts.fingerprint != model_fingerprint:
         dtypes = {facts.dtype, dtype_name(model)}
         other = f" or dtype ({facts.dtype}, not {dtype_name(model)})" if len(dtypes) > 1 else ""
@@ -169,31 +169,34 @@ def _like(model: VideoMa2mba) -> tuple[list[State], Tensor]:
 
 
 @torch.no_grad()
-def _states(path: Path, file: Any, session: Session) -> tuple[list[State], Tensor | None]:
-    """Return the states and the last token's residual. Compare shapes before memory is taken, then types and values."""
+def _states(path: Path, file: TensorFile, session: Session) -> tuple[list[State], Tensor | None]:
+    """Return the states and the last token's residual. Compare shapes and types before memory is taken, then values."""
     like, last_1D = _like(session.model)
     wanted = dict(_named(like)) | {LAST: last_1D}
-    names = set(file.keys())
-    if odd := sorted(names ^ wanted.keys() - ({LAST} - names)):
-        raise UserError(f"{path}: {_what(odd[0])} is {'unknown' if odd[0] in names else 'missing'}. Write it again")
-    found = {name: _tensor(path, file, name, wanted[name]) for name in sorted(names)}
+    stored = file.tensors
+    if odd := sorted(stored.keys() ^ (wanted.keys() - ({LAST} - stored.keys()))):
+        raise UserError(f"{path}: {_what(odd[0])} is {'unknown' if odd[0] in stored else 'missing'}. Write it again")
+    found = {name: _tensor(path, stored[name], wanted[name]) for name in sorted(stored)}
     numbers = iter(found[name] for name, _ in _named(like))
     return [tuple(next(numbers) for _ in state) for state in like], found.get(LAST)
 
 
-def _tensor(path: Path, file: Any, name: str, like: Tensor) -> Tensor:
+def _tensor(path: Path, stored: Stored, like: Tensor) -> Tensor:
     """Read a tensor into `like`, which has the device and the memory layout that the kernels need. Return `like`."""
-    shape = tuple(file.get_slice(name).get_shape())
+    kind, expected = (DTYPES.get(stored.dtype), stored.shape), (like.dtype, tuple(like.shape))
+    if kind != expected:
+        found = f"{list(stored.shape)} of {stored.dtype}"
+        raise UserError(
+            f"{path}: {_what(stored.name)} is {shorten(found)}, not {list(like.shape)} of {like.dtype}. Write it again"
+        )
     try:
-        values = file.get_tensor(name) if shape == tuple(like.shape) else None
+        values = stored.read()
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: {_what(name)} cannot be read ({reason_of(error)}). Copy the file again") from error
-    if values is None or values.dtype != like.dtype:
-        kind = f"{list(shape)}" if values is None else f"{values.dtype}"
-        expected = f"{list(like.shape)}" if values is None else f"{like.dtype}"
-        raise UserError(f"{path}: {_what(name)} is {shorten(kind)}, not {expected}. Write the file again")
+        raise UserError(
+            f"{path}: {_what(stored.name)} cannot be read ({reason_of(error)}). Copy the file again"
+        ) from error
     if not is_finite(values):
-        raise UserError(f"{path}: {_what(name)} has NaN or infinite values. Write the file again")
+        raise UserError(f"{path}: {_what(stored.name)} has NaN or infinite values. Write the file again")
     return like.copy_(values)
 
 

@@ -144,9 +144,15 @@ HOSTILE = {
     "extra tensor": (set_tensor("layers.9.0", lambda t: torch.zeros(1)), "'layers.9.0' is unknown"),
     "odd name": (set_tensor("\x1b[31m" * 10_000, lambda t: torch.zeros(1)), "is unknown"),
     "missing tensor": (lambda m, f, t: t.pop("layers.2.1"), "'layers.2.1' is missing"),
-    "shape": (set_tensor("layers.1.0", lambda t: torch.zeros(1, 80, 4)), "is [1, 80, 4], not [1, 80, 3]"),
-    "rank": (set_tensor("last", lambda t: torch.zeros(32)), "'last' is [32], not [1, 32]"),
-    "dtype": (set_tensor("layers.1.1", lambda t: t["layers.1.1"].to(torch.int64)), "is torch.int64, not torch.float32"),
+    "shape": (
+        set_tensor("layers.1.0", lambda t: torch.zeros(1, 80, 4)),
+        "is [1, 80, 4] of F32, not [1, 80, 3]",
+    ),
+    "rank": (set_tensor("last", lambda t: torch.zeros(32)), "'last' is [32] of F32, not [1, 32] of"),
+    "dtype": (
+        set_tensor("layers.1.1", lambda t: t["layers.1.1"].to(torch.int64)),
+        "of I64, not [1, 8, 8, 8] of",
+    ),
     "nan tensor": (set_tensor("layers.0.1", lambda t: t["layers.0.1"] * torch.nan), "has NaN or infinite values"),
     "inf": (set_tensor("last", lambda t: t["last"] + torch.inf), "has NaN or infinite values"),
 }
