@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Words = Annotated[
     list[str],
-    typer.Argument(metavar="VIDEO QUESTION...", help="Video file (or a picture; not with --state), and questions."),
+    typer.Argument(metavar="VIDEO QUESTION", help="Video file (or a picture; not with --state), and questions."),
 ]
 FollowUp = Annotated[
     list[str] | None,
@@ -87,13 +87,11 @@ def ask(
     choices = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, stop or (), repetition_stop, logprobs)
     chat, timings = open_chat(video, state, model, frames, device, dtype, cache)
     began = time.monotonic()
-    asked = [
-        row
-        for first in range(0, len(questions), TOGETHER)
-        for row in _answer(chat, questions[first : first + TOGETHER], follow_up or [], choices, as_json)
-    ]
+    groups = [questions[first : first + TOGETHER] for first in range(0, len(questions), TOGETHER)]
+    written = [_answer(chat, group, follow_up or [], choices, as_json) for group in groups]
     if as_json:
-        speed = {"first_token": asked[0]["first_token"], "tokens_per_second": _speed(asked)}
+        asked = [row for rows in written for row in rows]
+        speed = {"first_token": asked[0]["timings"]["first_token"], "tokens_per_second": _speed(written)}
         seconds = round(time.monotonic() - began + timings["watch"], 3)
         source = {"video": str(video)} if video else {"state": str(state)}
         print_json(source | _facts(chat, asked) | {"seconds": seconds, "timings": timings | speed})
@@ -116,7 +114,7 @@ def open_chat(
     *,
     hashed: bool = False,
 ) -> tuple["VideoChat", dict[str, float]]:
-    """Load the model, and watch the video or load the state. Return the chat, and the seconds of "load" and "watch"."""
+    """Load the model, and watch the video or load the state. Return the chat, and the seconds of each part."""
     from ma2mba.video.frames import FrameReader
 
     if video:
@@ -126,7 +124,7 @@ def open_chat(
 
             parse_frames(frames)
             with err.status(f"loading {model}"):
-                began = time.monotonic()
+                start, began = _since_start(), time.monotonic()
                 chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
                 loaded = time.monotonic()
             with watching(video) as report:
@@ -138,11 +136,18 @@ def open_chat(
         assert state
         verify_state(state)
         with err.status(f"loading {model}"):
-            began = time.monotonic()
+            start, began = _since_start(), time.monotonic()
             chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
             loaded = time.monotonic()
             chat = chat.load(state)
-    return chat, {"load": round(loaded - began, 3), "watch": round(time.monotonic() - loaded, 3)}
+    return chat, {"start": start, "load": round(loaded - began, 3), "watch": round(time.monotonic() - loaded, 3)}
+
+
+def _since_start() -> float:
+    """Return the seconds since this process began: Python's start, and imports."""
+    import psutil
+
+    return round(max(0.0, time.time() - psutil.Process().create_time()), 3)
 
 
 def _answer(
@@ -171,9 +176,11 @@ def _said(question: str, answer: "Answer", tokenizer: Any) -> dict[str, Any]:
         "answer": answer.text.strip(),
         "reason": answer.reason,
         "tokens": len(answer.tokens),
-        "first_token": round(answer.first_token, 4),
-        "seconds": round(answer.seconds, 4),
-        "tokens_per_second": answer.tokens_per_second and round(answer.tokens_per_second, 2),
+        "timings": {
+            "first_token": round(answer.first_token, 4),
+            "last_token": round(answer.seconds, 4),
+            "tokens_per_second": answer.tokens_per_second and round(answer.tokens_per_second, 2),
+        },
     }
     if answer.seed is not None:
         said["seed"] = answer.seed
@@ -196,8 +203,12 @@ def _facts(chat: "VideoChat", asked: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _speed(asked: list[dict[str, Any]]) -> float | None:
-    """Return the tokens per second of all answers, the time before the first tokens left out; None for one token."""
-    written = sum(row["tokens"] for row in asked) - len(asked)
-    seconds = max(row["seconds"] for row in asked) - min(row["first_token"] for row in asked)
-    return round(written / seconds, 2) if written > 0 and seconds > 0 else None
+def _speed(written: list[list[dict[str, Any]]]) -> float | None:
+    """Return the tokens per second of answers that were written group by group, after each group's first token.
+
+    None if no answer has a second token.
+    """
+    tokens = sum(row["tokens"] - 1 for rows in written for row in rows)
+    times = [[row["timings"] for row in rows] for rows in written]
+    seconds = sum(max(t["last_token"] for t in group) - min(t["first_token"] for t in group) for group in times)
+    return round(tokens / seconds, 2) if tokens > 0 and seconds > 0 else None

@@ -59,6 +59,8 @@ class Batch:
 
     def __init__(self, sessions: Sequence[Session], sampling: Sampling, began: float | None = None):
         """All sessions have the same model. `began`: when the questions were asked (`time.monotonic`; default: now)."""
+        if any(session.model is not sessions[0].model for session in sessions):
+            raise ValueError("sessions of a batch share one model")
         began = time.monotonic() if began is None else began
         self.sampling = sampling
         self._rows = [_Row(number, session, sampling, began) for number, session in enumerate(sessions)]

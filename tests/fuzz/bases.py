@@ -81,6 +81,7 @@ def make(folder: Path) -> None:
     torch.manual_seed(0)
     model = VideoMa2mba(ModelConfig.model_validate(TINY_MODEL))
     save_model(model, folder / "tokenizer.json", folder / "model")
+    command("ingest", folder / "media/p.png", "--model", folder / "model", "--out", folder / "state/a.state")
     shards, features = folder / "shards", folder / "features"
     command("data", "encode", shards, "--encoder", folder / "model", "--out", features, "--workers", "1")
     _training(folder)

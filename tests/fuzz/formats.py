@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ma2mba.files import sha256_file, xxh3_file
+from ma2mba.inference.state_file import CHECKSUM
 from ma2mba.shards.manifest import hash_json
+from tests.unit.inference.states import seal
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,15 @@ def seal_run(folder: Path) -> None:
             sums.write_text(digest + "\n")
 
 
+def seal_state(folder: Path) -> None:
+    """Make the checksum of a state file again, if it has one."""
+    path = folder / "a.state"
+    with contextlib.suppress(OSError):
+        content = path.read_bytes() if path.is_file() and path.stat().st_size < 10**8 else b""
+        if CHECKSUM.search(content) and not path.is_symlink():
+            path.write_bytes(seal(bytearray(content)))
+
+
 SHARDS = (
     Command("inspect {case}/shards --json"),
     Command("data audit {case}/shards --json --workers 1", codes=(1,)),
@@ -137,6 +148,11 @@ MODEL = (
     Command("train {base}/train.yaml run={out} init_from={case}/model", 0.02, alone=True),
     Command("plan --model {base}/train.yaml --device-memory 1 --tokens 500 --json init_from={case}/model", 0.1),
     Command("data encode {base}/shards --encoder {case}/model --out {out} --workers 1 --json", 0.1),
+)
+STATE = (
+    Command("ask --state {case}/state/a.state w1 --model {base}/model --json --max-tokens 2"),
+    Command("chat --state {case}/state/a.state --model {base}/model", 0.2),
+    Command("ingest {base}/media/p.png --from {case}/state/a.state --out {out}/b.state --model {base}/model", 0.3),
 )
 RUN = (
     Command("inspect {case}/run --json"),
@@ -199,6 +215,7 @@ def formats(annotations: Mapping[str, Mapping[str, Any]]) -> dict[str, Format]:
                 Command("data build {case}/recipes/llava.yaml --out {case}/unfinished --merge --json", 0.3),
             ),
         ),
+        "state": Format(("state",), ("state/*",), STATE, ("state/*",), lambda case: seal_state(case / "state")),
         "model": _model("config.json", "checksums.json", "model.safetensors"),
         "tokenizer": _model("tokenizer.json"),
         "checkpoint": _run(*(f"checkpoints/step-*/{name}" for name in STATE_FILES)),

@@ -33,7 +33,7 @@ from tests.fuzz.mutations import mutate
 SECRET = "nobody may read this: 3f9c1e"
 MEMORY_BYTES = 2_000_000_000
 """Memory that a command may take. The process holds less than 1 GB at its start."""
-VOLATILE = ("seconds", "source", "repaired", "already_built")
+VOLATILE = ("seconds", "timings", "source", "repaired", "already_built")
 WRITES = re.compile(r"os\.(mkdir|rename|remove|rmdir|link|symlink|truncate|chmod|chown|mkfifo|utime)$")
 STARTS = ("socket.connect", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.system", "pickle.find_class")
 

@@ -77,7 +77,7 @@ def test_a_state_answers_as_the_video_does(videos, state, model_folder):
 def test_json_keeps_its_keys_and_adds_reason_and_timings(videos, model_folder):
     facts = facts_of(ask(videos["picture"], "What?", "--json", model=model_folder))
     assert facts.keys() >= {"video", "question", "answer", "frames", "video_seconds", "seconds", "reason", "timings"}
-    assert facts["timings"].keys() == {"load", "watch", "first_token", "tokens_per_second"}
+    assert facts["timings"].keys() == {"start", "load", "watch", "first_token", "tokens_per_second"}
     assert facts["reason"] in ("end", "length")
     assert facts["answers"][0]["answer"] == facts["answer"]
     assert 0 < facts["timings"]["first_token"] <= facts["seconds"]
