@@ -25,8 +25,9 @@ SCRIPT = r"""
 import json, logging, sys, threading, warnings
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from ma2mba.cli.app import main
-from ma2mba.cli.ask import _print_as_it_comes
+from ma2mba.cli.writing import print_answers
 from ma2mba.cli.eval import _accuracy_table
 from ma2mba.cli.output import err, out
 from ma2mba.progress import Reporter
@@ -43,7 +44,9 @@ for number, command in enumerate(commands):
     with suppress(SystemExit):
         main(command)
     sys.stdout.flush()
-_print_as_it_comes(iter(["an ", "answer " + evil[:4], evil[4:]]))
+class Answers(list):
+    answers = [SimpleNamespace(reason=None), SimpleNamespace(reason="end")]
+print_answers(Answers([(0, "an "), (0, "answer " + evil[:4]), (0, evil[4:])]), [evil, evil])
 means = {"n": 1, "accuracy": 1.0, "chance": 0.5}
 out.print(_accuracy_table(means | {"unreadable": 0, "seconds": 1.0, "tasks": {evil: means, "b": means}}))
 report = {"already_built": True, "by_dataset": {evil: {"samples": 1}}}

@@ -9,8 +9,9 @@ from PIL import Image
 
 from data_prep.toy.generate import plan_series, write_media
 from ma2mba.errors import UserError
-from ma2mba.inference.chat import VideoChat, parse_frames
+from ma2mba.inference.chat import Together, VideoChat, parse_frames
 from ma2mba.inference.interleaved import with_frames
+from ma2mba.inference.sampling import Sampling
 from ma2mba.inference.session import Session
 from ma2mba.model.conversation import END, Turn, encode_conversation, encode_prompt
 from ma2mba.video.errors import MediaError
@@ -90,6 +91,21 @@ def test_questions_that_are_answered_together_get_the_same_answers(chat, video):
     for options in ({}, {"temperature": 1.0, "seed": 8}):
         together = chat.ask_all(questions, max_tokens=6, **options)
         assert [a.tokens for a in together] == [chat.ask(q, max_tokens=6, **options).tokens for q in questions]
+
+
+def test_chats_about_several_videos_are_answered_together(chat, video, picture):
+    other = chat.fork()
+    chat.watch(video)
+    other.watch(picture)
+    chats, questions = [chat, other, chat], ["What?", "What?", "How many?"]
+    sampling = Sampling(temperature=1.0, seed=3, max_tokens=6, logprobs=True)
+    together = Together(chats, questions, sampling).finish()
+    for talk, question, answer in zip(chats, questions, together, strict=True):
+        alone = talk.begin(question, sampling).finish()[0]
+        assert answer.tokens == alone.tokens
+        # To rounding: log-probabilities are of the order of 4.
+        assert answer.logprobs == pytest.approx(alone.logprobs, abs=5e-6)
+    assert together[0].logprobs != together[1].logprobs
 
 
 def test_a_second_video_continues_the_users_turn(chat, model, tokenizer, video, picture):

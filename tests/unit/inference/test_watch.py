@@ -18,8 +18,10 @@ from ma2mba.inference.interleaved import Interleaved, with_frames
 from ma2mba.inference.session import Session
 from ma2mba.inference.watch import watch
 from ma2mba.model.conversation import Encoded, encode_prompt
+from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.frames import FrameReader, FrameSet
+from ma2mba.video.pictures import clip_view
 from tests.unit.inference.fake_stream import SIZE, FakeStream, block, plan
 from tests.unit.video.numbered_video import write
 
@@ -182,3 +184,30 @@ def test_two_items_exist_at_most():
             alive -= 1
     assert seen == list(range(20))
     assert most == 2
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 16, 50, 4096])
+@pytest.mark.parametrize("count", [None, 7])
+def test_a_damaged_video_may_be_kept_up_to_the_damage(
+    model, tokenizer, video, prompt, chunk_tokens, count, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ma2mba.video.frames.BLOCK_BYTES", 3 * 3 * SIZE * SIZE)
+    broken, session = tmp_path / "broken.mkv", Session(model, tokenizer, chunk_tokens)
+    content = video.read_bytes()
+    broken.write_bytes(content[: len(content) // 2])
+    pictures = decode_video(broken, lambda picture: clip_view(picture, SIZE), count=count, keep_damaged=True)
+    shown_N = np.unique([sample.index for sample in pictures.samples], return_inverse=True)[1]
+    different = [pictures.samples[n].value for n in np.unique(shown_N, return_index=True)[1]]
+    intact = FrameSet(np.stack(different).transpose(0, 3, 1, 2).copy(), shown_N, pictures.duration)
+    with FrameReader() as reader:
+        with reader.stream(broken, SIZE, count=count, keep_damaged=True) as stream:
+            kept = watch(session, prompt, stream)
+        assert stream.damage is not None
+        assert (stream.frames, stream.seconds) == (len(shown_N), stream.damage.partial)
+        with reader.stream(video, SIZE, count=count, keep_damaged=True) as stream:
+            watch(session, prompt, stream)
+        assert (stream.damage, stream.frames) == (None, count or 40)
+    expected = read_whole(session.fork(), prompt, intact)
+    torch.testing.assert_close(kept.logits(), expected.logits(), rtol=0, atol=1.5e-6)
+    for some, right in zip(kept.states, expected.states, strict=True):
+        torch.testing.assert_close(some, right, rtol=0, atol=1e-5)
