@@ -1,5 +1,6 @@
 """`ma2mba ask`: questions about a video, or about what a state file has watched."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ def ask(
 ) -> None:
     """Ask one or several questions about a video. Each is asked by itself; the answer appears word by word."""
     video, questions = (None, words) if state else (Path(words[0]), words[1:])
+    if state and len(words) > 1 and os.path.isfile(words[0]):
+        raise UserError(f"{words[0]}: is a file, and --state takes the place of a video. Give questions alone")
     if not questions:
         raise UserError('no question. Ask one, for example: ma2mba ask video.mp4 "What happens?" --model DIR')
     require_no_video_options(state, frames, cache)
