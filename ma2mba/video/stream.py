@@ -40,8 +40,8 @@ class VideoStream:
 
     Reading it raises StartAgain if the file must be decoded again; read on then. It raises UserError if the file cannot
     be used, or if decoding hangs, crashes or exceeds a limit, and after a damaged video's last intact picture
-    MediaError, whose `partial` says how many seconds are intact. With `keep_damaged` in the request, it ends there instead, and
-    `damage` is this error.
+    MediaError, whose `partial` says how many seconds are intact. With `keep_damaged` in the request, it ends there
+    instead, and `damage` is this error.
     """
 
     def __init__(self, request: Request, pool: Pool, stall: float):
