@@ -1,5 +1,6 @@
 """Read Parquet files from other projects row by row."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ma2mba.errors import UserError
+from ma2mba.files import open_regular
 from ma2mba.memory import at_most
+from ma2mba.shards.thrift import Field, Fields, Malformed, parse
 
 ROW_GROUP_BYTES = 1 << 30
 """Bytes of the largest row group, decompressed. Such a group is in memory as a whole."""
@@ -17,6 +20,8 @@ SPARE = 200 << 20
 """Bytes that reading may need beyond the size that a file declares."""
 
 
+LISTED = 1 << 20
+"""Elements of a list of a footer: columns of the schema, texts that describe the file."""
 EXPANSION = 1000
 """How many times larger than the file, beyond SPARE, its texts may be: a repeated text takes little space in a file."""
 
@@ -85,10 +90,9 @@ def _check_columns(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> 
 def _memory_for(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> int:
     """Return the bytes that reading a row group may need. Raise UserError if one is larger than ROW_GROUP_BYTES."""
     wanted, largest = set(columns), 0
-    for number in range(file.metadata.num_row_groups):
-        group = file.metadata.row_group(number)
-        parts = [group.column(i) for i in range(group.num_columns)]
-        size = sum(part.total_uncompressed_size for part in parts if not wanted or _column(part) in wanted)
+    names = [file.schema.column(i).path.split(".")[0] for i in range(len(file.schema))]
+    for number, sizes in enumerate(_sizes(path, file.metadata.num_row_groups, len(names))):
+        size = sum(size for name, size in zip(names, sizes, strict=True) if not wanted or name in wanted)
         if size > ROW_GROUP_BYTES:
             raise UserError(
                 f"{path}: its row group {number} takes {size:,} bytes of memory, more than {ROW_GROUP_BYTES:,}. "
@@ -98,8 +102,28 @@ def _memory_for(path: Path, file: pq.ParquetFile, columns: Sequence[str]) -> int
     return SPARE + 4 * largest
 
 
-def _column(part: pq.ColumnChunkMetaData) -> str:
-    return part.path_in_schema.split(".")[0]
+def _sizes(path: Path, row_groups: int, columns: int) -> list[list[int]]:
+    """Return the decompressed size of each column of each row group, as the footer states it.
+
+    PyArrow states these sizes too, but a wrong number elsewhere in the footer ends the process then: an exception of
+    its C++ code that nothing catches. Raise Malformed if the footer is not as Parquet defines it.
+    """
+    with open_regular(path) as file:
+        end = file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, end - length))
+        content = file.read(min(length, end))
+    lists = Field(LISTED, {})
+    column: Fields = {3: Field(fields={6: Field(), **dict.fromkeys((2, 3, 8, 13), lists)})}
+    row_group: Fields = {1: Field(columns, column), 4: lists}
+    try:
+        footer, _ = parse(content, {2: lists, 4: Field(row_groups, row_group), 5: lists, 7: lists})
+        groups = [[part[3][6] for part in group[1]] for group in footer[4]]
+    except (IndexError, KeyError, TypeError) as error:
+        raise Malformed("its footer cannot be read") from error
+    if any(len(group) != columns or min(group, default=0) < 0 for group in groups):
+        raise Malformed(f"its row groups do not have {columns} columns each")
+    return groups
 
 
 def _incomplete(path: Path, error: Exception) -> UserError:

@@ -30,13 +30,14 @@ class Preview:
 
     @property
     def saves(self) -> list[int]:
-        """The steps after which the run saves a checkpoint."""
+        """The first five steps after which the run saves a checkpoint, and the last: a run may have billions."""
         first, last, every = (
             self.start.state.step if self.start else 0,
             self.data.steps,
             self.data.recipe.checkpoint.every,
         )
-        return sorted({*range(first - first % every + every, last + 1, every), last} - {first})
+        regular = range(first - first % every + every, last + 1, every)
+        return sorted({*regular[:5], *regular[-1:], last} - {first})
 
 
 def preview(recipe: Recipe, world: World) -> Preview:

@@ -30,6 +30,7 @@ from ma2mba.errors import UserError
 from ma2mba.model.conversation import END, Turn, encode_conversation, encode_prompt, load_tokenizer
 from ma2mba.model.plain_text import UnencodableText, plain_text
 from ma2mba.shards.reader import ShardReader
+from ma2mba.shards.tables import read_records
 from ma2mba.video.errors import MediaError
 from tests.forked import call, run
 
@@ -432,3 +433,21 @@ def test_a_tokenizer_that_cuts_or_pads(tmp_path):
     loaded = load_tokenizer(tmp_path / "tokenizer.json")
     assert len(plain_text(loaded).ids("four words of text")) == 18
     assert encode_prompt(loaded, "q", 1).token_ids == encode_prompt(byte_tokenizer(), "q", 1).token_ids
+
+
+def test_no_flipped_byte_of_a_parquet_footer_ends_the_process(tmp_path):
+    """PyArrow's own metadata of a column ended it, for a wrong length of a histogram of levels."""
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.table({"a": [["x", "y"], ["z"]], "b": [1, 2]}), path)
+    whole = path.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+
+    def read_all() -> None:
+        for at in range(len(whole) - 8 - footer, len(whole)):
+            for flip in (1, 4, 16, 64):
+                path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+                with suppress(UserError):
+                    list(read_records(path, ["a"]))
+
+    outcome = call(read_all)
+    assert (outcome.code, outcome.err) == (0, "")
