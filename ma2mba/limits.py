@@ -36,7 +36,9 @@ class Limits(BaseModel):
     index_expansion: float = Field(
         50.0, gt=0, description="times its size that a shard folder's index may take in memory"
     )
-    decoder_gb: float = Field(2.0, gt=0, description="GB of memory that the decoder of `ask` and `eval` may take")
+    decoder_gb: float = Field(
+        2.0, gt=0, description="GB of memory that each decoder process of `ask` and `eval` may take"
+    )
     stall_seconds: float = Field(
         300.0, gt=0, description="seconds without progress before `ask` and `eval` give a file up"
     )
