@@ -103,13 +103,18 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def watching(video: Path) -> Iterator["Callable[[Progress], None]"]:
-    """Give a function that draws how many seconds of a video were read, the frames per second and the time left."""
+    """Give a function that draws how many seconds of a video were read, the frames per second and the time left.
+
+    It draws nothing for a picture.
+    """
     with progress(f"watching {one_line(str(video))}, seconds") as report:
-        yield lambda watched: report(
-            round(watched.seconds),
-            round(watched.duration),
-            f"{watched.frames_per_second:,.0f} frames/s" if watched.frames else "",
-        )
+
+        def draw(watched: "Progress") -> None:
+            if watched.duration:
+                speed = f"{watched.frames_per_second:,.0f} frames/s" if watched.frames else ""
+                report(round(watched.seconds), round(watched.duration), speed)
+
+        yield draw
 
 
 def require_writable(path: Path) -> None:
