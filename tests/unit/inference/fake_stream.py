@@ -37,9 +37,9 @@ class Script(Request):
 class FakeStream:
     """Gives a stream of plans and blocks; "error" stands for a damaged file, "crash" for the end of the worker."""
 
-    def __init__(self, *items: Plan | Block | str):
+    def __init__(self, *items: Plan | Block | str, keep_damaged: bool = False):
         self.pool = Pool(_send, 1, 1 << 30)
-        self.stream = VideoStream(Script(NAME, SIZE, items=items), self.pool, 30.0)
+        self.stream = VideoStream(Script(NAME, SIZE, items=items, keep_damaged=keep_damaged), self.pool, 30.0)
 
     def __enter__(self) -> VideoStream:
         return self.stream

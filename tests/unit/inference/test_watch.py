@@ -211,3 +211,20 @@ def test_a_damaged_video_may_be_kept_up_to_the_damage(
     torch.testing.assert_close(kept.logits(), expected.logits(), rtol=0, atol=1.5e-6)
     for some, right in zip(kept.states, expected.states, strict=True):
         torch.testing.assert_close(some, right, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, 8, 16, 4096])
+@pytest.mark.parametrize(("received", "seen"), [(1, 1), (3, 3), (6, 8)])
+@pytest.mark.parametrize("fault", ["error", "crash"])
+def test_of_a_video_that_breaks_while_it_is_decoded_every_frame_before_counts(
+    model, tokenizer, prompt, chunk_tokens, received, seen, fault
+):
+    """Frames 5, 6 and 7 of the plan show picture 5. What came before the damage is read, and nothing else."""
+    session = Session(model, tokenizer, chunk_tokens)
+    with FakeStream(plan(8, 6), block(0, received), fault, keep_damaged=True) as stream:
+        kept = watch(session, prompt, stream)
+    assert stream.damage is not None
+    assert stream.frames == seen
+    pictures_MCHW, shown_N = block(0, received).pictures_MCHW, plan(8, 6).shown_N[:seen]
+    expected = read_whole(session.fork(), prompt, FrameSet(pictures_MCHW, shown_N, 8.0))
+    assert bits(kept) == bits(expected)
