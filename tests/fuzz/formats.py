@@ -151,7 +151,6 @@ MODEL = (
 )
 STATE = (
     Command("ask --state {case}/state/a.state w1 --model {base}/model --json --max-tokens 2"),
-    Command("chat --state {case}/state/a.state --model {base}/model", 0.2),
     Command("ingest {base}/media/p.png --from {case}/state/a.state --out {out}/b.state --model {base}/model", 0.3),
 )
 RUN = (
