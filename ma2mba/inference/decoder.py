@@ -88,7 +88,8 @@ def _take_slots(model: VideoMa2mba, rows: int) -> _Slots:
     rows = 1 << (rows - 1).bit_length() if on_gpu else rows
     idle = _IDLE.get(model, {}).pop(rows, None)
     # Steps hold copies of small weights, and a graph holds addresses.
-    return idle if idle is not None and idle.weights == _versions(model) else _Slots(model, rows)
+    same = idle is not None and idle.weights is not None and idle.weights == _versions(model)
+    return idle if idle is not None and same else _Slots(model, rows)
 
 
 def _give_back(model: "weakref.ref[VideoMa2mba]", slots: _Slots) -> None:
@@ -97,5 +98,7 @@ def _give_back(model: "weakref.ref[VideoMa2mba]", slots: _Slots) -> None:
         _IDLE.setdefault(alive, {})[len(slots._ids_B)] = slots
 
 
-def _versions(model: VideoMa2mba) -> list[tuple[int, int]]:
-    return [(p.data_ptr(), p._version) for p in model.language_model.parameters()]
+def _versions(model: VideoMa2mba) -> list[tuple[int, int]] | None:
+    """Return what changes when a weight does; None for weights made in inference mode, whose changes leave no trace."""
+    weights = list(model.language_model.parameters())
+    return None if any(p.is_inference() for p in weights) else [(p.data_ptr(), p._version) for p in weights]

@@ -48,3 +48,26 @@ def test_states_are_copies(model, tokenizer):
     decoder.step(torch.tensor([6]))
     for found, right in ((session.states, before), (kept, copies)):
         assert all(torch.equal(a, b) for x, y in zip(found, right, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_changed_weights_count_in_the_next_decoder(model, tokenizer):
+    """Slots that a decoder leaves behind hold copies of small weights."""
+    model = copy.deepcopy(model)
+    (session,) = sessions(model, tokenizer, 1)
+    token = torch.tensor([5])
+    before = Decoder(model, [session.states]).step(token).clone()
+    with torch.no_grad():
+        model.layers[0].mixer.A_log.add_(3)
+    after = Decoder(model, [session.states]).step(token)
+    other = session.fork()
+    other.feed_text([5])
+    assert (after - before).abs().max() > 1e-4
+    torch.testing.assert_close(after[0, : len(other.logits())], other.logits(), rtol=0, atol=1e-6)
+
+
+def test_a_model_made_in_inference_mode(model, tokenizer):
+    with torch.inference_mode():
+        frozen = copy.deepcopy(model)
+        (session,) = sessions(frozen, tokenizer, 1)
+        found = [Decoder(frozen, [session.states]).step(torch.tensor([5])).clone() for _ in range(2)]
+    assert torch.equal(*found)
