@@ -1,12 +1,14 @@
 """`ma2mba chat`: a conversation about a video."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ma2mba.cli.ask import open_chat, require_no_video_options
+from ma2mba.cli.live import LIVE_HELP, LIVE_IDLE, Live, LiveIdle, live_chat, require_live_options, save_state
 from ma2mba.cli.output import Device, Dtype, Frames, ModelFolder, Verbose, err, print_line, require_question
 from ma2mba.cli.writing import (
     Cache,
@@ -22,7 +24,6 @@ from ma2mba.cli.writing import (
     print_answers,
 )
 from ma2mba.errors import UserError
-from ma2mba.files import writing
 
 if TYPE_CHECKING:
     from ma2mba.inference.chat import VideoChat
@@ -33,7 +34,12 @@ HELP = "/save FILE keeps the state, /forget forgets the conversation but not the
 
 def chat(
     model: ModelFolder,
-    video: Annotated[Path | None, typer.Argument(help="Video file (or a picture).", show_default=False)] = None,
+    video: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[VIDEO]", help="Video file (or a picture). With --live, see there.", show_default=False
+        ),
+    ] = None,
     state: StateFile = None,
     frames: Frames = "1fps",
     max_tokens: MaxTokens = 256,
@@ -45,6 +51,8 @@ def chat(
     stop: Stop = None,
     repetition_stop: RepetitionStop = False,
     cache: Cache = None,
+    live: Live = False,
+    live_idle: LiveIdle = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     verbose: Verbose = False,
@@ -52,23 +60,33 @@ def chat(
     """Talk about a video. Each question follows the questions and answers before it.
 
     Questions are read line by line, also from a pipe. /save FILE keeps the state, /forget forgets the conversation but
-    not the video, /quit or Ctrl-D ends.
+    not the video, /quit or Ctrl-D ends. With --live, each question is asked by itself, about what was seen so far.
     """
     if (video is None) == (state is None):
         raise UserError("name either a video or a state file: ma2mba chat video.mp4 --model DIR, or --state V.state")
     require_no_video_options(state, frames, cache)
+    require_live_options(video, frames, cache, live=live, idle=live_idle)
     from ma2mba.inference.sampling import Sampling
 
     choices = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, stop or (), repetition_stop)
-    talk, _ = open_chat(video, state, model, frames, device, dtype, cache, hashed=True)
+    if live and video is not None:
+        with live_chat(video, live_idle or LIVE_IDLE, model, device, dtype, choices) as obey:
+            _converse(obey, LIVE_HELP)
+        return
+    talk, _ = open_chat(None if video is None else Path(video), state, model, frames, device, dtype, cache, hashed=True)
+    _converse(lambda line: _obey(talk, line, choices), HELP)
+
+
+def _converse(obey: Callable[[str], None], help_text: str) -> None:
+    """Pass each line of the input to `obey`, until /quit or the end."""
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         import readline  # noqa: F401 (input() then edits lines and remembers them)
 
-        err.print(HELP, soft_wrap=True)
+        err.print(help_text, soft_wrap=True)
     while (line := _line(at_terminal)) not in (None, "/quit"):
         try:
-            _obey(talk, line or "", choices)
+            obey(line or "")
         except UserError as error:
             if not at_terminal:
                 raise
@@ -99,10 +117,7 @@ def _obey(talk: "VideoChat", line: str, choices: "Sampling") -> None:
         require_question(line)
         print_answers(talk.begin(line, choices, remember=True), [line])
     elif word == "/save" and rest.strip():
-        path = Path(rest.strip()).expanduser()
-        with writing(path):
-            talk.save(path)
-        print_line(f"saved: {path}")
+        save_state(talk, rest)
     elif word == "/forget" and not rest:
         talk.forget()
         print_line("the conversation is forgotten")

@@ -105,8 +105,7 @@ class VideoChat:
         if found:
             session, seen = found[0], found[1].watched[0].model_copy(update={"name": name})
         else:
-            before_it = self._now.session, self._opening()
-            read = read_video(*before_it, video, count, reader, report, keep_partial=keep_partial)
+            read = read_video(*self.before_video(), video, count, reader, report, keep_partial=keep_partial)
             if _file(video) != before:
                 raise MediaError(video, "changed while it was watched", "Watch it again")
             session, known = read.session, {"frames": read.frames, "seconds": read.seconds, "damage": read.damage}
@@ -155,7 +154,7 @@ class VideoChat:
         """Write a state file (`ma2mba.inference.state_file`): a chat that `load` continues."""
         if self._now.session.states is None:
             raise UserError("nothing has been watched or said. Watch a video first")
-        if unhashed := [video.name for video in self.watched if video.content is None]:
+        if unhashed := [video.name for video in self.watched if not video.live and video.content is None]:
             raise UserError(f"{unhashed[0]}: was watched without its hash. Watch it with hashed=True to save the state")
         path = Path(path)
         if path.is_dir():
@@ -170,6 +169,16 @@ class VideoChat:
         other = self.fork()
         other._now = _Point(session, facts.watched, facts.turns, open=facts.turn_open)
         other._after_video = None if facts.turns else other._now
+        return other
+
+    def before_video(self) -> tuple[Session, list[int]]:
+        """Return the session after everything so far, and the tokens before the frames of a next video."""
+        return self._now.session, self._opening()
+
+    def after_video(self, session: Session, seen: Watched) -> "VideoChat":
+        """Return a chat that continues this one by a video. `session` has read it after what `before_video` returns."""
+        other = self.fork()
+        other._now = other._after_video = _Point(session, (*self.watched, seen), self.turns, open=True)
         return other
 
     def _opening(self) -> list[int]:

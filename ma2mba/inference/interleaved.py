@@ -43,10 +43,14 @@ class Interleaved:
         """Yield the first token and the end of each chunk, at the boundaries that `cuts` gives for the whole."""
         start = 0
         while start < self.tokens:
-            _, visual_S = self.part(start, min(start + chunk_tokens + 1, self.tokens))
-            stop = start + cuts(visual_S[None], chunk_tokens, self._per_frame)[1]
+            stop = self.next_stop(start, chunk_tokens)
             yield start, stop
             start = stop
+
+    def next_stop(self, start: int, chunk_tokens: int) -> int:
+        """Return the end of the chunk that begins at a token. It depends on `chunk_tokens` + 1 tokens alone."""
+        _, visual_S = self.part(start, min(start + chunk_tokens + 1, self.tokens))
+        return start + cuts(visual_S[None], chunk_tokens, self._per_frame)[1]
 
     def end_of(self, frames: int) -> int:
         """Return how many tokens end with the first `frames` frames; 0 for none."""

@@ -102,11 +102,11 @@ class Event(NamedTuple):
 class _Worker:
     """A process, the parent's end of its pipe, and the task that it works on."""
 
-    def __init__(self, work: Work, memory: int):
+    def __init__(self, work: Work, memory: int, fds: Sequence[int]):
         self.pipe, theirs = multiprocessing.Pipe()
         with theirs:
             command = [sys.executable, "-P", "-c", _START, str(theirs.fileno())]
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), *fds], stdin=subprocess.DEVNULL)
         with contextlib.suppress(ConnectionError):
             self.pipe.send([path or os.getcwd() for path in sys.path])
             self.pipe.send((_work, work, memory))
@@ -139,12 +139,12 @@ class _Worker:
 class Pool:
     """Watched workers that start at once, and stay between calls of `run` until `close`. A context manager.
 
-    Each worker may use `memory` bytes beyond what it holds at its start.
+    Each worker may use `memory` bytes beyond what it holds at its start, and inherits the file descriptors `fds`.
     """
 
-    def __init__(self, work: Work, workers: int, memory: int):
-        self._work, self._memory = work, memory
-        self._workers = [_Worker(work, memory) for _ in range(workers)]
+    def __init__(self, work: Work, workers: int, memory: int, fds: Sequence[int] = ()):
+        self._work, self._memory, self._fds = work, memory, fds
+        self._workers = [_Worker(work, memory, fds) for _ in range(workers)]
 
     def __enter__(self) -> "Pool":
         return self
@@ -171,7 +171,7 @@ class Pool:
 
     def grow(self, workers: int) -> None:
         """Start more workers, up to this number in all."""
-        self._workers += [_Worker(self._work, self._memory) for _ in range(workers - len(self._workers))]
+        self._workers += [_Worker(self._work, self._memory, self._fds) for _ in range(workers - len(self._workers))]
 
     def events(
         self, tasks: deque[Task], stall: float = STALL, allowed: Callable[[Task], bool] = lambda _: True
@@ -214,7 +214,7 @@ class Pool:
         worker = self._workers[place]
         if worker.items_given >= RECYCLE or worker.process.poll() is not None:
             worker.stop()
-            worker = self._workers[place] = _Worker(self._work, self._memory)
+            worker = self._workers[place] = _Worker(self._work, self._memory, self._fds)
         worker.give(task)
 
 

@@ -63,7 +63,7 @@ def probe(path: Path, beat: Callable[[], None] = lambda: None) -> Probe:
     with reading_memory(path), open_video(path) as (container, stream):
         clock, stamps = clock_of(container, stream), _Stamps(Span(path, time_base(stream)), entry_check(stream))
         end, damage = _read_packets(container, stream, clock, stamps, beat)
-        damage = damage or _missing_bytes(path, container)
+        damage = damage or missing_bytes(path, container)
         if not clock.restarts:
             damage = damage or _early_end(container, stream, end + stamps.delay(), stamps.end())
         reorders, period = bool(stream.codec_context.has_b_frames), frame_ticks(container, stream)
@@ -177,7 +177,7 @@ def _read_packets(
     return max((float(end * ticks[index]) for index, end in ends.items()), default=0.0), damage
 
 
-def _missing_bytes(path: Path, container: InputContainer) -> str:
+def missing_bytes(path: Path, container: InputContainer) -> str:
     """Return how many bytes a truncated mp4 or AVI file lacks; "" for an intact file and for other containers."""
     try:
         return missing_tail(path) if container.format.name.startswith(("mov,", "avi")) else ""

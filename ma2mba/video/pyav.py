@@ -43,7 +43,7 @@ DECODER_BYTES = 24 * 6
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file's video stream for single-threaded decoding, then close it. The one place that opens a video.
+    """Open a file's video stream for single-threaded decoding, then close it. The one place that opens a video file.
 
     FFmpeg opens this file and no other one: see formats.py. Raise MediaError if the file has no video stream, or more
     streams or pixels than limits() allows.
@@ -52,16 +52,21 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         raise MediaError(path, "the file is empty")
     check_structure(path)
     with _container(path) as container:
-        stream = _video_stream(path, container)
-        stream.codec_context.thread_count = 1
-        stream.codec_context.thread_type = "SLICE"
-        container.flags &= ~GEN_PTS
-        check_picture_size(path, stream.width, stream.height)
-        stream.codec_context.options = {
-            "err_detect": "explode",  # damage raises an error; the default guesses pixels
-            "max_pixels": str(int(limits().megapixels * 1e6)),  # refuses a larger frame before it takes memory
-        }
-        yield container, stream
+        yield container, video_stream(path, container)
+
+
+def video_stream(path: Path, container: InputContainer) -> VideoStream:
+    """Return the stream that a player would show, prepared for decoding in one thread. Raise as `open_video` does."""
+    stream = _shown_stream(path, container)
+    stream.codec_context.thread_count = 1
+    stream.codec_context.thread_type = "SLICE"
+    container.flags &= ~GEN_PTS
+    check_picture_size(path, stream.width, stream.height)
+    stream.codec_context.options = {
+        "err_detect": "explode",  # damage raises an error; the default guesses pixels
+        "max_pixels": str(int(limits().megapixels * 1e6)),  # refuses a larger frame before it takes memory
+    }
+    return stream
 
 
 def _container(path: Path) -> InputContainer:
@@ -114,7 +119,7 @@ def _log(work: Callable[[], object]) -> list[tuple[str, str]]:
     return [(part, message) for _, part, message in log]
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def _shown_stream(path: Path, container: InputContainer) -> VideoStream:
     """Return the video stream that a player would show. Raise MediaError if there is none; cover art is no video."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not streams:
@@ -155,6 +160,11 @@ def states_times(container: InputContainer) -> bool:
     """Return False for formats without any times, such as raw H.264: only a frame rate says when a frame is shown."""
     flags: Any = container.format.flags
     return not flags & FormatFlags.no_timestamps.value
+
+
+def begins_anywhere(container: InputContainer) -> bool:
+    """Return True for formats that may begin with any packet, not only with a key frame."""
+    return restarts_clocks(container) or not states_times(container) or container.format.name == "rtsp"
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:

@@ -7,22 +7,24 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.container import InputContainer
 from av.packet import Packet
+from av.video.stream import VideoStream
 
 from ma2mba.memory import held_bytes
 from ma2mba.video.errors import reading_memory
 from ma2mba.video.probe import clock_of, frame_ticks
 from ma2mba.video.pyav import (
+    begins_anywhere,
     decoder_memory,
     error_text,
     open_video,
     raise_if_out_of_memory,
     raise_if_too_large,
-    restarts_clocks,
     states_times,
     time_base,
 )
-from ma2mba.video.times import BestEffort
+from ma2mba.video.times import BestEffort, Clock
 from ma2mba.video.view import View, view_of
 
 IDR = 5
@@ -50,36 +52,48 @@ def shown_frames(path: Path, beat: Callable[[], None], wanted: Set[int] | None =
     player does. Raise Damage at the first frame that is damaged.
     """
     with open_video(path) as (container, stream):
-        context, view, clock = stream.codec_context, view_of(path, container, stream), clock_of(container, stream)
-        times = BestEffort(
-            None if states_times(container) else frame_ticks(container, stream), frame_ticks(container, stream)
-        )
-        reading = _Reading(time_base(stream), times, view, restarts_clocks(container) or not states_times(container))
-        packets, room, held = container.demux(stream), decoder_memory(stream), held_bytes()
-        while True:
-            packet = None
-            try:
-                with reading_memory(path, room, held):
-                    packet = next(packets, None)
-                    if packet is None:
-                        break
-                    beat()
-                    clock.join(packet)
-                    reading.see(packet)
-                    if wanted is not None:
-                        context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
-                    frames = packet.decode()
-            except (av.FFmpegError, EOFError) as error:
-                raise_if_out_of_memory(error)
-                raise_if_too_large(path, packet, error)
-                reading.failed(packet, error_text(error))
-                continue
-            for frame in frames:
-                yield reading.shown(frame)
-                if wanted is None or frame.pts in wanted:
-                    held = held_bytes()
-        if not reading.number:
-            raise Damage(f"no frame could be decoded{reading.failure}")
+        yield from frames_of(path, container, stream, clock_of(container, stream), beat, wanted)
+
+
+def frames_of(
+    path: Path,
+    container: InputContainer,
+    stream: VideoStream,
+    clock: Clock,
+    beat: Callable[[], None],
+    wanted: Set[int] | None = None,
+) -> Iterator[Shown]:
+    """Yield what `shown_frames` yields of an open video, whose clocks `clock` joins."""
+    context, view = stream.codec_context, view_of(path, container, stream)
+    times = BestEffort(
+        None if states_times(container) else frame_ticks(container, stream), frame_ticks(container, stream)
+    )
+    reading = _Reading(time_base(stream), times, view, begins_anywhere(container))
+    packets, room, held = container.demux(stream), decoder_memory(stream), held_bytes()
+    while True:
+        packet = None
+        try:
+            with reading_memory(path, room, held):
+                packet = next(packets, None)
+                if packet is None:
+                    break
+                beat()
+                clock.join(packet)
+                reading.see(packet)
+                if wanted is not None:
+                    context.skip_frame = "DEFAULT" if packet.size == 0 or packet.pts in wanted else "NONREF"
+                frames = packet.decode()
+        except (av.FFmpegError, EOFError) as error:
+            raise_if_out_of_memory(error)
+            raise_if_too_large(path, packet, error)
+            reading.failed(packet, error_text(error))
+            continue
+        for frame in frames:
+            yield reading.shown(frame)
+            if wanted is None or frame.pts in wanted:
+                held = held_bytes()
+    if not reading.number:
+        raise Damage(f"no frame could be decoded{reading.failure}")
 
 
 @dataclass

@@ -130,9 +130,9 @@ def test_workers_are_replaced_after_some_clips(files, tmp_path, monkeypatch):
     started = []
     make = pool._Worker.__init__
 
-    def count(self, work, memory):
+    def count(self, work, memory, fds):
         started.append(work)
-        make(self, work, memory)
+        make(self, work, memory, fds)
 
     monkeypatch.setattr(pool._Worker, "__init__", count)
     for recycle, out, workers in ((500, "one", 1), (2, "each", 3)):
