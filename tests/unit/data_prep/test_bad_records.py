@@ -88,7 +88,7 @@ def test_a_video_whose_end_cannot_be_read_is_rejected():
     """/proc/self/mem is a file whose reading fails, as on a bad disk."""
     container = SimpleNamespace(format=SimpleNamespace(name="mov,mp4"))
     with pytest.raises(MediaError, match="cannot be read to its end"):
-        probe._missing_bytes(Path("/proc/self/mem"), container)
+        probe.missing_bytes(Path("/proc/self/mem"), container)
 
 
 @pytest.mark.parametrize("name", ["gone", "file/below", "nul\0", HALF])
