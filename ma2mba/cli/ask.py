@@ -15,9 +15,8 @@ from ma2mba.cli.output import (
     Json,
     ModelFolder,
     Verbose,
-    device_name,
-    dtype_name,
     err,
+    load_chat,
     print_json,
     require_question,
     require_video,
@@ -123,24 +122,23 @@ def open_chat(
     if video:
         require_video(video)
         with FrameReader() as reader:  # its process starts while this one imports PyTorch
-            from ma2mba.inference.chat import VideoChat, parse_frames
+            from ma2mba.inference.chat import parse_frames
 
             parse_frames(frames)
             with err.status(f"loading {model}"):
                 start, began = _since_start(), time.monotonic()
-                chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
+                chat = load_chat(model, device, dtype)
                 loaded = time.monotonic()
             with watching(video) as report:
                 chat.watch(video, frames, reader=reader, report=report, cache=cache, hashed=hashed)
     else:
-        from ma2mba.inference.chat import VideoChat
         from ma2mba.inference.state_file import verify_state
 
         assert state
         verify_state(state)
         with err.status(f"loading {model}"):
             start, began = _since_start(), time.monotonic()
-            chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
+            chat = load_chat(model, device, dtype)
             loaded = time.monotonic()
             chat = chat.load(state)
     return chat, {"start": start, "load": round(loaded - began, 3), "watch": round(time.monotonic() - loaded, 3)}

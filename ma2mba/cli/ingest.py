@@ -14,9 +14,9 @@ from ma2mba.cli.output import (
     Json,
     ModelFolder,
     Verbose,
-    device_name,
-    dtype_name,
+    clock,
     err,
+    load_chat,
     print_json,
     print_line,
     require_video,
@@ -57,7 +57,7 @@ def ingest(
     from ma2mba.video.frames import FrameReader
 
     with FrameReader() as reader:  # its process starts while this one imports PyTorch
-        from ma2mba.inference.chat import VideoChat, parse_frames
+        from ma2mba.inference.chat import parse_frames
         from ma2mba.inference.state_file import state_bytes, verify_state
 
         parse_frames(frames)
@@ -65,7 +65,7 @@ def ingest(
             verify_state(earlier)
         with err.status(f"loading {model}"):
             began = time.monotonic()
-            chat = VideoChat.open(model, device_name(device), dtype_name(dtype))
+            chat = load_chat(model, device, dtype)
             if earlier:
                 chat = chat.load(earlier)
             _require_space(out_file, state_bytes(chat.model))
@@ -82,7 +82,7 @@ def ingest(
         videos = [one.model_dump() for one in chat.watched]
         print_json(facts | {"partial": seen.partial, "watched": videos})
         return
-    print_line(f"{out_file}: {seen.frames:,} frames of {one_line(seen.name)}, {_span(total)} watched in all")
+    print_line(f"{out_file}: {seen.frames:,} frames of {one_line(seen.name)}, {clock(total)} watched in all")
     if seen.partial is not None:
         print_line(f"partial: only {seen.partial:,.0f} s of {one_line(seen.name)} ({one_line(seen.damage)})")
 
@@ -110,8 +110,3 @@ def _require_space(out_file: Path, needed: int) -> None:
         raise UserError(
             f"--out {out_file}: needs {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free. Free disk space"
         )
-
-
-def _span(seconds: float) -> str:
-    """Return seconds as H:MM:SS."""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ma2mba.cli.output import device_name, err, print_line, require_question
+from ma2mba.cli.output import clock, err, load_chat, print_line, require_question
 from ma2mba.cli.writing import print_answers
 from ma2mba.errors import UserError
 from ma2mba.files import writing
@@ -66,11 +66,10 @@ def live_chat(
     with LiveStream(source, idle) as stream:  # its process starts while this one imports PyTorch
         if source == "-":
             _ask_at_terminal()
-        from ma2mba.inference.chat import VideoChat
         from ma2mba.inference.live import LiveWatch
 
         with err.status(f"loading {model}"):
-            chat = VideoChat.open(model, device_name(device), dtype)
+            chat = load_chat(model, device, dtype)
         name = one_line(stream.name)
         with LiveWatch(chat, stream, lambda text: err.print(f"{name}: {text}", soft_wrap=True)) as watch:
             with err.status(f"waiting for the first frames of {name}"):
@@ -121,9 +120,4 @@ def _obey(watch: "LiveWatch", line: str, choices: "Sampling") -> None:
             print_answers(talk.begin(line, choices), [line])
         seen = talk.watched[-1]
     behind = f", {watch.behind:,.0f} s behind" if watch.behind >= BEHIND and not watch.ended else ""
-    err.print(f"(seen: {_clock(seen.seconds)}, {seen.frames:,} frames{behind})", style="dim", soft_wrap=True)
-
-
-def _clock(seconds: float) -> str:
-    """Return seconds as H:MM:SS."""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
+    err.print(f"(seen: {clock(seen.seconds)}, {seen.frames:,} frames{behind})", style="dim", soft_wrap=True)

@@ -16,6 +16,7 @@ from ma2mba.progress import Reporter
 from ma2mba.terminal import Terminal, log_to_stderr, one_line
 
 if TYPE_CHECKING:
+    from ma2mba.inference.chat import VideoChat
     from ma2mba.inference.watch import Progress
 
 out, err = Terminal(), Terminal(stderr=True)
@@ -58,6 +59,18 @@ def dtype_name(name: str) -> str:
     if name not in ("auto", "bf16", "fp32"):
         raise UserError(f"--dtype {name}: unknown dtype. Use auto, bf16 or fp32")
     return name
+
+
+def load_chat(model: Path, device: str, dtype: str) -> "VideoChat":
+    """Load a model folder for a chat. Raise UserError for an unknown device or dtype."""
+    from ma2mba.inference.chat import VideoChat
+
+    return VideoChat.open(model, device_name(device), dtype_name(dtype))
+
+
+def clock(seconds: float) -> str:
+    """Return seconds as H:MM:SS."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"
 
 
 def print_line(text: str) -> None:

@@ -88,8 +88,7 @@ def _take_slots(model: VideoMa2mba, rows: int) -> _Slots:
     rows = 1 << (rows - 1).bit_length() if on_gpu else rows
     idle = _IDLE.get(model, {}).pop(rows, None)
     # Steps hold copies of small weights, and a graph holds addresses.
-    same = idle is not None and idle.weights is not None and idle.weights == _versions(model)
-    return idle if idle is not None and same else _Slots(model, rows)
+    return idle if idle and idle.weights and idle.weights == _versions(model) else _Slots(model, rows)
 
 
 def _give_back(model: "weakref.ref[VideoMa2mba]", slots: _Slots) -> None:

@@ -40,7 +40,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 class Watched(StrictConfig):
     """A video that was watched: its file name, the XXH3-128 of its bytes (None: not computed), its seconds and frames.
 
-    A `live` source was watched as it came: nobody knows its bytes.
+    A `live` source was watched as it came, so its bytes have no hash.
     `sampling` is "1fps" or the number of frames that was asked for; `frames` were seen. Of a damaged video, `partial`
     seconds were watched, and `damage` says what is wrong; `partial` is None for a whole video.
     """

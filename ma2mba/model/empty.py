@@ -85,7 +85,7 @@ def allocate(module: nn.Module, device: torch.device | str) -> None:
 def parameters_on_meta(dtype: torch.dtype = torch.float32, count: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Move each parameter to the meta device when a module registers it: what initialises it then costs nothing.
 
-    Memory that nobody has written to takes no place. Buffers are made and filled as usual.
+    Memory that was never written takes no space. Buffers are made and filled as usual.
     """
     moved = WeakIdKeyDictionary()
 

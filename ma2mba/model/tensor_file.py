@@ -176,7 +176,7 @@ class _Buffer:
 
 
 class _Reader:
-    """Read a file from its start to its end: into tensors, or past bytes that nobody wants."""
+    """Read a file from its start to its end: into tensors, or past bytes that no tensor needs."""
 
     def __init__(self, path: Path, file: BinaryIO, digest: _Digest | None, pinned: bool):
         self.path, self.file, self.digest, self.pinned, self.at = path, file, digest, pinned, 0

@@ -1,6 +1,6 @@
 """Watch a source while it comes: the frame shown at each second, as soon as the next frame says until when.
 
-A watched worker process decodes. It waits while nobody takes its pictures, so that no frame is dropped and memory does
+A watched worker process decodes. It waits until its pictures are taken, so that no frame is dropped and memory does
 not grow; the source waits in turn, or its bytes wait on the disk.
 
 The clock is the stream's own. At second k, a viewer sees the last frame whose time is not after k, counted from the
@@ -149,7 +149,7 @@ def watch_item(task: Task, begin: Callable[[int], None], beat: Beat) -> Ended:
     except MemoryError:
         reason = f"decoding it takes more than {limits().decoder_gb:g} GB of memory"
         return Ended(reason, reason, raise_limit("decoder_gb"))
-    except ConnectionError:  # nobody listens any more
+    except ConnectionError:  # the parent has ended
         raise
     except Exception as error:  # the last guard: whatever a library raises for a stream must not end a chat
         reason = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"

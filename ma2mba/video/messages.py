@@ -13,8 +13,8 @@ class Request:
     """What to read. A relative `path` counts from `folder`.
 
     `held`: the reader holds all pictures at once. `keep_damaged`: send the pictures before the damage of a damaged
-    video, then the reason. `seek`: reach a few frames of a long video by seeking. `workers`: so many may decode pieces
-    of a long video at the same time.
+    video, then the reason. `seek`: reach a few frames of a long video by seeking. `workers`: the most
+    processes that decode pieces of a long video at the same time.
     """
 
     path: Path

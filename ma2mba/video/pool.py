@@ -179,8 +179,8 @@ class Pool:
         """Start the first tasks at once, and yield what happens until all tasks are finished.
 
         Tasks are removed from `tasks` as they start, and may be added meanwhile. A task waits until it is `allowed`.
-        While nobody asks for the next event, a worker that has more to send waits: nothing is queued here. Closing the
-        generator kills the workers. A UserError that the work raises is raised here, an OSError too (without its
+        Until the caller asks for the next event, a worker that has more to send waits: nothing is queued here. Closing
+        the generator kills the workers. A UserError that the work raises is raised here, an OSError too (without its
         errno). Raise UserError if a worker is killed from outside, or takes too long to start or to finish a task.
         """
         for place in range(min(len(tasks), len(self._workers))):

@@ -14,7 +14,7 @@ from ma2mba.video.entries import ENTRY, PARAMETERS
 KEY = 1
 """Flag of a packet: the container calls its frame a key frame."""
 PIECE, LARGEST = 24, 64
-"""Frames that one process decodes as a piece of a video: about so many, and at most. They are held until their turn."""
+"""Frames that one process decodes as a piece of a video, usually and at most. They are held until their turn."""
 LONG = 2000
 """Packets of a video that several processes decode faster than one."""
 AFTER = 2

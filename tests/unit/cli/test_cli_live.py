@@ -63,6 +63,12 @@ def test_rtsp_is_asked_about(stream, model_folder):
     assert "secret" not in outcome.err + outcome.out
 
 
+def test_an_unknown_dtype_is_refused(stream, model_folder):
+    outcome = live(stream, model_folder, "--dtype", "fp8")
+    assert outcome.refused
+    assert "--dtype fp8: unknown dtype" in outcome.err
+
+
 @pytest.mark.parametrize("content", [b"", b"no video" * 9999])
 def test_a_source_without_video_is_refused(model_folder, tmp_path, content):
     (tmp_path / "a.ts").write_bytes(content)
