@@ -123,10 +123,13 @@ def open_chat(
         require_video(video)
         with FrameReader() as reader:  # its process starts while this one imports PyTorch
             from ma2mba.inference.chat import parse_frames
+            from ma2mba.model.pretrained import find_model, read_config
 
-            parse_frames(frames)
+            count = parse_frames(frames)
             with err.status(f"loading {model}"):
                 start, began = _since_start(), time.monotonic()
+                if not cache:
+                    reader.begin(video, read_config(find_model(model)).image_size, count=count)
                 chat = load_chat(model, device, dtype)
                 loaded = time.monotonic()
             with watching(video) as report:

@@ -1,4 +1,4 @@
-"""A CLIP vision encoder: transformers' CLIPVisionModel up to its penultimate layer, its patches pooled to a quarter.
+"""A CLIP vision encoder: a vision tower up to its penultimate layer, its patches pooled to a quarter.
 
 N frames, H and W pixels, P patches and one class token, K tokens of a frame, V vision width.
 """
@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel
-from transformers.utils import cached_file
 
 from ma2mba.errors import UserError
 from ma2mba.files import inside
 from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig
+from ma2mba.model.clip_layers import ClipTower
 from ma2mba.model.empty import build_empty, on_meta, parameters_on_meta, require_memory
 from ma2mba.model.vision import VisionEncoder, VisionFlops
 from ma2mba.model.weights import INDEX, WEIGHTS, is_finite, open_weights
@@ -32,14 +31,14 @@ class ClipEncoder(VisionEncoder):
 
     def __init__(self, config: ClipConfig):
         super().__init__(config)
-        self.clip = _cut(CLIPVisionModel(_own_config(config)))
+        self.clip = ClipTower(config)
         self.register_buffer("mean_C11", torch.tensor(config.image_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_C11", torch.tensor(config.image_std).view(3, 1, 1), persistent=False)
 
     def forward(self, frames_N3HW: Tensor) -> Tensor:
         weight = self.clip.embeddings.patch_embedding.weight
         pixels_N3HW = ((frames_N3HW.to(torch.float32) / 255 - self.mean_C11) / self.std_C11).to(weight.dtype)
-        x_NPV = self.clip(pixel_values=pixels_N3HW).last_hidden_state[:, 1:]
+        x_NPV = self.clip(pixels_N3HW)[:, 1:]
         side = self.config.patches_per_side
         x_NVHW = x_NPV.transpose(1, 2).unflatten(-1, (side, side))
         half = -(-side // 2)
@@ -77,6 +76,9 @@ class ClipEncoder(VisionEncoder):
 
     @classmethod
     def _download(cls, source: str) -> Self:
+        from transformers import CLIPVisionConfig, CLIPVisionModel
+        from transformers.utils import cached_file
+
         try:
             config = ClipConfig.of_files(Path(str(cached_file(source, "config.json"))), _preprocessor(source))
             with parameters_on_meta():
@@ -84,7 +86,7 @@ class ClipEncoder(VisionEncoder):
             # With our own configuration, no key of the repository's config.json chooses code or other weights.
             loaded: Any = CLIPVisionModel.from_pretrained(
                 source,
-                config=_own_config(config),
+                config=CLIPVisionConfig(**config.model_dump(exclude={"image_mean", "image_std"})),
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -95,25 +97,18 @@ class ClipEncoder(VisionEncoder):
                 "Give a hub repository or a folder with config.json and model.safetensors"
             ) from error
         clip, about = loaded
-        encoder.clip = _cut(clip)
-        missing = sorted(encoder.clip.state_dict().keys() & about["missing_keys"])
-        broken = [name for name, t in encoder.clip.state_dict().items() if not is_finite(t)]
+        found, wanted = clip.state_dict(), encoder.clip.state_dict().keys()
+        missing = sorted(wanted & about["missing_keys"])
+        broken = [name for name in wanted if not is_finite(found[name])]
         if missing or broken:
             reason = f"has no {missing[0]}" if missing else f"the tensor {broken[0]} has NaN or infinite values"
             raise UserError(f"{source}: {reason}. Give another vision encoder")
+        encoder.clip.load_state_dict({name: found[name] for name in wanted}, assign=True)
         return encoder
 
 
 def _preprocessor(source: str) -> Path | None:
+    from transformers.utils import cached_file
+
     path = cached_file(source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
     return Path(path) if path else None
-
-
-def _own_config(config: ClipConfig) -> CLIPVisionConfig:
-    return CLIPVisionConfig(**config.model_dump(exclude={"image_mean", "image_std"}))
-
-
-def _cut(clip: CLIPVisionModel) -> CLIPVisionModel:
-    del clip.encoder.layers[-1]
-    clip.post_layernorm = nn.Identity()  # type: ignore[assignment]
-    return clip

@@ -27,7 +27,7 @@ class ClipConfig(VisionConfig):
     num_attention_heads: Size = 16
     image_size: Pixels = 336
     patch_size: Pixels = 14
-    hidden_act: str = "quick_gelu"
+    hidden_act: Literal["quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"] = "quick_gelu"
     layer_norm_eps: NonNegativeFloat = 1e-5
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = CLIP_STD

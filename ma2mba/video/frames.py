@@ -27,7 +27,7 @@ from ma2mba.video.seek import Divided, Doubt, open_at
 from ma2mba.video.stream import StartAgain, VideoStream
 
 GB = 1e9
-MOST_WORKERS = 8
+MOST_WORKERS = 16
 """Processes that decode one video at most."""
 BLOCK_BYTES = 1 << 20
 """Bytes of pictures that a worker sends at once."""
@@ -59,6 +59,7 @@ class FrameReader:
 
     def __init__(self) -> None:
         self._pool = Pool(read_item, 1, int(limits().decoder_gb * GB))
+        self._begun: tuple[VideoStream, tuple[int, ...]] | None = None
 
     def __enter__(self) -> "FrameReader":
         return self
@@ -68,6 +69,11 @@ class FrameReader:
 
     def close(self) -> None:
         self._pool.close()
+
+    def begin(self, path: Path | str, image_size: int, *, count: int | None = None) -> None:
+        """Let the worker begin with a video before `stream` is called with the same arguments."""
+        written = _written(Path(path))
+        self._begun = self.stream(path, image_size, count=count), written
 
     def stream(
         self, path: Path | str, image_size: int, *, count: int | None = None, keep_damaged: bool = False
@@ -96,7 +102,18 @@ class FrameReader:
         request = Request(
             path, image_size, count=count, folder=folder, held=held, keep_damaged=keep_damaged, workers=workers
         )
+        if self._begun:
+            (begun, written), self._begun = self._begun, None
+            if begun.request == request and _written(path) == written:
+                return begun
+            begun.close()
         return VideoStream(request, self._pool, limits().stall_seconds)
+
+
+def _written(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _held(stream: VideoStream) -> FrameSet:

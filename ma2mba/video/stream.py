@@ -45,7 +45,7 @@ class VideoStream:
     """
 
     def __init__(self, request: Request, pool: Pool, stall: float):
-        self.path, self._request, self._pool, self._stall = request.path, request, pool, stall
+        self.path, self.request, self._pool, self._stall = request.path, request, pool, stall
         self.damage: MediaError | None = None
         self._plan: Plan | None = None
         self._result: UserError | None = None
@@ -133,7 +133,7 @@ class VideoStream:
             except Doubt:
                 log.debug("video: %s is decoded again by one process from its start", self.path)
                 self._events.close()
-                self._begin(replace(self._request, seek=False, workers=1))
+                self._begin(replace(self.request, seek=False, workers=1))
                 continue
             except UserError as error:
                 self._ended = True
@@ -167,9 +167,9 @@ class VideoStream:
         if isinstance(result, Joint) and self._pieces:
             self._pieces.end(number, result)
         elif isinstance(result, Divided):
-            pieces = [Piece(self._request, stretch, first, stop) for first, stop, stretch in result.pieces]
-            self._pieces = Pieces(pieces, self._request.workers)
-            self._pool.grow(min(self._request.workers, len(pieces)))
+            pieces = [Piece(self.request, stretch, first, stop) for first, stop, stretch in result.pieces]
+            self._pieces = Pieces(pieces, self.request.workers)
+            self._pool.grow(min(self.request.workers, len(pieces)))
             self._tasks.extend(Task(place, [piece]) for place, piece in enumerate(pieces))
         elif isinstance(result, UserError):
             self._result = result
@@ -181,7 +181,7 @@ class VideoStream:
         self._ended = True
         if isinstance(self._result, MediaError) and self._result.partial is None and self._received:
             self._result.partial = self.seconds
-        if isinstance(self._result, MediaError) and self._request.keep_damaged and self._received:
+        if isinstance(self._result, MediaError) and self.request.keep_damaged and self._received:
             self.damage = self._result
         elif self._result:
             raise self._result

@@ -78,7 +78,7 @@ def test_weights_and_buffers_are_those_of_a_model_that_is_drawn_and_filled(folde
     assert {t.device.type for t in (*model.parameters(), *model.buffers())} == {device}
     require_equal(model, initialised_and_filled(folder).to(device))
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
-    assert len(list(model.buffers())) == 3
+    assert len(list(model.buffers())) == 2
     assert model.language_model.lm_head.weight is model.language_model.backbone.embedding.weight
     assert all(p.requires_grad for p in model.parameters())
     assert not model.training

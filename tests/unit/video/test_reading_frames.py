@@ -67,6 +67,29 @@ def test_a_reader_goes_on_after_a_file_that_it_cannot_use(video, tmp_path):
         assert len(reader.read(video, 112, count=3).shown_N) == 3
 
 
+def shown(stream) -> np.ndarray:
+    with stream:
+        return np.concatenate([block.pictures_MCHW for block in stream])
+
+
+def test_what_was_begun_early_is_the_same_stream(video, tmp_path):
+    """Another video, other arguments or a file that was written meanwhile: begun again."""
+    other = tmp_path / "other.mkv"
+    with FrameReader() as reader:
+        wanted, two = shown(reader.stream(video, 32)), shown(reader.stream(video, 32, count=2))
+        reader.begin(video, 32)
+        begun = reader._begun[0]
+        taken = reader.stream(video, 32)
+        assert taken is begun
+        assert np.array_equal(shown(taken), wanted)
+        reader.begin(video, 32)
+        assert np.array_equal(shown(reader.stream(video, 32, count=2)), two)
+        write(other, [0, 1000], MS, codec="mpeg4", options={})
+        reader.begin(other, 32)
+        other.write_bytes(video.read_bytes())
+        assert np.array_equal(shown(reader.stream(other, 32)), wanted)
+
+
 def test_a_relative_path_counts_from_the_folder_of_the_call(video, monkeypatch):
     with FrameReader() as reader:
         monkeypatch.chdir(video.parent)
