@@ -11,10 +11,9 @@ from ma2mba.model.pretrained import (
     TOKENIZER,
     check_weights,
     load_model,
-    published_config,
     read_config,
-    start_model,
 )
+from ma2mba.model.published import published_config, start_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.weights import WEIGHTS
 from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder

@@ -18,7 +18,8 @@ from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2_config import Mamba2Config
-from ma2mba.model.pretrained import load_model, load_vision
+from ma2mba.model.pretrained import load_model
+from ma2mba.model.published import load_vision
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.model_source import find_source
 from tests.attacks.model_folders import (

@@ -17,7 +17,8 @@ from ma2mba.inference.session import Session
 from ma2mba.magc import Plan
 from ma2mba.model.base_config import DEFAULT_LAYER
 from ma2mba.model.config import ModelConfig
-from ma2mba.model.pretrained import init_vision, load_model, read_config, save_model
+from ma2mba.model.pretrained import load_model, read_config, save_model
+from ma2mba.model.published import init_vision
 from ma2mba.model.registry import BACKBONES, register_backbone
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.flops import ModelFlops

@@ -22,7 +22,8 @@ from ma2mba.model import dtypes, tensor_file
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.dtypes import choose_dtype
 from ma2mba.model.empty import build_empty, require_memory
-from ma2mba.model.pretrained import TIED, load_model, load_vision, open_model, save_model
+from ma2mba.model.pretrained import TIED, load_model, open_model, save_model
+from ma2mba.model.published import load_vision
 from ma2mba.model.tensor_file import TensorFile
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.weights import Weights

@@ -13,11 +13,10 @@ from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.mamba2_config import Mamba2Config
 from ma2mba.model.pretrained import (
-    init_language_model,
-    init_vision,
     load_model,
     save_model,
 )
+from ma2mba.model.published import init_language_model, init_vision
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from tests.unit.model.test_model import BACKBONE, VISION
 
