@@ -1,41 +1,41 @@
 """Write and read model folders.
 
-A model folder holds config.json, model.safetensors, tokenizer.json and checksums.json (SHA-256 of the other three). It
-is written completely or not at all, and verified when it is read.
+A model folder is a folder that transformers reads: config.json, safetensors in one or several files, tokenizer.json,
+and what else transformers needs (`ma2mba/model/hf/`). checksums.json has the SHA-256 of all files. A folder is written
+completely or not at all, and verified when it is read. Folders of format 1 are read as well: they have the first three
+files and checksums.json.
 """
 
-import json
 import logging
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_folder, inside, sha256_file
+from ma2mba.files import atomic_folder, inside
 from ma2mba.model.base_config import problem
+from ma2mba.model.checksums import TOKENIZER, read_checksums, verify
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.dtypes import choose_dtype
 from ma2mba.model.empty import build_empty, on_meta, require_memory
+from ma2mba.model.hf.config import is_hf, parse_hf
+from ma2mba.model.hf.folder import folder_content
 from ma2mba.model.registry import VISION_ENCODERS
-from ma2mba.model.run_folder import CHECKSUMS, find_model
-from ma2mba.model.tensor_file import reason_of
+from ma2mba.model.run_folder import CHECKSUMS, CONFIG, find_model
+from ma2mba.model.tensor_writer import TensorSpec
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import WEIGHTS, Weights
-from ma2mba.text import JSON_BYTES, RECIPE_BYTES, read_json
+from ma2mba.model.weights import Weights, open_weights
+from ma2mba.text import RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-FILES = (CONFIG, WEIGHTS, TOKENIZER)
-"""The files that checksums.json lists."""
 TIED = "language_model.lm_head.weight"
 
 
@@ -44,19 +44,17 @@ def save_model(
 ) -> None:
     """Write a model folder under a temporary name, then rename it. Raise UserError if the folder exists.
 
-    `weights` replace the model's own weights, of which a rank may hold only a share.
+    `weights` replace the model's own weights, of which a rank may hold only a share. `tokenizer_path` is a file that
+    `load_tokenizer` accepts.
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already. Choose another folder, or remove this one")
+    tensors = {name: t for name, t in (weights or model.state_dict()).items() if name != TIED}
+    specs = {name: TensorSpec.of(name, t) for name, t in tensors.items()}
+    content = folder_content(model.config, Path(tokenizer_path).read_bytes(), specs)
     with atomic_folder(folder) as temporary:
-        (temporary / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        weights = weights or model.state_dict()
-        tensors = {name: t.detach().contiguous().cpu() for name, t in weights.items() if name != TIED}
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(tokenizer_path, temporary / TOKENIZER)
-        sums = {name: sha256_file(temporary / name) for name in FILES}
-        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        content.write(tensors.__getitem__, temporary)
 
 
 @dataclass(frozen=True)
@@ -104,53 +102,56 @@ def open_model(folder: Path) -> OpenModel:
 
     Raise UserError that names the first wrong file.
     """
-    opened = _open(folder)
-    if sha256_file(opened.weights.path) != opened.weights.sha256:
-        raise _damaged(opened.weights.path)
+    opened = _open(folder, whole=True)
+    opened.weights.verify()
     return opened
 
 
-def _open(folder: Path, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None) -> OpenModel:
-    """As `open_model`, but the checksum of the weights is not verified yet: `Weights.copy_into` does."""
-    sums = _read_checksums(folder)
-    for name in (CONFIG, TOKENIZER):
-        _verify(folder, name, sums)
+def copy_model(source: OpenModel, folder: Path) -> None:
+    """Write a model folder with the tensors of another one. Raise UserError for NaN and infinite weights."""
+    stored = {name: source.weights.tensors[name] for name in source.outline.state_dict() if name != TIED}
+    specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    content = folder_content(source.config, inside(source.folder, TOKENIZER, source.folder).read_bytes(), specs)
+    with atomic_folder(folder) as temporary:
+        content.write(source.weights.read, temporary)
+        for file in source.weights.files:
+            file.require_unchanged()
+
+
+def _open(
+    folder: Path, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None, *, whole: bool = False
+) -> OpenModel:
+    """As `open_model`, but the checksums of the weights are not verified yet: `Weights.copy_into` does.
+
+    With `whole`, every file that checksums.json lists must be there.
+    """
+    sums = _read_sums(folder)
+    verify(folder, sums, whole=whole)
     own = read_config(folder)
     config = config or own
-    weights = Weights.open(inside(folder, WEIGHTS, folder), sums[WEIGHTS])
+    weights = open_weights(lambda name: inside(folder, name, folder), sums)
     outline = _outline(weights, config, folder, dtype)
     tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
     _require_embedded(tokenizer, config, folder / TOKENIZER)
     return OpenModel(folder, config, weights, outline, tokenizer)
 
 
-def _read_checksums(folder: Path) -> dict[str, str]:
-    path = inside(folder, CHECKSUMS, folder)
-    if not path.is_file():
-        raise UserError(f"{folder}: not a model folder ({CHECKSUMS} is missing). Export one with `ma2mba export`")
-    sums = read_json(path, RECIPE_BYTES)
-    if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
-        raise UserError(f"{path}: not a list of files and their SHA-256. Export the model again with `ma2mba export`")
-    for name in sums:
-        inside(folder, name, path)
-    if odd := sorted(sums.keys() ^ set(FILES)):
-        fault = f"lists {odd[0]!r}, which a model does not have" if odd[0] in sums else f"does not list {odd[0]}"
-        raise UserError(f"{path}: {reason_of(fault)}. Export the model again with `ma2mba export`")
-    return sums
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a folder: {} for one that transformers saved, which has none."""
+    if os.path.lexists(folder / CHECKSUMS):
+        return read_checksums(folder)
+    if is_model_folder(folder):
+        log.warning("%s: has no %s, so damaged files cannot be detected", folder, CHECKSUMS)
+        return {}
+    raise UserError(f"{folder}: not a model folder ({CHECKSUMS} is missing). Export one with `ma2mba export`")
 
 
-def _verify(folder: Path, name: str, sums: Mapping[str, str]) -> None:
-    path = inside(folder, name, folder)
-    if not path.is_file():
-        raise UserError(f"{path}: is missing. Export the model again with `ma2mba export`")
-    if path.stat().st_size > JSON_BYTES:
-        raise UserError(f"{path}: larger than {JSON_BYTES:,} bytes. Export the model again with `ma2mba export`")
-    if sha256_file(path) != sums[name]:
-        raise _damaged(path)
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
+def is_model_folder(folder: Path) -> bool:
+    """Return True if a folder has checksums.json, or the config.json of a Video-Ma2mba as transformers saves it."""
+    if os.path.lexists(folder / CHECKSUMS):
+        return True
+    path = inside(folder, CONFIG, folder)
+    return path.is_file() and is_hf(read_json(path, RECIPE_BYTES))
 
 
 def _outline(weights: Weights, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> VideoMa2mba:
@@ -172,8 +173,11 @@ def _require_embedded(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
 def read_config(folder: Path) -> ModelConfig:
     """Return the configuration of a model folder. Raise UserError if it is not a configuration of Video-Ma2mba."""
     path = inside(folder, CONFIG, folder)
+    values = read_json(path, RECIPE_BYTES)
     try:
-        return ModelConfig.model_validate(read_json(path, RECIPE_BYTES))
+        if isinstance(values, dict) and "model_type" in values:
+            return parse_hf(values).model
+        return ModelConfig.model_validate(values)  # format 1
     except ValidationError as error:
         raise UserError(
             f"{path}: not a Video-Ma2mba configuration ({problem(error)}). Export the model again with `ma2mba export`"
@@ -182,11 +186,11 @@ def read_config(folder: Path) -> ModelConfig:
 
 def check_weights(source: Path, config: ModelConfig) -> None:
     """Raise UserError unless the weights of a model folder have the names and shapes of `config`. Reads no weights."""
-    _outline(Weights.open(inside(source, WEIGHTS, source)), config, source)
+    _outline(open_weights(lambda name: inside(source, name, source)), config, source)
 
 
 def load_own_vision(source: Path) -> VisionEncoder:
-    """Return the vision encoder of a model folder. The whole file of weights is verified."""
+    """Return the vision encoder of a model folder. The files that hold it are verified as a whole."""
     opened = _open(source)
     vision = opened.config.vision
     require_memory(opened.outline.vision, "cpu", opened.weights.path, torch.float32)

@@ -10,10 +10,10 @@ from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.empty import build_empty, on_meta, parameters_on_meta, require_memory
-from ma2mba.model.pretrained import CONFIG, load_own_vision
+from ma2mba.model.pretrained import is_model_folder, load_own_vision
 from ma2mba.model.projector import Projector
 from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
-from ma2mba.model.run_folder import CHECKSUMS, find_model
+from ma2mba.model.run_folder import CONFIG, find_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
 from ma2mba.model.weights import WEIGHTS, Weights, open_weights
@@ -90,7 +90,7 @@ def load_vision(source: str) -> VisionEncoder:
     Raises UserError if `source` is neither.
     """
     folder = find_model(source) if Path(source).is_dir() else Path(source)
-    if (folder / CHECKSUMS).is_file():
+    if is_model_folder(folder):
         return load_own_vision(folder)
     return VISION_ENCODERS.module(DEFAULT_ENCODER).load(source)
 

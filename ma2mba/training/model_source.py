@@ -6,16 +6,16 @@ from pathlib import Path
 import torch
 
 from ma2mba.errors import UserError
+from ma2mba.model.checksums import TOKENIZER
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.pretrained import (
-    TOKENIZER,
     check_weights,
     load_model,
     read_config,
 )
 from ma2mba.model.published import published_config, start_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.weights import WEIGHTS
+from ma2mba.model.weights import INDEX, WEIGHTS
 from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
 from ma2mba.training.recipe.schema import Pretrained, Recipe
 
@@ -60,7 +60,7 @@ class ModelSource:
             return self.model
         if self.folder:
             config = read_config(self.folder)
-            if (self.folder / WEIGHTS).exists():
+            if any((self.folder / name).exists() for name in (WEIGHTS, INDEX)):
                 check_weights(self.folder, config)
             return config
         assert self.language_model is not None, "the recipe's validation asks for a model otherwise"

@@ -61,7 +61,7 @@ def test_the_model_is_built_of_the_registered_classes(model):
 def test_it_is_saved_with_its_names_and_loaded(model, tokenizer, tmp_path):  # noqa: F811
     save_model(model, tokenizer, tmp_path / "model")
     written = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (written["language_model"]["layer"], written["vision"]["encoder"]) == ("gated", "patches")
+    assert (written["text_config"]["layer"], written["vision_config"]["encoder"]) == ("gated", "patches")
     loaded, _ = load_model(tmp_path / "model")
     assert loaded.config == read_config(tmp_path / "model") == model.config
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
