@@ -16,6 +16,7 @@ from typing import BinaryIO
 import xxhash
 
 from ma2mba.errors import UserError
+from ma2mba.strings import fits_utf8
 
 BLOCK_BYTES = 1 << 20
 LONGEST_PREFIX = 150
@@ -240,12 +241,3 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(
             f"{folder}: cannot be written ({error}). Free disk space or name another --out, then run the command again"
         ) from error
-
-
-def fits_utf8(text: str) -> bool:
-    r"""Return False if UTF-8 cannot encode `text`: JSON may hold half a surrogate pair ("\ud83d" alone)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
