@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
+from transformers.video_processing_utils import VideoProcessorMixin
 
 from ma2mba.model.encoded import ASSISTANT, SYSTEM, USER, Encoded
 from ma2mba.model.plain_text import END
@@ -65,6 +66,12 @@ class VideoMa2mbaProcessor(ProcessorMixin):
         video_processor = VideoMa2mbaVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust, **kwargs)
         return [video_processor, tokenizer]
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """Return the class of a part. Without torchvision, transformers cannot find the class of video processors."""
+        if argument_name == "video_processor" and isinstance(argument, VideoProcessorMixin):
+            return VideoProcessorMixin
+        return super().check_argument_for_proper_class(argument_name, argument)
 
     def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         self._plain = None  # transformers copies all attributes
