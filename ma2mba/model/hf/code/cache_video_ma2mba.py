@@ -28,6 +28,11 @@ class VideoMa2mbaCache:
     def __len__(self) -> int:
         return len(self.ssm)
 
+    @property
+    def rows(self) -> int:
+        """The rows of the batch; 0 before the first token."""
+        return 0 if not self.ssm or self.ssm[0] is None else len(self.ssm[0])
+
     def read(self, tokens: int) -> None:
         """Count tokens that all layers have read, padding included."""
         self._read += tokens
@@ -77,8 +82,8 @@ class VideoMa2mbaCache:
             states[:] = [None if state is None else change(state) for state in states]
 
 
-def require_cache(cache: Any, layers: int) -> VideoMa2mbaCache:
-    """Return the cache, or a new one for None. Raise TypeError for a cache of another kind."""
+def require_cache(cache: Any, layers: int, rows: int) -> VideoMa2mbaCache:
+    """Return the cache, or a new one for None. Raise TypeError for another kind of cache, ValueError for other rows."""
     if cache is None:
         return VideoMa2mbaCache(layers)
     # By name: transformers may load this file twice, under two module names.
@@ -86,6 +91,11 @@ def require_cache(cache: Any, layers: int) -> VideoMa2mbaCache:
         raise TypeError(
             f"past_key_values is a {type(cache).__name__}, and a recurrent model has no keys and values. "
             "Give what an earlier call of this model returned as past_key_values, or nothing"
+        )
+    if cache.rows not in (0, rows):
+        raise ValueError(
+            f"past_key_values has {cache.rows} rows, and the tokens have {rows}. "
+            "Call batch_repeat_interleave or batch_select_indices of past_key_values first"
         )
     return cache
 

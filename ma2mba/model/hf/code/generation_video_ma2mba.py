@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor
+from torch.nn import functional as F
+from transformers import GenerationConfig, LogitsProcessorList
 
 from .cache_video_ma2mba import VideoMa2mbaCache
 from .configuration_video_ma2mba import VideoMa2mbaConfig
@@ -13,23 +14,31 @@ from .prompt_video_ma2mba import only_new_frames, repeated_frames
 REFUSED = {
     "assistant_model": "assisted generation goes back to earlier tokens, and the states of a recurrent model cannot",
     "prompt_lookup_num_tokens": "prompt lookup goes back to earlier tokens, and the states of a recurrent model cannot",
-    "penalty_alpha": "contrastive search reads several candidates from one cache, and the states of a recurrent model "
-    "hold one",
+    "penalty_alpha": "contrastive search goes back to earlier tokens, and the states of a recurrent model cannot",
     "dola_layers": "DoLa is made for models with attention",
     "cache_implementation": "the states of a recurrent model have one form, and a fixed size",
+    "prefill_chunk_size": "the model reads a long prompt chunk by chunk of its own accord",
 }
+"""Options of `generate` that this model does not have, and the reason."""
 
 
-class OnlyTokens(LogitsProcessor):
-    """Never write an id from `first` on: the place of a visual token and the padding of the vocabulary are no text."""
+class OnlyText(LogitsProcessorList):
+    """Processors that never let an id from `first` on be written: the place of a visual token, and padding.
 
-    def __init__(self, first: int):
+    The place of a visual token may have no column, but processors look up the scores of all ids of the prompt. So they
+    see one column for it.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, first: int):
+        super().__init__(processors)
         self.first = first
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        columns = scores.shape[1]
+        scores = F.pad(scores, (0, max(self.first + 1 - columns, 0)))
         scores[:, self.first :] = -math.inf
-        return scores
+        parent: Any = super()
+        return parent.__call__(input_ids, scores, **kwargs)[:, :columns]
 
 
 class VideoMa2mbaGeneration:
@@ -67,13 +76,16 @@ class VideoMa2mbaGeneration:
             inputs.pop("attention_mask", None)  # each row reads one token: to look for padding would wait for the GPU
             return inputs
         new_ids = inputs.get("input_ids")
-        fresh = past_key_values is None or not past_key_values.get_seq_length()
-        if is_first_iteration and fresh and prompt_copies > 1:
+        cached_rows = getattr(past_key_values, "rows", 0)
+        if is_first_iteration and not cached_rows and prompt_copies > 1:
             rows = {"input_ids", "inputs_embeds", "attention_mask"}
             for name in rows & inputs.keys():
                 inputs[name] = None if inputs[name] is None else inputs[name][::prompt_copies]
             inputs["prompt_copies"] = prompt_copies
-        elif pixel_values_videos is not None and new_ids is not None:
+            return inputs | {"pixel_values_videos": pixel_values_videos}
+        if past_key_values is not None and cached_rows and cached_rows * prompt_copies == len(input_ids):
+            past_key_values.batch_repeat_interleave(prompt_copies)
+        if pixel_values_videos is not None and new_ids is not None:
             places, per_frame = (input_ids == self.config.video_token_id).sum(1), self.config.tokens_per_frame
             new_places = (new_ids == self.config.video_token_id).sum(1)
             pixel_values_videos = repeated_frames(pixel_values_videos, places // per_frame, prompt_copies)
@@ -108,9 +120,7 @@ class VideoMa2mbaGeneration:
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> Any:
         parent: Any = super()
-        processors = parent._get_logits_processor(*args, **kwargs)
-        processors.insert(0, OnlyTokens(self.config.video_token_id))
-        return processors
+        return OnlyText(parent._get_logits_processor(*args, **kwargs), self.config.video_token_id)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. Raise ValueError for modes that a recurrent model does not have."""
@@ -119,5 +129,5 @@ class VideoMa2mbaGeneration:
         for name, reason in REFUSED.items():
             value = kwargs.get(name, getattr(config, name, None))
             if value is not None:
-                raise ValueError(f"{name}={value}: {reason}. Leave it out")
+                raise ValueError(f"generate: {name} is unsupported: {reason}. Leave it out")
         return parent.generate(*args, **kwargs)

@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_video_ma2mba import VideoMa2mbaTextConfig
 
-OFFSETS = 2**31
-"""The GPU kernels compute element offsets in signed 32-bit integers."""
+OFFSETS = 2**29
+"""The most elements of an input of the GPU kernels. Their offsets have 31 bits, in tensors up to 3 times as wide."""
 
 
 @cache

@@ -140,45 +140,42 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
         attention_mask        0 at padding, on either side; it may begin with the tokens that `past_key_values` has read
         past_key_values       a `VideoMa2mbaCache`, which is changed
         labels                the ids of `input_ids`, IGNORE where a token is not supervised. Visual tokens and padding
-                              are never supervised. In training mode no logits are returned with them
+                              never are
         logits_to_keep        logits of the last so many places alone, or of the places that a tensor lists; 0 means all
         num_items_in_batch    divide the sum of the losses by this instead of by the number of supervised tokens
         prompt_copies         return every row so many times: the beams of one prompt read it once
         """
         if kwargs.get("output_attentions"):
             raise ValueError("output_attentions: this model has no attention between tokens. Leave it out")
+        if kwargs.get("pixel_values") is not None:
+            raise ValueError("pixel_values: this model reads videos. Give pictures as frames, in pixel_values_videos")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, and not both")
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        if use_cache is None:
-            use_cache = not self.training and labels is None
-        cache = (
-            require_cache(past_key_values, self.config.text_config.n_layer)
-            if use_cache or past_key_values is not None
-            else None
-        )
         given = input_ids if inputs_embeds is None else inputs_embeds
         assert given is not None
+        use_cache = not self.training and labels is None if use_cache is None else use_cache
+        cache = None
+        if use_cache or past_key_values is not None:
+            cache = require_cache(past_key_values, self.config.text_config.n_layer, len(given))
         align = Alignment.of(attention_mask, given.shape[:2], given.device)
         frames = self._frames(input_ids, align, pixel_values_videos)
-        wanted = Wanted(given.shape[1], 0 if labels is not None and self.training else logits_to_keep, align)
-        if labels is not None and self.training:
-            wanted.nothing()
+        wanted = Wanted(given.shape[1], logits_to_keep, align)
         targets_BT = self._targets(labels, input_ids, align)
         hidden = self._read(align.moved(given), frames, align, cache, wanted, targets_BT, bool(output_hidden_states))
         loss = None
         if targets_BT is not None:
             count = (targets_BT != IGNORE).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
             loss = wanted.loss / (count.to(wanted.loss.device) if isinstance(count, Tensor) else count)
-        logits = None if wanted.none else self.language_model.logits(wanted.result())
+        logits = self.language_model.logits(wanted.result())
         if prompt_copies > 1:
-            logits = None if logits is None else logits.repeat_interleave(prompt_copies, dim=0)
+            logits = logits.repeat_interleave(prompt_copies, dim=0)
             hidden = None if hidden is None else tuple(h.repeat_interleave(prompt_copies, dim=0) for h in hidden)
             if cache is not None:
                 cache.batch_repeat_interleave(prompt_copies)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=hidden)
         if use_cache:
             output["past_key_values"] = cache
+        return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
     def _read(

@@ -108,8 +108,7 @@ class Frames:
             tokens_MKD = self._encoded(numbers_M, x_BTD.device)
         else:
             again_M = torch.isin(numbers_M, self._numbers_M)
-            tokens_MKD = torch.empty_like(self._tokens_MKD, memory_format=torch.contiguous_format)
-            tokens_MKD = tokens_MKD.new_empty(len(numbers_M), *tokens_MKD.shape[1:])
+            tokens_MKD = self._tokens_MKD.new_empty(len(numbers_M), *self._tokens_MKD.shape[1:])
             tokens_MKD[again_M] = self._tokens_MKD[torch.isin(self._numbers_M, numbers_M)]
             if not bool(again_M.all()):
                 tokens_MKD[~again_M] = self._encoded(numbers_M[~again_M], x_BTD.device)
@@ -129,22 +128,15 @@ class Wanted:
         self._align, self._chunks = align, list[Tensor]()
         self._x_BLD: Tensor | None = None
         self.loss: Tensor = torch.zeros(())
-        self.none = False
         self._places_L: Tensor | None = None
         if isinstance(keep, Tensor):
             self._places_L = torch.arange(tokens)[keep.cpu()] if keep.dtype == torch.bool else keep.cpu() % tokens
         elif 0 < keep < tokens:
             self._places_L = torch.arange(tokens - keep, tokens)
 
-    def nothing(self) -> None:
-        """Collect no places."""
-        self.none = True
-
     def add(self, x_BTD: Tensor, start: int) -> None:
         """Take a chunk, which begins at `start`."""
         self.loss = self.loss.to(x_BTD.device)
-        if self.none:
-            return
         if self._places_L is None:
             self._chunks.append(x_BTD)
             return
