@@ -18,10 +18,12 @@ AUTO_VIDEO_PROCESSOR = {"AutoVideoProcessor": f"video_processing_video_ma2mba.{V
 
 
 def video_token_id(tokenizer: Tokenizer) -> int:
-    """Return the id of `<|video|>`: the first one that the tokenizer does not use, unless it has this token already."""
+    """Return the id of `<|video|>`: the first after all tokens, unless the tokenizer has this token already.
+
+    It fills no gap between other ids: `generate` writes the ids below it.
+    """
     vocabulary = tokenizer.get_vocab()
-    used = set(vocabulary.values())
-    return vocabulary.get(VIDEO, next(number for number in range(len(used) + 1) if number not in used))
+    return vocabulary.get(VIDEO, max(vocabulary.values(), default=-1) + 1)
 
 
 def processor_files(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, str]:

@@ -122,6 +122,7 @@ def test_the_token_of_videos_is_the_first_free_one_and_text_is_not_changed(proce
     assert (processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id) == (end, end)
     known = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
     assert video_token_id(known) == processor.video_token_id
+    assert video_token_id(Tokenizer(models.WordLevel({"a": 0, "b": 3}, unk_token="a"))) == 4
 
 
 @pytest.mark.parametrize("text", [QUESTION, *ODD_TEXTS])

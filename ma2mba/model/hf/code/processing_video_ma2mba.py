@@ -23,7 +23,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from ma2mba.model.encoded import ASSISTANT, SYSTEM, USER, Encoded
 from ma2mba.model.plain_text import END
 
-from .video_processing_video_ma2mba import VideoMa2mbaVideoProcessor, listed
+from .video_processing_video_ma2mba import VideoMa2mbaVideoProcessor, joined_frames, listed
 
 log = logging.get_logger(__name__)
 VIDEO = "<|video|>"
@@ -285,7 +285,7 @@ class VideoMa2mbaProcessor(ProcessorMixin):
 
 
 def _stacked(frames: list[Tensor]) -> dict[str, Tensor]:
-    return {"pixel_values_videos": torch.cat(frames)} if frames else {}
+    return {"pixel_values_videos": joined_frames(frames)} if frames else {}
 
 
 def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:

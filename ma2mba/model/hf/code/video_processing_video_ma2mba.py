@@ -70,7 +70,7 @@ class VideoMa2mbaVideoProcessor(VideoProcessorMixin):
         file that cannot be used, ValueError for other input.
         """
         frames = [self.frames(video, num_frames=num_frames, fps=fps) for video in listed(videos)]
-        joined: Any = torch.cat(frames)
+        joined: Any = joined_frames(frames)
         found = {"pixel_values_videos": joined.numpy() if str(return_tensors) in ("np", "TensorType.NUMPY") else joined}
         if return_metadata:
             found["video_metadata"] = [{"total_num_frames": len(one)} for one in frames]
@@ -105,7 +105,14 @@ class VideoMa2mbaVideoProcessor(VideoProcessorMixin):
             except Exception as error:
                 reason = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
                 raise MediaError(path, reason) from error
+        if len(found.shown_N) == len(found.pictures_MCHW):  # each picture is one frame: no copy of hours of video
+            return torch.from_numpy(found.pictures_MCHW)
         return torch.from_numpy(found.pictures_MCHW[found.shown_N])
+
+
+def joined_frames(frames: Sequence[Tensor]) -> Tensor:
+    """Return the frames of several videos, one after the other; those of one video are not copied."""
+    return frames[0] if len(frames) == 1 else torch.cat(list(frames))
 
 
 def listed(videos: Any) -> list[Any]:
