@@ -18,12 +18,11 @@ from transformers import AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import logging
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from ma2mba.model.encoded import ASSISTANT, SYSTEM, USER, Encoded
 from ma2mba.model.plain_text import END
 
-from .video_processing_video_ma2mba import VideoMa2mbaVideoProcessor, joined_frames, listed
+from .video_processing_video_ma2mba import VideoMa2mbaVideoProcessor, VideoProcessorMixin, joined_frames, listed
 
 log = logging.get_logger(__name__)
 VIDEO = "<|video|>"

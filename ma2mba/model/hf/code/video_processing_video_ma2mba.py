@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.feature_extraction_utils import BatchFeature
-from transformers.video_processing_utils import VideoProcessorMixin
 
 from ma2mba.errors import UserError
 from ma2mba.memory import unlimited
@@ -29,6 +28,11 @@ from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import pick
 from ma2mba.video.errors import MediaError
 from ma2mba.video.pictures import clip_view
+
+try:
+    from transformers.video_processing_utils import VideoProcessorMixin
+except ImportError:  # in earlier versions of transformers 5
+    from transformers.video_processing_utils import BaseVideoProcessor as VideoProcessorMixin
 
 DOWNLOAD_SECONDS = 60
 """Seconds that a server may be silent."""
