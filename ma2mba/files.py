@@ -8,7 +8,8 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -198,6 +199,13 @@ def fsync(path: Path | str) -> None:
         os.close(descriptor)
 
 
+def fsync_all(paths: Iterable[Path]) -> None:
+    """Flush files and folders to disk, several at a time: the disk then waits once for many."""
+    with ThreadPoolExecutor(16) as threads:
+        for _ in threads.map(fsync, paths):
+            pass
+
+
 @contextmanager
 def atomic_folder(folder: Path | str) -> Iterator[Path]:
     """Yield a temporary folder. On success, fsync its files and rename it to `folder`; on failure, remove it.
@@ -213,10 +221,11 @@ def atomic_folder(folder: Path | str) -> Iterator[Path]:
     try:
         mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
         yield temporary
-        for path in temporary.rglob("*"):
+        paths = list(temporary.rglob("*"))
+        for path in paths:
             if path.is_file():
                 path.chmod(mode)
-            fsync(path)
+        fsync_all(paths)
         os.rename(temporary, folder)
         fsync(folder.parent)
     finally:

@@ -27,6 +27,7 @@ from ma2mba.model.dtypes import choose_dtype
 from ma2mba.model.empty import build_empty, on_meta, require_memory
 from ma2mba.model.hf.config import is_hf, parse_hf
 from ma2mba.model.hf.folder import folder_content
+from ma2mba.model.placeholder import without_placeholder
 from ma2mba.model.registry import VISION_ENCODERS
 from ma2mba.model.run_folder import CHECKSUMS, CONFIG, find_model
 from ma2mba.model.tensor_writer import TensorSpec
@@ -127,11 +128,11 @@ def _open(
     """
     sums = _read_sums(folder)
     verify(folder, sums, whole=whole)
-    own = read_config(folder)
+    own, video_token_id = _read_config(folder)
     config = config or own
     weights = open_weights(lambda name: inside(folder, name, folder), sums)
     outline = _outline(weights, config, folder, dtype)
-    tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
+    tokenizer = without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), video_token_id)
     _require_embedded(tokenizer, config, folder / TOKENIZER)
     return OpenModel(folder, config, weights, outline, tokenizer)
 
@@ -172,12 +173,23 @@ def _require_embedded(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the configuration of a model folder. Raise UserError if it is not a configuration of Video-Ma2mba."""
+    return _read_config(folder)[0]
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a model folder. Raise UserError if it, or the configuration, cannot be used."""
+    return without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), _read_config(folder)[1])
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, int | None]:
+    """Return the configuration, and the id at the places of visual tokens (None in format 1)."""
     path = inside(folder, CONFIG, folder)
     values = read_json(path, RECIPE_BYTES)
     try:
         if isinstance(values, dict) and "model_type" in values:
-            return parse_hf(values).model
-        return ModelConfig.model_validate(values)  # format 1
+            parsed = parse_hf(values)
+            return parsed.model, parsed.video_token_id
+        return ModelConfig.model_validate(values), None
     except ValidationError as error:
         raise UserError(
             f"{path}: not a Video-Ma2mba configuration ({problem(error)}). Export the model again with `ma2mba export`"

@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import struct
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from ma2mba.model.weights import INDEX, WEIGHTS
 
 SHARD_BYTES = 5_000_000_000
 """Bytes of tensors in a file: a larger model is split."""
+BEHIND = 4
+"""Blocks by which hashing may lag behind writing."""
 ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 """In a file, tensors stand in the order of these types: each begins at a multiple of its element's size."""
 
@@ -124,14 +127,15 @@ def _in_order(group: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 def _write(shard: Shard, read: Callable[[str], Tensor], path: Path) -> str:
     """Write a file and return its SHA-256. A second thread hashes what the first one writes."""
-    digest = hashlib.sha256()
+    digest, hashed = hashlib.sha256(), deque[Future]()
     with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
 
         def put(block: memoryview) -> None:
-            hashed = thread.submit(digest.update, block)
+            hashed.append(thread.submit(digest.update, block))
             while block:
                 block = block[file.write(block) :]
-            hashed.result()
+            if len(hashed) > BEHIND:
+                hashed.popleft().result()
 
         put(memoryview(shard.header))
         for name, spec in shard.tensors.items():

@@ -9,7 +9,6 @@ import torch
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
-from ma2mba.files import sha256_file
 from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
@@ -165,7 +164,7 @@ def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset)
             f"{data}: has a token with the id {dataset.largest_token}, but the model knows only {known} tokens. Build "
             "the shards with the model's tokenizer"
         )
-    if source.tokenizer and sha256_file(source.tokenizer) != sha256_file(dataset.tokenizer_path):
+    if not source.has_tokens_of(dataset.tokenizer_path):
         raise UserError(
             f"{data}: preprocessed with another tokenizer than the model's. Build the shards with {source.tokenizer}"
         )

@@ -6,12 +6,16 @@ from pathlib import Path
 import torch
 
 from ma2mba.errors import UserError
+from ma2mba.files import sha256_file
 from ma2mba.model.checksums import TOKENIZER
 from ma2mba.model.config import ModelConfig
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.placeholder import same_tokens
 from ma2mba.model.pretrained import (
     check_weights,
     load_model,
     read_config,
+    read_tokenizer,
 )
 from ma2mba.model.published import published_config, start_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
@@ -41,6 +45,12 @@ class ModelSource:
     def tokenizer(self) -> Path | None:
         """The tokenizer that the weights were trained with; None for new and for published weights."""
         return self.folder / TOKENIZER if self.folder else None
+
+    def has_tokens_of(self, tokenizer: Path) -> bool:
+        """Return False if the weights were trained with other tokens than those of the file `tokenizer`."""
+        if not self.folder or sha256_file(self.folder / TOKENIZER) == sha256_file(tokenizer):
+            return True
+        return same_tokens(read_tokenizer(self.folder), load_tokenizer(tokenizer))
 
     def describe(self) -> str:
         """Return where the weights come from, as text."""

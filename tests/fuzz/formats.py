@@ -90,7 +90,7 @@ def seal_model(folder: Path) -> None:
     """Make the checksums of a model folder again."""
     sums = _json(folder / "checksums.json")
     if isinstance(sums, dict):
-        for name in MODEL_FILES[:-1]:
+        for name in ("config.json", "model.safetensors", "tokenizer.json"):
             sums[name] = _sha256(folder / name)
         _write(folder / "checksums.json", sums)
 
@@ -163,7 +163,7 @@ RUN = (
     Command("train {base}/train.yaml run={out} resume={case}/run/checkpoints/step-000001 --dry-run", 0.1),
 )
 SHARD_FILES = ("manifest.json", "index.parquet", "payload/*.parquet", "tokenizer.json", "rejects.jsonl", "report.json")
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json", "checksums.json")
+MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "checksums.json")
 STATE_FILES = ("trainer.json", "trainer.json.xxh3", "ranks/*.json", "optimizer/*.safetensors", "model/*")
 
 

@@ -1,7 +1,6 @@
 """`config.json` of a model folder of format 2: a `ModelConfig` as transformers reads it. Imports no torch."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict
@@ -46,7 +45,6 @@ OF_TRANSFORMERS = frozenset(
     }
 )
 """Keys that transformers writes by itself when it saves a configuration. They are accepted and have no effect."""
-MOST_NEW_TOKENS = 256
 
 
 def _ours(model_type: str, registry: Registry, default: str) -> Callable[[Any], Any]:
@@ -85,24 +83,6 @@ class HfConfig(StrictConfig):
         return ModelConfig(language_model=self.text_config, vision=self.vision_config)
 
 
-@dataclass(frozen=True)
-class TokenIds:
-    """The ids that a configuration names: of `<|endoftext|>`, and the placeholder of a visual token."""
-
-    end: int
-    video: int
-
-    @staticmethod
-    def of(vocabulary: Mapping[str, int], end: int) -> "TokenIds":
-        """Return the ids for a tokenizer's vocabulary: the first id that no token has becomes the placeholder."""
-        used = set(vocabulary.values())
-        return TokenIds(end, next(i for i in range(len(used) + 1) if i not in used))
-
-    @property
-    def named(self) -> dict[str, int]:
-        return {"bos_token_id": self.end, "eos_token_id": self.end, "pad_token_id": self.end}
-
-
 def has_code(config: ModelConfig) -> bool:
     """Return True if the modelling code of model folders can build this model: not one with a registered layer."""
     return (config.language_model.layer, config.vision.encoder) == (DEFAULT_LAYER, DEFAULT_ENCODER)
@@ -119,8 +99,12 @@ def parse_hf(values: Mapping[str, Any]) -> HfConfig:
     return HfConfig.model_validate({k: v for k, v in values.items() if k in kept or k not in OF_TRANSFORMERS})
 
 
-def hf_config(config: ModelConfig, ids: TokenIds, dtype: str) -> dict[str, Any]:
-    """Return the content of config.json. `dtype` is PyTorch's name for the type of the stored matrices."""
+def hf_config(config: ModelConfig, end: int, video: int, dtype: str) -> dict[str, Any]:
+    """Return the content of config.json.
+
+    `end` is the id of `<|endoftext|>`, `video` the id at the places of visual tokens, `dtype` PyTorch's name for the
+    type of the stored matrices.
+    """
     sections = config.model_dump(mode="json")
     return {
         "architectures": [ARCHITECTURE],
@@ -128,14 +112,11 @@ def hf_config(config: ModelConfig, ids: TokenIds, dtype: str) -> dict[str, Any]:
         **({"auto_map": AUTO_MAP} if has_code(config) else {}),
         "dtype": dtype,
         "tie_word_embeddings": True,
-        "video_token_id": ids.video,
-        **ids.named,
+        "video_token_id": video,
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
         "text_config": {"model_type": TEXT_TYPE, **sections["language_model"]},
         "vision_config": {"model_type": VISION_TYPE, **sections["vision"]},
         "format_version": 2,
     }
-
-
-def generation_config(ids: TokenIds) -> dict[str, Any]:
-    """Return the content of generation_config.json: the most likely token each time, as `ma2mba ask` answers."""
-    return {**ids.named, "do_sample": False, "max_new_tokens": MOST_NEW_TOKENS}

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ma2mba.model.checksums import TOKENIZER, checksums_text
 from ma2mba.model.config import ModelConfig
-from ma2mba.model.hf.config import TokenIds, generation_config, hf_config
+from ma2mba.model.hf.bundle import code_files
+from ma2mba.model.hf.config import has_code, hf_config
+from ma2mba.model.hf.files import processor_files, video_token_id
 from ma2mba.model.plain_text import END
 from ma2mba.model.run_folder import CHECKSUMS, CONFIG
 from ma2mba.model.tensor_file import DTYPES
@@ -22,6 +24,7 @@ from ma2mba.model.weights import INDEX
 EMBEDDING = "language_model.backbone.embedding.weight"
 """The tensor whose type config.json names."""
 SHA256_DIGITS = "0" * 64
+AUTO_MAP = '"auto_map"'
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,23 @@ def folder_content(
     `tokenizer` is the content of a tokenizer.json that `load_tokenizer` has accepted, `most` the bytes of a shard.
     """
     dtype = str(DTYPES[specs[EMBEDDING].dtype]).removeprefix("torch.")
-    small = dict(_texts(config.model_dump_json(), tokenizer, dtype))
-    return FolderContent(small | {TOKENIZER: tokenizer}, plan_shards(specs, most))
+    end, video, small = fixed_files(config.model_dump_json(), tokenizer)
+    values = json.dumps(hf_config(config, end, video, dtype), indent=2) + "\n"
+    return FolderContent({**small, CONFIG: values.encode(), TOKENIZER: tokenizer}, plan_shards(specs, most))
 
 
 @lru_cache(maxsize=2)
-def _texts(config_json: str, tokenizer_json: bytes, dtype: str) -> Mapping[str, bytes]:
-    """Return the small files that depend on configuration and tokenizer. A run's checkpoints share them."""
+def fixed_files(config_json: str, tokenizer_json: bytes) -> tuple[int, int, Mapping[str, bytes]]:
+    """Return the ids of `<|endoftext|>` and `<|video|>`, and the files that all checkpoints of a run share.
+
+    They take half a second, once.
+    """
     config, tokenizer = ModelConfig.model_validate_json(config_json), Tokenizer.from_buffer(tokenizer_json)
     end = tokenizer.token_to_id(END)
     assert end is not None, "load_tokenizer refuses a tokenizer without it"
-    ids = TokenIds.of(tokenizer.get_vocab(), end)
-    contents = {CONFIG: hf_config(config, ids, dtype), "generation_config.json": generation_config(ids)}
-    return {name: (json.dumps(content, indent=2) + "\n").encode() for name, content in contents.items()}
+    texts = processor_files(config, tokenizer)
+    if has_code(config):
+        texts |= code_files()
+    else:  # nothing that names classes of the code
+        texts = {name: text for name, text in texts.items() if AUTO_MAP not in text}
+    return end, video_token_id(tokenizer), {name: text.encode() for name, text in texts.items()}
