@@ -77,6 +77,7 @@ setup(
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
         "dev": [
+            "accelerate>=1.1",
             "duckdb>=1.2",
             "imageio-ffmpeg>=0.8",
             "mypy>=1.15",
