@@ -7,6 +7,7 @@ videos and encode text are copied, not written twice: `from ma2mba.video.decode 
 
 import ast
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -44,8 +45,28 @@ _IMPORT = re.compile(r"^(\s*)from ma2mba\.([\w.]+) import ", re.MULTILINE)
 
 def code_files() -> dict[str, str]:
     """Return the name and the text of every Python file of a model folder."""
-    own = {path.name: _standing_alone(path) for path in sorted(CODE.glob("*_video_ma2mba.py"))}
-    return own | {f"{_name(module)}.py": _copied(module) for module in MODULES}
+    own = {path.stem: _standing_alone(path) for path in sorted(CODE.glob("*_video_ma2mba.py"))}
+    texts = own | {_name(module): _copied(module) for module in MODULES}
+    return {f"{name}.py": text + (_further(name, texts) if name in own else "") for name, text in texts.items()}
+
+
+def _further(name: str, texts: Mapping[str, str]) -> str:
+    """Return lines that name the files which a file needs without importing them itself.
+
+    transformers 5.6 copies from a folder only the files that such lines name; later versions look into those files too.
+    """
+    direct, reached = _relative(texts[name]), {name}
+    todo = set(direct)
+    while todo:
+        module = todo.pop()
+        reached.add(module)
+        todo |= _relative(texts[module]) - reached
+    lines = "".join(f"    from .{module} import *\n" for module in sorted(reached - direct - {name}))
+    return f"\n\nif False:  # transformers copies the files that are named here\n{lines}" if lines else ""
+
+
+def _relative(text: str) -> set[str]:
+    return {module[1:] for module in imported(text) if module.startswith(".")}
 
 
 def _name(module: str) -> str:

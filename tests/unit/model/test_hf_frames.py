@@ -106,6 +106,21 @@ def test_the_list_of_modules_is_what_the_code_imports():
     assert reached == {f"ma2mba.{module}" for module in MODULES}
 
 
+def test_each_file_names_all_files_that_it_needs():
+    """transformers 5.6 does not look into the files that it copies."""
+    files = code_files()
+    for name, text in files.items():
+        named = {module[1:] for module in imported(text) if module.startswith(".")}
+        if not name.startswith("bundled_"):
+            for module in named:
+                needed = {other[1:] for other in imported(files[f"{module}.py"]) if other.startswith(".")}
+                assert needed <= named | {stem(name)}, name
+
+
+def stem(name: str) -> str:
+    return name.removesuffix(".py")
+
+
 def test_no_file_names_this_package_in_an_import():
     for name, text in code_files().items():
         assert not [module for module in imported(text) if module.split(".")[0] == "ma2mba"], name
