@@ -2,7 +2,10 @@
 
 import random
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -12,12 +15,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from data_prep.toy.words import build_tokenizer
 from ma2mba.errors import UserError
+from ma2mba.memory import at_most
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import Turn, encode_conversation, encode_prompt
 from ma2mba.model.encoded import SYSTEM, Encoded
+from ma2mba.model.hf.code import video_processing_video_ma2mba as video_processing
 from ma2mba.model.hf.code.processing_video_ma2mba import VideoMa2mbaProcessor
 from ma2mba.model.hf.files import VIDEO, processor_files, video_token_id
 from ma2mba.model.plain_text import END
+from ma2mba.video import blocks
 from ma2mba.video.frames import FrameReader
 from tests.tiny import TINY_MODEL
 from tests.unit.video.numbered_video import write
@@ -247,8 +253,36 @@ def test_a_plain_call_takes_a_question(processor, video, frames):
     single = processor(text=QUESTION, videos=f"file://{video}")
     assert torch.equal(single["input_ids"], chat(processor, asked(QUESTION, video)))
     assert torch.equal(found["pixel_values_videos"], torch.cat([frames, frames]))
+    assert torch.equal(processor(text=QUESTION, video=str(video))["pixel_values_videos"], frames)
     assert processor(text=QUESTION)["input_ids"].shape[0] == 1
     assert set(processor(videos=str(video))) == {"pixel_values_videos"}
+
+
+def test_a_url_is_downloaded(processor, video, frames):
+    handler = partial(SimpleHTTPRequestHandler, directory=str(video.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{video.name}"
+        assert torch.equal(processor(text=QUESTION, videos=address)["pixel_values_videos"], frames)
+        with pytest.raises(UserError, match=r"missing.mp4: cannot be downloaded \(.*404"):
+            processor(text=QUESTION, videos=address.replace(video.name, "missing.mp4"))
+        server.shutdown()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+def test_memory_is_limited_only_without_other_threads(processor, video, monkeypatch, threads):
+    """The limit belongs to the process: another thread may need memory at that time."""
+    limited = []
+
+    def read_frames(path, size, **options):
+        with at_most(1 << 40) as lowest:
+            limited.append(lowest)
+        return blocks.read_frames(path, size, **options)
+
+    monkeypatch.setattr(video_processing, "read_frames", read_frames)
+    monkeypatch.setattr(video_processing.threading, "active_count", lambda: 1 + threads)
+    processor(text=QUESTION, videos=str(video))
+    assert limited == [threads == 0]
 
 
 def test_frames_in_memory_are_resized_as_those_of_a_file(processor):

@@ -101,6 +101,7 @@ class VideoMa2mbaProcessor(ProcessorMixin):
         `num_frames`, `fps`: see the video processor. `padding` (default: True), `padding_side`, `max_length`,
         `return_tensors` (default: "pt"; None returns lists).
         """
+        videos = kwargs.pop("video", None) if videos is None else videos  # the name in the pipeline of transformers 5.6
         if images is not None or audio is not None:
             raise ValueError("images, audio: this model reads videos and text. Give a picture as a video of one frame")
         if text is None and videos is None:
