@@ -23,11 +23,11 @@ class VideoMa2mbaClipEmbeddings(nn.Module):
 
     def forward(self, frames_N3HW: Tensor) -> Tensor:
         """Return x_NPV of frames in uint8."""
-        mean_311, std_311 = (
-            frames_N3HW.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std)
-        )
+        dtype = self.class_embedding.dtype
+        scale_2311 = frames_N3HW.new_tensor([self.mean, self.std], dtype=torch.float32)[..., None, None]
+        mean_311, std_311 = scale_2311.to(torch.promote_types(dtype, torch.float32))
         pixels_N3HW = (frames_N3HW.to(torch.float32) / 255 - mean_311) / std_311
-        patches_NPV = self.patch_embedding(pixels_N3HW.to(self.class_embedding.dtype)).flatten(2).transpose(1, 2)
+        patches_NPV = self.patch_embedding(pixels_N3HW.to(dtype)).flatten(2).transpose(1, 2)
         first_N1V = self.class_embedding.to(patches_NPV.dtype).expand(len(patches_NPV), 1, -1)
         x_NPV = torch.cat([first_N1V, patches_NPV], dim=1)
         return x_NPV + self.position_embedding(torch.arange(x_NPV.shape[1], device=x_NPV.device))
