@@ -9,7 +9,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from .cache_video_ma2mba import VideoMa2mbaCache
 from .configuration_video_ma2mba import VideoMa2mbaConfig
-from .prompt_video_ma2mba import only_new_frames, repeated_frames
+from .prompt_video_ma2mba import frames_of_rows
 
 REFUSED = {
     "assistant_model": "assisted generation goes back to earlier tokens, and the states of a recurrent model cannot",
@@ -86,10 +86,9 @@ class VideoMa2mbaGeneration:
         if past_key_values is not None and cached_rows and cached_rows * prompt_copies == len(input_ids):
             past_key_values.batch_repeat_interleave(prompt_copies)
         if pixel_values_videos is not None and new_ids is not None:
-            places, per_frame = (input_ids == self.config.video_token_id).sum(1), self.config.tokens_per_frame
-            new_places = (new_ids == self.config.video_token_id).sum(1)
-            pixel_values_videos = repeated_frames(pixel_values_videos, places // per_frame, prompt_copies)
-            pixel_values_videos = only_new_frames(pixel_values_videos, places // per_frame, new_places // per_frame)
+            per_frame = self.config.tokens_per_frame
+            frames_B, new_B = ((ids == self.config.video_token_id).sum(1) // per_frame for ids in (input_ids, new_ids))
+            pixel_values_videos = frames_of_rows(pixel_values_videos, frames_B, new_B, prompt_copies)
         if pixel_values_videos is not None:
             inputs["pixel_values_videos"] = pixel_values_videos
         return inputs

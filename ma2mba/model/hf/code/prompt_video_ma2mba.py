@@ -154,21 +154,21 @@ class Wanted:
         return self._x_BLD
 
 
-def repeated_frames(pixels_N3HW: Tensor, frames_B: Tensor, copies: int) -> Tensor:
-    """Repeat the frames of each prompt for its rows. `frames_B` counts the frames of each row, copies included."""
-    if copies == 1 or int(frames_B.sum()) == len(pixels_N3HW):
+def frames_of_rows(pixels_N3HW: Tensor, frames_B: Tensor, new_B: Tensor, copies: int) -> Tensor | None:
+    """Return the frames that each row reads now, for rows that repeat each prompt `copies` times.
+
+    Each row has `frames_B` frames, and the cache has seen all but the last `new_B`. `pixels_N3HW` holds the frames of
+    every prompt once, with or without the seen ones. Other numbers of frames are returned as they are, and `forward`
+    refuses them.
+    """
+    frames, new = frames_B[::copies].tolist(), new_B[::copies].tolist()
+    if len(pixels_N3HW) not in (sum(frames), sum(new)):
         return pixels_N3HW
-    return torch.cat([part for part in pixels_N3HW.split(frames_B[::copies].tolist()) for _ in range(copies)])
+    parts = pixels_N3HW.split(frames if len(pixels_N3HW) == sum(frames) else new)
+    if copies > 1 or len(pixels_N3HW) != sum(new):
+        last = [part[len(part) - count :] for part, count in zip(parts, new, strict=True)]
+        pixels_N3HW = torch.cat([part for part in last for _ in range(copies)])
+    return pixels_N3HW if len(pixels_N3HW) else None
 
 
-def only_new_frames(pixels_N3HW: Tensor, frames_B: Tensor, new_B: Tensor) -> Tensor | None:
-    """Return the last `new_B` of the `frames_B` frames of each row: the cache has seen the others."""
-    if int(new_B.sum()) == len(pixels_N3HW) or int(frames_B.sum()) != len(pixels_N3HW):
-        return pixels_N3HW
-    if not int(new_B.sum()):
-        return None
-    rows = zip(pixels_N3HW.split(frames_B.tolist()), new_B.tolist(), strict=True)
-    return torch.cat([frames[len(frames) - new :] for frames, new in rows])
-
-
-__all__ = ["Alignment", "Frames", "Wanted", "only_new_frames", "repeated_frames"]
+__all__ = ["Alignment", "Frames", "Wanted", "frames_of_rows"]
