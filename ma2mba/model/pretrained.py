@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_folder, inside
-from ma2mba.model.base_config import problem
+from ma2mba.model.base_config import BackboneConfig, problem
 from ma2mba.model.checksums import TOKENIZER, read_checksums, verify
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
@@ -209,3 +209,14 @@ def load_own_vision(source: Path) -> VisionEncoder:
     encoder: VisionEncoder = build_empty(lambda: VISION_ENCODERS.module(vision.encoder)(vision))
     opened.weights.part("vision.").copy_into(encoder)
     return encoder
+
+
+def open_own_language_model(folder: Path, config: BackboneConfig) -> Weights:
+    """Return the weights of a model folder's language model. Raise UserError if it has another configuration."""
+    opened = _open(folder)
+    if opened.config.language_model != config:
+        raise UserError(
+            f"{folder}: its language model differs from model.language_model of the recipe. Change the recipe, or name "
+            "another language model in init_from"
+        )
+    return opened.weights.part("language_model.")

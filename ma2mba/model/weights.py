@@ -132,19 +132,19 @@ def open_weights(file_in: Callable[[str], Path], sums: Mapping[str, str] | None 
     if WEIGHTS in sums if sums else single.exists() or not index.exists():
         return Weights.open(single, sums.get(WEIGHTS, ""))
     tensors: dict[str, Stored] = {}
-    for name, listed in _listed(index).items():
+    for name, names in listed(index).items():
         if sums and name not in sums:
             raise UserError(f"{index}: lists {name!r}, but checksums.json does not. Export the model again")
         held = TensorFile.open(file_in(name), sums.get(name, "")).tensors
-        if odd := sorted(listed ^ held.keys()):
+        if odd := sorted(names ^ held.keys()):
             fault = "has a tensor that the index does not list there" if odd[0] in held else "lacks a tensor"
             raise UserError(f"{index}: {name} {fault}: {reason_of(odd[0])}. Get the folder again")
         tensors |= held
     return Weights(index, tensors)
 
 
-def _listed(index: Path) -> dict[str, set[str]]:
-    """Return the files that an index lists, and the tensors of each."""
+def listed(index: Path) -> dict[str, set[str]]:
+    """Return the files that an index lists, and the tensors of each. Raise UserError if it is not an index."""
     content = read_json(index, HEADER_BYTES)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):

@@ -18,7 +18,7 @@ from ma2mba.training.checkpoint.code_version import code_version, describe
 from ma2mba.training.checkpoint.folder import Start
 from ma2mba.training.checkpoint.resume import find_start
 from ma2mba.training.fit.fitting import FittedPlan, fit_run
-from ma2mba.training.model_source import ModelSource, find_source
+from ma2mba.training.model_source import ModelSource, find_source, pin
 from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
 
@@ -69,6 +69,7 @@ def build(recipe: Recipe, world: World) -> Job:
     """Read the recipe's model and data, and choose the plan. Raise UserError before anything is written."""
     world, policy = check_world(recipe, world)
     start = find_start(recipe)
+    recipe = pin(recipe, start)
     source = find_source(recipe, start)
     log.debug("weights: %s", source.describe())
     # ZeRO 3 cuts the weights into shards of the ranks: no device need hold them all.
