@@ -45,7 +45,12 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["ma2mba", "ma2mba.*", "data_prep", "data_prep.*"]), *SHIPPED],
     package_dir=SHIPPED,
-    package_data={"data_prep": ["recipes/*.yaml"], "ma2mba.recipes": ["*.yaml"], "ma2mba.policies": ["*.json"]},
+    package_data={
+        "data_prep": ["recipes/*.yaml"],
+        "ma2mba.model.hf": ["*.md"],
+        "ma2mba.recipes": ["*.yaml"],
+        "ma2mba.policies": ["*.json"],
+    },
     install_requires=[
         "av>=16",
         "datasets>=5.1",
@@ -72,6 +77,7 @@ setup(
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
         "dev": [
+            "accelerate>=1.1",
             "duckdb>=1.2",
             "imageio-ffmpeg>=0.8",
             "mypy>=1.15",

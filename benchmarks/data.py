@@ -43,7 +43,8 @@ from ma2mba.shards.reader import ShardReader  # noqa: E402
 from ma2mba.shards.writer import PayloadFrame, PayloadWriter, payload_hash  # noqa: E402
 from ma2mba.training.streaming import Chunks  # noqa: E402
 from ma2mba.video.decode import decode_video  # noqa: E402
-from ma2mba.video.pictures import clip_view, to_jpeg  # noqa: E402
+from ma2mba.video.jpeg import to_jpeg  # noqa: E402
+from ma2mba.video.pictures import clip_view  # noqa: E402
 
 QUALITY, RANGE = 95, 32
 TOKENS_PER_FRAME, CHUNK_TOKENS = 144, 4096

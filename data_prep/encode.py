@@ -17,7 +17,7 @@ from data_prep.shard import WORK_FOLDER, load_finished, load_rows
 from data_prep.workfolder import check_folder, claim, read_report, remove_leftovers
 from ma2mba.errors import UserError
 from ma2mba.files import atomic_path, atomic_write
-from ma2mba.model.pretrained import load_vision
+from ma2mba.model.published import load_vision
 from ma2mba.model.vision import VisionEncoder, fingerprint
 from ma2mba.shards.format import INDEX_FILE, REJECTS_FILE, REPORT_FILE, TOKENIZER_FILE
 from ma2mba.shards.manifest import FeatureInfo, Manifest, checksum, file_entry, hash_json, write_manifest

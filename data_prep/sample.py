@@ -22,7 +22,8 @@ from ma2mba.shards.writer import PayloadFrame, payload_hash
 from ma2mba.video.animation import is_animated_webp
 from ma2mba.video.decode import decode_video, decoder_version
 from ma2mba.video.errors import MediaError
-from ma2mba.video.pictures import clip_view, read_image, to_jpeg
+from ma2mba.video.jpeg import to_jpeg
+from ma2mba.video.pictures import clip_view, read_image
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,18 @@
-"""Limit the memory of this process for a while: a small file may take much memory when it is decompressed."""
+"""Limit the memory of this process for a while: a small file may take much memory when it is decompressed.
+
+A model folder has a copy of this file.
+"""
 
 import os
-import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # on Windows, which a model folder may meet
+    resource = None  # type: ignore[assignment]
 
 
 class _Inner:
@@ -21,6 +28,9 @@ def at_most(extra: int, held: int | None = None) -> Iterator[bool]:
     `held`: what `held_bytes` has returned shortly before, for a block that runs often (default: call it). Yield True if
     this limit is the lowest: False within another `at_most`, and in a process that may use less anyway.
     """
+    if resource is None:
+        yield False
+        return
     with _Inner.lock:
         before, hard = resource.getrlimit(resource.RLIMIT_DATA)
         held = held_bytes() if held is None else held
@@ -35,6 +45,18 @@ def at_most(extra: int, held: int | None = None) -> Iterator[bool]:
             _Inner.depth -= 1
             if lowest:
                 resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+@contextmanager
+def unlimited() -> Iterator[None]:
+    """Let `at_most` limit nothing in the block: for a process whose other threads take memory meanwhile."""
+    with _Inner.lock:
+        _Inner.depth += 1
+    try:
+        yield
+    finally:
+        with _Inner.lock:
+            _Inner.depth -= 1
 
 
 def held_bytes() -> int:

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from ma2mba.errors import UserError
-from ma2mba.files import fits_utf8, open_regular, read_bounded
+from ma2mba.files import open_regular, read_bounded
+from ma2mba.strings import SHOWN, fits_utf8, shorten
 
 RECIPE_BYTES = 1 << 20
 """Bytes of the largest accepted recipe."""
@@ -24,18 +25,8 @@ NODES = 100_000
 """Values that a YAML file may hold after its aliases are replaced by what they stand for."""
 INTEGER_BITS = 256
 """Bits of the largest integer in JSON: more than the state of any random generator."""
-SHOWN = 200
-"""Most characters of a foreign value that a message shows."""
 LISTED = 50
 """Most problems of a file that a message lists."""
-
-
-def shorten(text: str, most: int = SHOWN) -> str:
-    """Return a text in at most about `most` characters: of a longer one, its beginning and its end."""
-    if len(text) <= most:
-        return text
-    half = most // 2
-    return f"{text[:half]}... ({len(text) - 2 * half:,} more characters) ...{text[-half:]}"
 
 
 def brief(value: Any) -> str:

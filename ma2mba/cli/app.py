@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ma2mba import __version__
-from ma2mba.cli import data, recipes
+from ma2mba.cli import data, import_, recipes
 from ma2mba.cli.ask import ask
 from ma2mba.cli.chat import chat
 from ma2mba.cli.doctor import doctor
@@ -45,6 +45,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(import_.app, name="import")
 for command, name in (
     (train, "train"),
     (ask, "ask"),

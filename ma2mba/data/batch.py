@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ma2mba.data.frames import Frames, FrameSource
-from ma2mba.model.conversation import IGNORE
+from ma2mba.model.encoded import IGNORE
 
 
 @dataclass(frozen=True)

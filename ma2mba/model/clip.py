@@ -3,20 +3,30 @@
 N frames, H and W pixels, P patches and one class token, K tokens of a frame, V vision width.
 """
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ma2mba.errors import UserError
-from ma2mba.files import inside
+from ma2mba.files import atomic_folder, inside
+from ma2mba.hub import HubName, fetch
 from ma2mba.model.clip_config import PREPROCESSOR, ClipConfig
 from ma2mba.model.clip_layers import ClipTower
-from ma2mba.model.empty import build_empty, on_meta, parameters_on_meta, require_memory
+from ma2mba.model.downloads import ORIGIN, download_weights, write_json
+from ma2mba.model.empty import build_empty, on_meta, require_memory
+from ma2mba.model.pickled import Convert, convert_in, convert_to_cache, open_any
 from ma2mba.model.vision import VisionEncoder, VisionFlops
-from ma2mba.model.weights import INDEX, WEIGHTS, is_finite, open_weights
+from ma2mba.model.weights import WEIGHTS, Weights
+
+CONFIG = "config.json"
+TOWER, POSITIONS = "vision_model.", "embeddings.position_ids"
+"""The prefix of the vision tower's tensors in a whole CLIPModel, and a constant that older files hold."""
 
 
 class ClipEncoder(VisionEncoder):
@@ -53,62 +63,75 @@ class ClipEncoder(VisionEncoder):
 
     @classmethod
     def load(cls, source: str) -> Self:
-        """Read a folder, or download a hub repository. The weights must be in safetensors. Runs no code of either."""
-        if not Path(source).is_dir():
-            return cls._download(source)
-        folder = Path(source)
+        """Read a folder, or download a repository of the hub. Runs no code of either.
 
-        def file_in(name: str) -> Path:
-            return inside(folder, name, folder)
-
-        if not any(file_in(name).exists() for name in (WEIGHTS, INDEX)):
-            raise UserError(
-                f"{folder}: has no {WEIGHTS}. Give a hub repository or a folder with config.json and {WEIGHTS}"
-            )
-        config = ClipConfig.of_files(file_in("config.json"), file_in(PREPROCESSOR))
-        weights = open_weights(file_in).renamed(lambda name: "clip." + name.removeprefix("vision_model."))
-        outline = on_meta(lambda: cls(config), weights, file_in("config.json"))
+        A pickled checkpoint is converted to safetensors first, in a cache.
+        """
+        opened = open_clip(fetch(source, download_clip), convert_to_cache)
+        weights = opened.weights.renamed(lambda name: "clip." + name)
+        outline = on_meta(lambda: cls(opened.config), weights, opened.folder / CONFIG)
         weights.require(outline, extra=True)
         require_memory(outline, "cpu", weights.path, torch.float32)
-        encoder = build_empty(lambda: cls(config))
+        encoder = build_empty(lambda: cls(opened.config))
         weights.copy_into(encoder)
         return encoder
 
-    @classmethod
-    def _download(cls, source: str) -> Self:
-        from transformers import CLIPVisionConfig, CLIPVisionModel
-        from transformers.utils import cached_file
 
-        try:
-            config = ClipConfig.of_files(Path(str(cached_file(source, "config.json"))), _preprocessor(source))
-            with parameters_on_meta():
-                encoder = cls(config)
-            # With our own configuration, no key of the repository's config.json chooses code or other weights.
-            loaded: Any = CLIPVisionModel.from_pretrained(
-                source,
-                config=CLIPVisionConfig(**config.model_dump(exclude={"image_mean", "image_std"})),
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{source}: cannot be loaded as a CLIP vision encoder ({str(error).strip().splitlines()[0]}). "
-                "Give a hub repository or a folder with config.json and model.safetensors"
-            ) from error
-        clip, about = loaded
-        found, wanted = clip.state_dict(), encoder.clip.state_dict().keys()
-        missing = sorted(wanted & about["missing_keys"])
-        broken = [name for name in wanted if not is_finite(found[name])]
-        if missing or broken:
-            reason = f"has no {missing[0]}" if missing else f"the tensor {broken[0]} has NaN or infinite values"
-            raise UserError(f"{source}: {reason}. Give another vision encoder")
-        encoder.clip.load_state_dict({name: found[name] for name in wanted}, assign=True)
-        return encoder
+@dataclass(frozen=True)
+class ClipFiles:
+    """A CLIP vision tower in a folder, before memory is taken for its weights.
+
+    prefix   what the names of the tensors begin with in the files
+    weights  without the prefix, and without the text tower of a whole CLIPModel
+    """
+
+    folder: Path
+    config: ClipConfig
+    prefix: str
+    weights: Weights
 
 
-def _preprocessor(source: str) -> Path | None:
-    from transformers.utils import cached_file
+def open_clip(folder: Path, convert: Convert) -> ClipFiles:
+    """Open the vision tower in a folder of CLIPVisionModel or CLIPModel. `convert` converts a pickled checkpoint.
 
-    path = cached_file(source, PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
-    return Path(path) if path else None
+    Raise UserError if the folder holds another model.
+    """
+
+    def file_in(name: str) -> Path:
+        return inside(folder, name, folder)
+
+    weights = open_any(file_in, convert)
+    config = ClipConfig.of_files(file_in(CONFIG), file_in(PREPROCESSOR))
+    prefix = TOWER if any(name.startswith(TOWER) for name in weights.tensors) else ""
+    tensors = {name: t for name, t in weights.part(prefix).tensors.items() if not name.endswith(POSITIONS)}
+    return ClipFiles(folder, config, prefix, Weights(weights.path, tensors))
+
+
+def download_clip(name: HubName) -> None:
+    """Download the weights of a repository, and how pixels are normalised."""
+    name.find(PREPROCESSOR)
+    download_weights(name)
+
+
+def import_clip(source: Path, out: Path, origin: Mapping[str, Any]) -> ClipFiles:
+    """Write the vision tower of a CLIP folder as a folder of transformers' CLIPVisionModel, and return it.
+
+    Raise UserError if the weights are damaged, have other names or shapes than config.json says, or NaN or infinite
+    values; nothing is written then.
+    """
+    with atomic_folder(out) as temporary:
+        scratch = temporary / ".converted"
+        scratch.mkdir()
+        opened = open_clip(source, convert_in(scratch))
+        weights, config = opened.weights, opened.config
+        weights.require(on_meta(lambda: ClipTower(config, complete=True), weights, source / CONFIG))
+        weights.require_finite()
+        tensors = {opened.prefix + name: stored.read().contiguous() for name, stored in weights.tensors.items()}
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        about = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"]}
+        pixels = {"image_mean": list(config.image_mean), "image_std": list(config.image_std)}
+        write_json(temporary / CONFIG, about | config.model_dump(exclude={"encoder", *pixels}))
+        write_json(temporary / PREPROCESSOR, pixels)
+        write_json(temporary / ORIGIN, {**origin, "format": "clip"})
+        shutil.rmtree(scratch)
+    return opened

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, ValidationError, mo
 from ma2mba.errors import UserError
 from ma2mba.files import inside
 from ma2mba.model.base_config import Pixels, Size, VisionConfig, problem
-from ma2mba.text import RECIPE_BYTES, read_json
+from ma2mba.text import RECIPE_BYTES, brief, read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -68,6 +68,8 @@ class ClipConfig(VisionConfig):
         """Read a config.json, and the preprocessor_config.json if it exists. Raise UserError if one cannot be read."""
         values = read_json(path, RECIPE_BYTES)
         try:
+            if not str(values.get("model_type", "clip")).startswith("clip"):
+                raise TypeError(f"model_type is {brief(values['model_type'])}")
             values = values.get("vision_config", values)
             fields = {name: values[name] for name in cls.model_fields if name in values}
             return cls(**fields, **normalisation(preprocessor))

@@ -1,13 +1,14 @@
 """The configuration of a Mamba-2 language model. In a file of its own, because it must not import torch."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from ma2mba.errors import UserError
 from ma2mba.files import inside
+from ma2mba.hub import fetch
 from ma2mba.model.base_config import BackboneConfig, Size, problem
+from ma2mba.model.mamba2_formats import BACKBONE_TYPE, format_of
 from ma2mba.text import RECIPE_BYTES, read_json
 
 
@@ -44,29 +45,32 @@ class Mamba2Config(BackboneConfig):
 
     @classmethod
     def of_published(cls, source: str) -> Self:
-        """Read the config.json of a folder in the format of state-spaces/mamba2-*.
+        """Read the config.json of a language model: a folder that `ma2mba import` wrote, or one in the format of
+        state-spaces/mamba2-* or of transformers' Mamba2ForCausalLM, or a hub name of these.
 
-        Raises UserError for a model that is not pure Mamba-2.
+        Raises UserError, naming the key, for a model that is not pure Mamba-2.
         """
-        path = inside(Path(source), "config.json", source)
+        folder = fetch(source)
+        path = inside(folder, "config.json", folder)
         if not path.is_file():
             raise UserError(
-                f"{path}: does not exist. Give a folder of state-spaces/mamba2-* "
-                "(docs/training.md shows how to download one, under 'Published weights')"
+                f"{path}: does not exist. Give a folder of a Mamba-2 language model, or its name on the hub "
+                "(docs/training.md shows how to import one, under 'Published weights')"
             )
         values = read_json(path, RECIPE_BYTES)
         try:
-            ssm = values.get("ssm_cfg") or {}
-            if ssm.get("layer") != "Mamba2" or values.get("attn_layer_idx"):
-                raise UserError(
-                    f"{path}: not a pure Mamba-2 model (ssm_cfg.layer is {ssm.get('layer')!r}). Use a mamba2-* model"
-                )
-            fields = {name: values[name] for name in ("d_model", "n_layer", "vocab_size", "pad_vocab_size_multiple")}
-            names = ("d_state", "headdim", "expand", "d_conv", "ngroups")
-            return cls(**fields, **{name: ssm[name] for name in names if name in ssm})
-        except (KeyError, AttributeError, TypeError, ValidationError) as error:
-            reason = problem(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+            if not isinstance(values, dict):
+                raise ValueError(f"it holds {type(values).__name__} instead of keys and values")
+            if values.get("model_type") == BACKBONE_TYPE:
+                return cls.model_validate({key: value for key, value in values.items() if key != "model_type"})
+            known = format_of(values)
+            if known is None:
+                raise ValueError("it has neither ssm_cfg nor the model_type mamba2")
+            return cls(**known.read(values))
+        except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError) as error:
+            reason = problem(error) if isinstance(error, ValidationError) else str(error)
+            reason = f"{reason} is missing" if isinstance(error, KeyError) else reason
             raise UserError(
-                f"{path}: cannot be read as a config.json of state-spaces/mamba ({reason}). "
-                "Give a folder in the format of state-spaces/mamba2-*"
+                f"{path}: not the config.json of a Mamba-2 language model that ma2mba can represent ({reason}). "
+                "Use another model"
             ) from error

@@ -11,8 +11,7 @@ from itertools import pairwise
 
 from tokenizers import Encoding, Tokenizer
 
-from ma2mba.files import fits_utf8
-from ma2mba.text import shorten
+from ma2mba.strings import fits_utf8, shorten
 
 _CONTROL = re.compile(r"\s*(<.*>|\[.*\])\s*", re.DOTALL)
 """How a control token looks that is not declared special, such as `<think>`. Added runs of spaces are not control

@@ -1,44 +1,43 @@
-"""Write and read model folders, and read published weights.
+"""Write and read model folders.
 
-A model folder holds config.json, model.safetensors, tokenizer.json and checksums.json (SHA-256 of the other three). It
-is written completely or not at all, and verified when it is read.
+A model folder is a folder that transformers reads: config.json, safetensors in one or several files, tokenizer.json,
+and what else transformers needs (`ma2mba/model/hf/`). checksums.json has the SHA-256 of all files. A folder is written
+completely or not at all, and verified when it is read. Folders of format 1 are read as well: they have the first three
+files and checksums.json.
 """
 
-import json
 import logging
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_folder, inside, sha256_file
-from ma2mba.model.backbone import LanguageModel
-from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig, problem
+from ma2mba.files import atomic_folder, inside
+from ma2mba.model.base_config import BackboneConfig, problem
+from ma2mba.model.checksums import TOKENIZER, read_checksums, verify
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.dtypes import choose_dtype
-from ma2mba.model.empty import build_empty, on_meta, parameters_on_meta, require_memory
-from ma2mba.model.projector import Projector
-from ma2mba.model.registry import BACKBONES, VISION_ENCODERS
-from ma2mba.model.run_folder import CHECKSUMS, find_model
-from ma2mba.model.tensor_file import reason_of
+from ma2mba.model.empty import build_empty, on_meta, require_memory
+from ma2mba.model.hf.config import is_hf, parse_hf
+from ma2mba.model.hf.folder import folder_content
+from ma2mba.model.placeholder import without_placeholder
+from ma2mba.model.registry import VISION_ENCODERS
+from ma2mba.model.run_folder import CHECKSUMS, CONFIG, find_model
+from ma2mba.model.tensor_writer import TensorSpec
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import WEIGHTS, Weights, open_weights
-from ma2mba.text import JSON_BYTES, RECIPE_BYTES, read_json
+from ma2mba.model.weights import Weights, open_weights
+from ma2mba.text import RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
-CONFIG, TOKENIZER = "config.json", "tokenizer.json"
-FILES = (CONFIG, WEIGHTS, TOKENIZER)
-"""The files that checksums.json lists."""
-TIED, TIED_LANGUAGE = "language_model.lm_head.weight", "lm_head.weight"
+TIED = "language_model.lm_head.weight"
 
 
 def save_model(
@@ -46,19 +45,17 @@ def save_model(
 ) -> None:
     """Write a model folder under a temporary name, then rename it. Raise UserError if the folder exists.
 
-    `weights` replace the model's own weights, of which a rank may hold only a share.
+    `weights` replace the model's own weights, of which a rank may hold only a share. `tokenizer_path` is a file that
+    `load_tokenizer` accepts.
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already. Choose another folder, or remove this one")
+    tensors = {name: t for name, t in (weights or model.state_dict()).items() if name != TIED}
+    specs = {name: TensorSpec.of(name, t) for name, t in tensors.items()}
+    content = folder_content(model.config, Path(tokenizer_path).read_bytes(), specs)
     with atomic_folder(folder) as temporary:
-        (temporary / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        weights = weights or model.state_dict()
-        tensors = {name: t.detach().contiguous().cpu() for name, t in weights.items() if name != TIED}
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-        shutil.copyfile(tokenizer_path, temporary / TOKENIZER)
-        sums = {name: sha256_file(temporary / name) for name in FILES}
-        (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        content.write(tensors.__getitem__, temporary)
 
 
 @dataclass(frozen=True)
@@ -106,53 +103,56 @@ def open_model(folder: Path) -> OpenModel:
 
     Raise UserError that names the first wrong file.
     """
-    opened = _open(folder)
-    if sha256_file(opened.weights.path) != opened.weights.sha256:
-        raise _damaged(opened.weights.path)
+    opened = _open(folder, whole=True)
+    opened.weights.verify()
     return opened
 
 
-def _open(folder: Path, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None) -> OpenModel:
-    """As `open_model`, but the checksum of the weights is not verified yet: `Weights.copy_into` does."""
-    sums = _read_checksums(folder)
-    for name in (CONFIG, TOKENIZER):
-        _verify(folder, name, sums)
-    own = read_config(folder)
+def copy_model(source: OpenModel, folder: Path) -> None:
+    """Write a model folder with the tensors of another one. Raise UserError for NaN and infinite weights."""
+    stored = {name: source.weights.tensors[name] for name in source.outline.state_dict() if name != TIED}
+    specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in stored.items()}
+    content = folder_content(source.config, inside(source.folder, TOKENIZER, source.folder).read_bytes(), specs)
+    with atomic_folder(folder) as temporary:
+        content.write(source.weights.read, temporary)
+        for file in source.weights.files:
+            file.require_unchanged()
+
+
+def _open(
+    folder: Path, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None, *, whole: bool = False
+) -> OpenModel:
+    """As `open_model`, but the checksums of the weights are not verified yet: `Weights.copy_into` does.
+
+    With `whole`, every file that checksums.json lists must be there.
+    """
+    sums = _read_sums(folder)
+    verify(folder, sums, whole=whole)
+    own, video_token_id = _read_config(folder)
     config = config or own
-    weights = Weights.open(inside(folder, WEIGHTS, folder), sums[WEIGHTS])
+    weights = open_weights(lambda name: inside(folder, name, folder), sums)
     outline = _outline(weights, config, folder, dtype)
-    tokenizer = load_tokenizer(inside(folder, TOKENIZER, folder))
+    tokenizer = without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), video_token_id)
     _require_embedded(tokenizer, config, folder / TOKENIZER)
     return OpenModel(folder, config, weights, outline, tokenizer)
 
 
-def _read_checksums(folder: Path) -> dict[str, str]:
-    path = inside(folder, CHECKSUMS, folder)
-    if not path.is_file():
-        raise UserError(f"{folder}: not a model folder ({CHECKSUMS} is missing). Export one with `ma2mba export`")
-    sums = read_json(path, RECIPE_BYTES)
-    if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
-        raise UserError(f"{path}: not a list of files and their SHA-256. Export the model again with `ma2mba export`")
-    for name in sums:
-        inside(folder, name, path)
-    if odd := sorted(sums.keys() ^ set(FILES)):
-        fault = f"lists {odd[0]!r}, which a model does not have" if odd[0] in sums else f"does not list {odd[0]}"
-        raise UserError(f"{path}: {reason_of(fault)}. Export the model again with `ma2mba export`")
-    return sums
+def _read_sums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a folder: {} for one that transformers saved, which has none."""
+    if os.path.lexists(folder / CHECKSUMS):
+        return read_checksums(folder)
+    if is_model_folder(folder):
+        log.warning("%s: has no %s, so damaged files cannot be detected", folder, CHECKSUMS)
+        return {}
+    raise UserError(f"{folder}: not a model folder ({CHECKSUMS} is missing). Export one with `ma2mba export`")
 
 
-def _verify(folder: Path, name: str, sums: Mapping[str, str]) -> None:
-    path = inside(folder, name, folder)
-    if not path.is_file():
-        raise UserError(f"{path}: is missing. Export the model again with `ma2mba export`")
-    if path.stat().st_size > JSON_BYTES:
-        raise UserError(f"{path}: larger than {JSON_BYTES:,} bytes. Export the model again with `ma2mba export`")
-    if sha256_file(path) != sums[name]:
-        raise _damaged(path)
-
-
-def _damaged(path: Path) -> UserError:
-    return UserError(f"{path}: is damaged (its checksum differs from {CHECKSUMS}). Export the model again")
+def is_model_folder(folder: Path) -> bool:
+    """Return True if a folder has checksums.json, or the config.json of a Video-Ma2mba as transformers saves it."""
+    if os.path.lexists(folder / CHECKSUMS):
+        return True
+    path = inside(folder, CONFIG, folder)
+    return path.is_file() and is_hf(read_json(path, RECIPE_BYTES))
 
 
 def _outline(weights: Weights, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> VideoMa2mba:
@@ -173,9 +173,23 @@ def _require_embedded(tokenizer: Tokenizer, config: ModelConfig, path: Path) -> 
 
 def read_config(folder: Path) -> ModelConfig:
     """Return the configuration of a model folder. Raise UserError if it is not a configuration of Video-Ma2mba."""
+    return _read_config(folder)[0]
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a model folder. Raise UserError if it, or the configuration, cannot be used."""
+    return without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), _read_config(folder)[1])
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, int | None]:
+    """Return the configuration, and the id at the places of visual tokens (None in format 1)."""
     path = inside(folder, CONFIG, folder)
+    values = read_json(path, RECIPE_BYTES)
     try:
-        return ModelConfig.model_validate(read_json(path, RECIPE_BYTES))
+        if isinstance(values, dict) and "model_type" in values:
+            parsed = parse_hf(values)
+            return parsed.model, parsed.video_token_id
+        return ModelConfig.model_validate(values), None
     except ValidationError as error:
         raise UserError(
             f"{path}: not a Video-Ma2mba configuration ({problem(error)}). Export the model again with `ma2mba export`"
@@ -184,81 +198,12 @@ def read_config(folder: Path) -> ModelConfig:
 
 def check_weights(source: Path, config: ModelConfig) -> None:
     """Raise UserError unless the weights of a model folder have the names and shapes of `config`. Reads no weights."""
-    _outline(Weights.open(inside(source, WEIGHTS, source)), config, source)
+    _outline(open_weights(lambda name: inside(source, name, source)), config, source)
 
 
-def open_language_model(source: str, config: BackboneConfig) -> Weights:
-    """Open a folder with a model.safetensors whose tensors have the names of a language model. Reads no weights.
-
-    For Mamba-2 these are the names of `state-spaces/mamba2-*`. Raises UserError that names tensors if they differ.
-    """
-    folder = Path(source)
-    if not (folder / WEIGHTS).is_file() and list(folder.glob("*.bin")):
-        raise UserError(
-            f"{folder}: holds a pickled checkpoint, which can run code when it is loaded. "
-            f"Convert it to {WEIGHTS} as docs/training.md shows under 'Published weights'"
-        )
-    weights = open_weights(lambda name: inside(folder, name, folder))
-    weights.require(on_meta(lambda: LanguageModel(config), weights, folder / CONFIG), TIED_LANGUAGE)
-    return weights
-
-
-def init_language_model(model: VideoMa2mba, source: str) -> None:
-    """Load the language model from published weights (`open_language_model`)."""
-    weights = open_language_model(source, model.config.language_model)
-    weights.copy_into(model.language_model, TIED_LANGUAGE)
-
-
-def init_vision(model: VideoMa2mba, source: str) -> None:
-    """Load the vision encoder from published weights. Raise UserError if their configuration differs."""
-    config = model.config.vision
-    encoder = VISION_ENCODERS.module(config.encoder).load(source)
-    if encoder.config != config:
-        differing = [name for name, value in encoder.config if value != getattr(config, name)]
-        raise UserError(
-            f"{source}: its vision encoder differs from model.vision of the recipe in {', '.join(differing)}. "
-            "Change model.vision, or name another encoder in init_from.vision"
-        )
-    model.vision = encoder
-
-
-def start_model(
-    config: ModelConfig,
-    language_model: str | None,
-    vision: str | None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> VideoMa2mba:
-    """Return a new model with published weights for the components that have a source.
-
-    PyTorch's random number generator draws the weights of the other components.
-    """
-    with torch.device("meta"), parameters_on_meta(dtype):
-        model = VideoMa2mba(config)  # each component is replaced
-    model.projector = Projector(config.vision.width, config.language_model.d_model)
-    if vision:
-        init_vision(model, vision)
-    else:
-        model.vision = VISION_ENCODERS.module(config.vision.encoder)(config.vision)
-    if language_model:
-        weights = open_language_model(language_model, config.language_model)
-        require_memory(model.language_model, device, weights.path, dtype)
-        model.language_model = build_empty(lambda: LanguageModel(config.language_model), device, dtype)
-        init_language_model(model, language_model)
-    else:
-        model.language_model = LanguageModel(config.language_model)
-    return model.to(device, dtype)
-
-
-def load_vision(source: str) -> VisionEncoder:
-    """Return the vision encoder of a model folder or run of this project, or published weights of the default encoder.
-
-    Raises UserError if `source` is neither.
-    """
-    folder = find_model(source) if Path(source).is_dir() else Path(source)
-    if not (folder / CHECKSUMS).is_file():
-        return VISION_ENCODERS.module(DEFAULT_ENCODER).load(source)
-    opened = _open(folder)
+def load_own_vision(source: Path) -> VisionEncoder:
+    """Return the vision encoder of a model folder. The files that hold it are verified as a whole."""
+    opened = _open(source)
     vision = opened.config.vision
     require_memory(opened.outline.vision, "cpu", opened.weights.path, torch.float32)
     encoder: VisionEncoder = build_empty(lambda: VISION_ENCODERS.module(vision.encoder)(vision))
@@ -266,15 +211,12 @@ def load_vision(source: str) -> VisionEncoder:
     return encoder
 
 
-def published_config(language_model: str, vision: str, download: bool = False) -> ModelConfig:
-    """Return the configuration of a model that starts from published weights.
-
-    The layer and the encoder are the default ones; a recipe describes other models under `model`. With `download`, an
-    encoder is loaded to read its configuration. Without it, an encoder that is not a local folder is assumed to have
-    the default size. Raises UserError if a configuration cannot be read.
-    """
-    module, config = VISION_ENCODERS.module(DEFAULT_ENCODER), VISION_ENCODERS.config(DEFAULT_ENCODER)
-    return ModelConfig(
-        language_model=BACKBONES.config(DEFAULT_LAYER).of_published(language_model),
-        vision=module.load(vision).config if download else config.of_published(vision),
-    )
+def open_own_language_model(folder: Path, config: BackboneConfig) -> Weights:
+    """Return the weights of a model folder's language model. Raise UserError if it has another configuration."""
+    opened = _open(folder)
+    if opened.config.language_model != config:
+        raise UserError(
+            f"{folder}: its language model differs from model.language_model of the recipe. Change the recipe, or name "
+            "another language model in init_from"
+        )
+    return opened.weights.part("language_model.")

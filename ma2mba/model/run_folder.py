@@ -8,8 +8,8 @@ from ma2mba.errors import UserError
 from ma2mba.files import inside, read_bounded
 
 CHECKPOINTS, LATEST, MODEL = "checkpoints", "latest", "model"
-CHECKSUMS = "checksums.json"
-"""The file that makes a folder a model folder."""
+CHECKSUMS, CONFIG = "checksums.json", "config.json"
+"""The files that make a folder a model folder: `save_pretrained` of transformers writes no checksums."""
 TAG = re.compile(r"step-([0-9]{6,})")
 TAG_BYTES = 256
 
@@ -24,7 +24,7 @@ def find_model(source: Path | str) -> Path:
         raise UserError(f"{folder}: does not exist. Give a model folder, or the folder of a run")
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder. Give a model folder, or the folder of a run")
-    if os.path.lexists(folder / CHECKSUMS):
+    if any(os.path.lexists(folder / name) for name in (CHECKSUMS, CONFIG)):
         return folder
     if newest := latest(folder):
         return inside(folder, f"{CHECKPOINTS}/{newest.name}/{MODEL}", newest)

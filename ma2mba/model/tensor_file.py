@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ma2mba.errors import UserError
-from ma2mba.files import open_regular
+from ma2mba.files import open_regular, sha256_file
 from ma2mba.text import parse_json, shorten
 
 HEADER_BYTES = 8 << 20
@@ -64,6 +64,7 @@ class TensorFile:
 
     handle  the library's own reader, which has validated the header
     about   device, inode, size and time of change when it was opened
+    sha256  the checksum that its bytes must have; "" if none is known
     """
 
     path: Path
@@ -71,9 +72,10 @@ class TensorFile:
     about: tuple[int, ...]
     header: dict[str, Any]
     begin: int
+    sha256: str = ""
 
     @staticmethod
-    def open(path: Path) -> "TensorFile":
+    def open(path: Path, sha256: str = "") -> "TensorFile":
         """Open a file. Raise UserError unless it is a regular file with a sound header that describes all its bytes."""
         with open_regular(path) as file:
             about = _about(os.fstat(file.fileno()))
@@ -89,7 +91,7 @@ class TensorFile:
             handle = safe_open(path, framework="pt")
             if _about(os.stat(path)) != about:
                 raise UserError(f"{path}: was replaced while it was opened. Start again")
-            return TensorFile(path, handle, about, parse_json(content), 8 + length)
+            return TensorFile(path, handle, about, parse_json(content), 8 + length, sha256)
         except RuntimeError as error:
             raise UserError(f"{path}: cannot be opened ({reason_of(error)}). Use a machine with more memory") from error
         except (OSError, SafetensorError, ValueError) as error:
@@ -106,15 +108,15 @@ class TensorFile:
                 stored[name] = Stored(self, name, about["dtype"], shape, self.begin + start, self.begin + stop)
         return stored
 
-    def copy_tensors(self, targets: Mapping[str, Tensor], sha256: str = "") -> None:
+    def copy_tensors(self, targets: Mapping[str, Tensor]) -> None:
         """Copy tensors to `targets`, on any device and in any dtype, in one pass over the file.
 
-        With `sha256` every byte of the file is read and hashed, in a second thread. The bytes that are hashed are the
-        bytes that are copied. Raise UserError if the checksum differs or the file has changed since it was opened:
-        `targets` must not be used then.
+        If the checksum is known, every byte of the file is read and hashed, in a second thread. The bytes that are
+        hashed are the bytes that are copied. Raise UserError if the checksum differs or the file has changed since it
+        was opened: `targets` must not be used then.
         """
         tensors = self.tensors
-        with open_regular(self.path) as file, _hashing(bool(sha256)) as digest:
+        with open_regular(self.path) as file, _hashing(bool(self.sha256)) as digest:
             self._require_unchanged(file)
             reader = _Reader(self.path, file, digest, pinned=any(t.is_cuda for t in targets.values()))
             for stored in sorted((tensors[name] for name in targets), key=lambda stored: (stored.start, stored.stop)):
@@ -122,15 +124,27 @@ class TensorFile:
                 reader.copy(stored, targets[stored.name])
             reader.skip_to(self.about[2])
             reader.wait()
-            if digest and digest.hexdigest() != sha256:
-                raise UserError(
-                    f"{self.path}: is damaged (its checksum differs from checksums.json). Export the model again"
-                )
+            if digest and digest.hexdigest() != self.sha256:
+                raise damaged(self.path)
+            self._require_unchanged(file)
+
+    def verify(self) -> None:
+        """Read the whole file. Raise UserError if its checksum is known and differs."""
+        if self.sha256 and sha256_file(self.path) != self.sha256:
+            raise damaged(self.path)
+
+    def require_unchanged(self) -> None:
+        """Raise UserError if the file has changed since it was opened."""
+        with open_regular(self.path) as file:
             self._require_unchanged(file)
 
     def _require_unchanged(self, file: BinaryIO) -> None:
         if _about(os.fstat(file.fileno())) != self.about:
             raise UserError(f"{self.path}: has changed while it was read. Start again")
+
+
+def damaged(path: Path) -> UserError:
+    return UserError(f"{path}: is damaged (its checksum differs from checksums.json). Export the model again")
 
 
 def _about(status: os.stat_result) -> tuple[int, ...]:

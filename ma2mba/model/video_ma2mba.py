@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.config import ModelConfig
-from ma2mba.model.conversation import IGNORE
+from ma2mba.model.encoded import IGNORE
 from ma2mba.model.layer import RecurrentLayer, State
 from ma2mba.model.projector import Projector
 from ma2mba.model.registry import VISION_ENCODERS

@@ -9,31 +9,42 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ma2mba.errors import UserError
-from ma2mba.model.tensor_file import FLOATS, Stored, TensorFile, reason_of
+from ma2mba.model.tensor_file import FLOATS, HEADER_BYTES, Stored, TensorFile, reason_of
 from ma2mba.text import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MOST_FILES = 1000
+"""Files of the largest accepted index: each stays open while the model is loaded."""
 
 
 class Weights:
     """The tensors of one or several safetensors files, by name. `path` names them in messages."""
 
-    def __init__(self, path: Path, tensors: Mapping[str, Stored], sha256: str = ""):
-        """`sha256`: the checksum of the only file, which `copy_into` verifies."""
-        self.path, self.tensors, self.sha256 = path, dict(tensors), sha256
+    def __init__(self, path: Path, tensors: Mapping[str, Stored]):
+        self.path, self.tensors = path, dict(tensors)
 
     @staticmethod
     def open(path: Path, sha256: str = "") -> "Weights":
-        """Open one file. Raise UserError if it is not sound."""
-        return Weights(path, TensorFile.open(path).tensors, sha256)
+        """Open one file, which must have the checksum `sha256` if one is given. Raise UserError if it is not sound."""
+        return Weights(path, TensorFile.open(path, sha256).tensors)
+
+    @property
+    def files(self) -> list[TensorFile]:
+        """The files that hold the tensors, each once."""
+        return list(dict.fromkeys(stored.file for stored in self.tensors.values()))
+
+    def verify(self) -> None:
+        """Read all files. Raise UserError for the first whose checksum is known and differs."""
+        for file in self.files:
+            file.verify()
 
     def renamed(self, new_name: Callable[[str], str]) -> "Weights":
-        return Weights(self.path, {new_name(name): stored for name, stored in self.tensors.items()}, self.sha256)
+        return Weights(self.path, {new_name(name): stored for name, stored in self.tensors.items()})
 
     def part(self, prefix: str) -> "Weights":
         """Return the tensors whose names begin with `prefix`, without it."""
         chosen = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-        return Weights(self.path, chosen, self.sha256)
+        return Weights(self.path, chosen)
 
     def require(self, module: nn.Module, tied: str = "", *, extra: bool = False) -> None:
         """Raise UserError that names tensors unless these are the tensors of `module`, without `tied`.
@@ -61,7 +72,7 @@ class Weights:
     def copy_into(self, module: nn.Module, tied: str = "", *, finite: bool = True) -> None:
         """Copy the tensors into a module that `require` accepts, on its device and in the dtypes of its parameters.
 
-        The values come straight from the file, which is read once, and hashed meanwhile. Raise UserError if the
+        The values come straight from the files, which are read once, and hashed meanwhile. Raise UserError if the
         checksum differs, and unless `finite` is False for a tensor with NaN or infinite values. The module must not be
         used then.
         """
@@ -71,14 +82,20 @@ class Weights:
             stored = self.tensors[name]
             by_file[stored.file][stored.name] = target
         for file, wanted in by_file.items():
-            file.copy_tensors(wanted, self.sha256)
+            file.copy_tensors(wanted)
         for name, target in targets.items() if finite else ():
             self._require_finite(name, target)
 
     def require_finite(self) -> None:
         """Raise UserError that names the first tensor with NaN or infinite values. Reads all tensors."""
         for name in self.tensors:
-            self._require_finite(name, self._read(name))
+            self.read(name)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor. Raise UserError if it has NaN or infinite values."""
+        values = self._read(name)
+        self._require_finite(name, values)
+        return values
 
     def _read(self, name: str) -> Tensor:
         try:
@@ -104,27 +121,40 @@ def is_finite(values: Tensor) -> bool:
     return all(bool(edge.isfinite()) for edge in torch.aminmax(values))
 
 
-def open_weights(file_in: Callable[[str], Path]) -> Weights:
+def open_weights(file_in: Callable[[str], Path], sums: Mapping[str, str] | None = None) -> Weights:
     """Open the weights of a folder: model.safetensors, or the files that model.safetensors.index.json lists.
 
-    `file_in(name)` returns the path of a file of the folder. Raise UserError if there are none.
+    `file_in(name)` returns the path of a file of the folder, `sums` the checksums of all its files. Raise UserError if
+    there are no weights, or if the index and the files disagree.
     """
-    single = file_in(WEIGHTS)
-    index = file_in(INDEX)
-    if single.exists() or not index.exists():
-        return Weights.open(single)
+    sums = sums or {}
+    single, index = file_in(WEIGHTS), file_in(INDEX)
+    if WEIGHTS in sums if sums else single.exists() or not index.exists():
+        return Weights.open(single, sums.get(WEIGHTS, ""))
     tensors: dict[str, Stored] = {}
-    for name in sorted(_listed(index)):
-        tensors |= Weights.open(file_in(name)).tensors
+    for name, names in listed(index).items():
+        if sums and name not in sums:
+            raise UserError(f"{index}: lists {name!r}, but checksums.json does not. Export the model again")
+        held = TensorFile.open(file_in(name), sums.get(name, "")).tensors
+        if odd := sorted(names ^ held.keys()):
+            fault = "has a tensor that the index does not list there" if odd[0] in held else "lacks a tensor"
+            raise UserError(f"{index}: {name} {fault}: {reason_of(odd[0])}. Get the folder again")
+        tensors |= held
     return Weights(index, tensors)
 
 
-def _listed(index: Path) -> set[str]:
-    content = read_json(index)
-    names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+def listed(index: Path) -> dict[str, set[str]]:
+    """Return the files that an index lists, and the tensors of each. Raise UserError if it is not an index."""
+    content = read_json(index, HEADER_BYTES)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index}: has no weight_map from tensors to files. Get the folder again")
-    return set(names.values())
+    files: dict[str, set[str]] = defaultdict(set)
+    for tensor, name in places.items():
+        files[name].add(tensor)
+    if len(files) > MOST_FILES:
+        raise UserError(f"{index}: lists {len(files):,} files, and at most {MOST_FILES:,} are read. Use larger files")
+    return dict(sorted(files.items()))
 
 
 def _kind(tensor: Stored | Tensor | None, otherwise: str) -> str:

@@ -9,7 +9,6 @@ import torch
 from ma2mba.data.dataset import Dataset
 from ma2mba.data.sampler import Position, Sampler
 from ma2mba.errors import UserError
-from ma2mba.files import sha256_file
 from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
@@ -19,7 +18,7 @@ from ma2mba.training.checkpoint.code_version import code_version, describe
 from ma2mba.training.checkpoint.folder import Start
 from ma2mba.training.checkpoint.resume import find_start
 from ma2mba.training.fit.fitting import FittedPlan, fit_run
-from ma2mba.training.model_source import ModelSource, find_source
+from ma2mba.training.model_source import ModelSource, find_source, pin
 from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
 
@@ -70,6 +69,7 @@ def build(recipe: Recipe, world: World) -> Job:
     """Read the recipe's model and data, and choose the plan. Raise UserError before anything is written."""
     world, policy = check_world(recipe, world)
     start = find_start(recipe)
+    recipe = pin(recipe, start)
     source = find_source(recipe, start)
     log.debug("weights: %s", source.describe())
     # ZeRO 3 cuts the weights into shards of the ranks: no device need hold them all.
@@ -165,7 +165,7 @@ def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset)
             f"{data}: has a token with the id {dataset.largest_token}, but the model knows only {known} tokens. Build "
             "the shards with the model's tokenizer"
         )
-    if source.tokenizer and sha256_file(source.tokenizer) != sha256_file(dataset.tokenizer_path):
+    if not source.has_tokens_of(dataset.tokenizer_path):
         raise UserError(
             f"{data}: preprocessed with another tokenizer than the model's. Build the shards with {source.tokenizer}"
         )

@@ -1,24 +1,34 @@
 """Where a run's model comes from: resolved once, so that job, planner and replay agree on weights and tokenizer."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ma2mba.errors import UserError
+from ma2mba.files import sha256_file
+from ma2mba.hub import fetch, hub_name
+from ma2mba.model import published
+from ma2mba.model.checksums import TOKENIZER
 from ma2mba.model.config import ModelConfig
+from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.placeholder import same_tokens
 from ma2mba.model.pretrained import (
-    TOKENIZER,
     check_weights,
     load_model,
-    published_config,
     read_config,
-    start_model,
+    read_tokenizer,
 )
+from ma2mba.model.published import LANGUAGE, find_folder, kind_of, published_config, start_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.model.weights import WEIGHTS
+from ma2mba.model.weights import INDEX, WEIGHTS
 from ma2mba.training.checkpoint.folder import MODEL, Start, model_folder
 from ma2mba.training.recipe.schema import Pretrained, Recipe
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class ModelSource:
     model           the architecture that the recipe describes; None: the weights' own
     folder          a model folder: of the checkpoint that is resumed, of a run's latest checkpoint, or any other
     resumed         `folder` belongs to the checkpoint that is resumed
-    language_model  folder of published weights for the language model
-    vision          folder or hub name of published weights for the vision encoder
+    language_model  folder or hub name of weights for the language model
+    vision          folder or hub name of weights for the vision encoder
     """
 
     model: ModelConfig | None
@@ -42,6 +52,12 @@ class ModelSource:
     def tokenizer(self) -> Path | None:
         """The tokenizer that the weights were trained with; None for new and for published weights."""
         return self.folder / TOKENIZER if self.folder else None
+
+    def has_tokens_of(self, tokenizer: Path) -> bool:
+        """Return False if the weights were trained with other tokens than those of the file `tokenizer`."""
+        if not self.folder or sha256_file(self.folder / TOKENIZER) == sha256_file(tokenizer):
+            return True
+        return same_tokens(read_tokenizer(self.folder), load_tokenizer(tokenizer))
 
     def describe(self) -> str:
         """Return where the weights come from, as text."""
@@ -61,7 +77,7 @@ class ModelSource:
             return self.model
         if self.folder:
             config = read_config(self.folder)
-            if (self.folder / WEIGHTS).exists():
+            if any((self.folder / name).exists() for name in (WEIGHTS, INDEX)):
                 check_weights(self.folder, config)
             return config
         assert self.language_model is not None, "the recipe's validation asks for a model otherwise"
@@ -102,11 +118,59 @@ class ModelSource:
 def find_source(recipe: Recipe, start: Start | None = None) -> ModelSource:
     """Return where the model of `recipe` comes from; `start` is the checkpoint that is resumed.
 
-    Raise UserError when `init_from` names a folder that does not exist.
+    A model of this project on the hub is downloaded. Raise UserError when `init_from` names neither a folder nor a
+    repository of the hub.
     """
     if start:
         return ModelSource(recipe.model, start.folder / MODEL, resumed=True)
     if isinstance(recipe.init_from, str):
-        return ModelSource(recipe.model, model_folder(recipe.init_from))
-    published = recipe.init_from or Pretrained()
-    return ModelSource(recipe.model, language_model=published.language_model, vision=published.vision)
+        return _find(recipe.init_from, recipe.model)
+    parts = recipe.init_from or Pretrained()
+    return ModelSource(recipe.model, language_model=parts.language_model, vision=parts.vision)
+
+
+def _find(source: str, model: ModelConfig | None) -> ModelSource:
+    """Return where `init_from: source` leads: to a whole model, or to a language model or a vision encoder alone."""
+    on_hub = hub_name(source) is not None
+    folder = fetch(source) if on_hub else model_folder(source)
+    kind = kind_of(folder)
+    if kind == published.MODEL:
+        return ModelSource(model, find_folder(source) if on_hub else folder)
+    if model is None:
+        raise UserError(
+            f"init_from: {source} holds a {kind} alone. Name it under init_from.language_model or init_from.vision, "
+            "with the other one; or describe the model under model"
+        )
+    return ModelSource(model, language_model=source) if kind == LANGUAGE else ModelSource(model, vision=source)
+
+
+def pin(recipe: Recipe, start: Start | None = None) -> Recipe:
+    """Return the recipe with a commit in each hub name of `init_from`: a branch or a tag may move.
+
+    With a checkpoint that is resumed, these are the commits with which the run has started, as its recipe says.
+    """
+    source, saved = recipe.init_from, start.state.recipe.get("init_from") if start else None
+    if isinstance(source, str):
+        return recipe.model_copy(update={"init_from": _pinned("init_from", source, saved, start)})
+    if source is None:
+        return recipe
+    before = saved if isinstance(saved, Mapping) else {}
+    commits = {
+        key: _pinned(f"init_from.{key}", text, before.get(key), start)
+        for key, text in source.model_dump().items()
+        if text is not None
+    }
+    return recipe.model_copy(update={"init_from": Pretrained(**commits)})
+
+
+def _pinned(key: str, text: str, saved: Any, start: Start | None) -> str:
+    name = hub_name(text)
+    if name is None:
+        return text
+    if start:
+        before = hub_name(saved) if isinstance(saved, str) else None
+        return str(before) if before and before.name == name.name else text
+    pinned = name.pinned()
+    if pinned != name:
+        log.info("%s: %s is commit %s", key, name, pinned.revision)
+    return str(pinned)

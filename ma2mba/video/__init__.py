@@ -8,8 +8,8 @@
 - `seek.py` reaches a few frames of a long video by seeking, from packets before which nothing is referred to
   (`entries.py`), in the stretches that `stretches.py` plans. `pieces.py` joins the stretches that several processes
   decode.
-- `pictures.py` reads images and crops pictures as CLIP does; `jpeg.py` finds damaged JPEG files; `animation.py` reads
-  animated WebP. `frames.py` does both for one video or image, in a watched
+- `pictures.py` reads images and crops pictures as CLIP does; `jpeg.py` finds damaged JPEG files and writes JPEG;
+  `animation.py` reads animated WebP. `blocks.py` does all of this for one video or image, and `frames.py` in a watched
   process for `ask` and `eval`; `stream.py` gives its pictures block by block, in memory that does not grow.
 - `pyav.py` is the one door for videos: FFmpeg opens the given file and no other (`formats.py`).
 - `pool.py` runs work in watched processes whose memory `memory.py` limits.

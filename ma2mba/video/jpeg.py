@@ -1,6 +1,14 @@
-"""Notice damaged JPEG files, which Pillow decodes without a word."""
+"""Notice damaged JPEG files, which Pillow decodes without a word, and write JPEG.
 
-import simplejpeg
+A model folder has a copy of this file. Without simplejpeg, damage is not noticed.
+"""
+
+import numpy as np
+
+try:
+    import simplejpeg
+except ImportError:  # in a model folder's environment
+    simplejpeg = None
 
 SOI, EOI, SCAN = b"\xff\xd8", b"\xff\xd9", 0xDA
 DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression")
@@ -32,6 +40,8 @@ def damage(data: bytes) -> str:
 
 def _warning(data: bytes) -> str:
     """Decode at an eighth of the size, which reads all of the data. Return what libjpeg says of damage, or ""."""
+    if not simplejpeg:
+        return ""
     try:
         space = simplejpeg.decode_jpeg_header(data, strict=False)[2]
         simplejpeg.decode_jpeg(data, SPACES.get(space, "RGB"), min_height=1, min_width=1, min_factor=8, strict=True)
@@ -54,3 +64,8 @@ def _without_applications(data: bytes) -> bytes:
             kept.append(data[at : at + 2 + length])
         at += 2 + length
     return data
+
+
+def to_jpeg(picture: np.ndarray, quality: int) -> bytes:
+    """Encode an RGB uint8 (H, W, 3) picture as JPEG, with chroma at full resolution (4:4:4)."""
+    return simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="444")

@@ -1,4 +1,4 @@
-"""Read image files, resize and crop pictures as CLIP does, and write JPEG."""
+"""Read image files, and resize and crop pictures as CLIP does."""
 
 import io
 import math
@@ -6,12 +6,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from PIL import Image, ImageOps, PngImagePlugin
 
 from ma2mba.limits import limits, raise_limit
-from ma2mba.video import jpeg
 from ma2mba.video.errors import MediaError, check_picture_size, file_size, reading_memory
+from ma2mba.video.jpeg import complete, damage
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
@@ -89,9 +88,9 @@ def _upright(image: Image.Image) -> np.ndarray:
 def _sound_jpeg(path: Path, image: Image.Image) -> Image.Image:
     """Return the opened JPEG file, with an end marker if it lacks one. Raise MediaError if it is damaged."""
     data = path.read_bytes()
-    if said := jpeg.damage(data):
+    if said := damage(data):
         raise MediaError(path, f"damaged ({said})")
-    whole = jpeg.complete(data)
+    whole = complete(data)
     return image if whole == data else Image.open(io.BytesIO(whole), formats=["JPEG"])
 
 
@@ -104,8 +103,3 @@ def _pixels(image: Image.Image) -> np.ndarray:
             strip = Image.fromarray((np.asarray(strip).clip(0, 65535) >> 8).astype(np.uint8))
         pixels[top : top + STRIP] = np.asarray(strip.convert("RGB"))
     return pixels
-
-
-def to_jpeg(picture: np.ndarray, quality: int) -> bytes:
-    """Encode an RGB uint8 (H, W, 3) picture as JPEG, with chroma at full resolution (4:4:4)."""
-    return simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="444")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ma2mba.video import frames
 
-_real = frames._read
+_real = frames.read_blocks
 
 
 def _attack(how: Callable[[], object], task, begin, beat):
@@ -19,7 +19,7 @@ def _attack(how: Callable[[], object], task, begin, beat):
             how()
         return _real(request, hand_on, beat)
 
-    frames._read = read
+    frames.read_blocks = read
     return _read_item(task, begin, beat)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,19 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
+def make_old_model(folder: Path) -> Path:
+    """Write the model of `make_model` in format 1, as versions before format 2 wrote it."""
+    new = make_model(folder.with_name(f"{folder.name}-new"))
+    folder.mkdir()
+    config = ModelConfig.model_validate(TINY_MODEL).model_dump_json(indent=2)
+    (folder / "config.json").write_text(config + "\n")
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(new / name, folder)
+    shutil.rmtree(new)
+    sign_model(folder)
+    return folder
+
+
 def make_recipe(run: Path, **changes: Any) -> Any:
     values = {"stage": "stage1", "data": "d", "init_from": "m", "trainable": {"projector": 1.0}, "global_batch": 4}
     return parse_recipe(values | {"run": str(run), "steps": 9} | changes)
@@ -64,7 +78,7 @@ def make_run(run: Path, steps: tuple[int, ...] = (3,)) -> Path:
 
 def sign_model(folder: Path) -> None:
     """Write the checksums of a model folder's files."""
-    names = ("config.json", "model.safetensors", "tokenizer.json")
+    names = (path.name for path in sorted(folder.iterdir()) if path.is_file() and path.name != "checksums.json")
     sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     (folder / "checksums.json").write_text(json.dumps(sums))
 
@@ -85,7 +99,7 @@ def sign_state(folder: Path, content: bytes) -> None:
 
 
 def change_config(folder: Path, key: str, value: Any) -> None:
-    """Set a key such as "vision.image_size" of a model's config.json, and sign the folder."""
+    """Set a key such as "vision_config.image_size" of a model's config.json, and sign the folder."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     *sections, last = key.split(".")

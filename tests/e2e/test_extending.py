@@ -50,7 +50,7 @@ def test_the_commands_run_as_printed(folder):
     assert steps == [1, 2, 3, 4]
     assert (folder / "runs/gated/checkpoints/latest").read_text().strip() == "step-000004"
     config = json.loads((folder / "gated-model/config.json").read_text())
-    assert (config["language_model"]["layer"], config["vision"]["encoder"]) == ("gated", "patches")
+    assert (config["text_config"]["layer"], config["vision_config"]["encoder"]) == ("gated", "patches")
 
 
 def run(folder: Path, command: str) -> str:

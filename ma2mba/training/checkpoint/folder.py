@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
-from ma2mba.files import atomic_write, fsync, inside, read_bounded, write_checked, xxh3_file
+from ma2mba.files import atomic_write, fsync, fsync_all, inside, read_bounded, write_checked, xxh3_file
 from ma2mba.model.base_config import problem
 from ma2mba.model.run_folder import CHECKPOINTS, LATEST, MODEL, TAG, TAG_BYTES, latest
 from ma2mba.shards.manifest import FileEntry, file_entry
@@ -271,10 +271,11 @@ def _entries(folder: Path) -> list[FileEntry]:
         for entry in RankState.model_validate_json(path.read_bytes()).files
     }
     entries = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    fsync_all(path for path in paths if path.relative_to(folder).as_posix() not in written)
+    for path in paths:
         name = path.relative_to(folder).as_posix()
         if (entry := written.pop(name, None)) is None:
-            fsync(path)
             entry = file_entry(folder, name)
         elif entry.bytes != path.stat().st_size:
             raise OSError(errno.EIO, "differs from the file that its rank wrote", str(path))

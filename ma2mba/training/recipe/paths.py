@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ma2mba.hub import hub_name
 from ma2mba.shipped import POLICIES, policy_names
 from ma2mba.text import brief
 
@@ -61,8 +62,11 @@ def _absolute(key: Key, text: str, folder: Path) -> str:
             return text
         is_shipped = path.parent == POLICIES or (not path.is_file() and text in _policies_by_path())
         return path.stem if is_shipped else str(path)
-    if key == ("init_from", "vision") and not path.is_dir() and not text.startswith("."):
-        return text
+    if key[0] == "init_from" and not path.is_dir():
+        if key[-1] == "vision" and not text.startswith("."):
+            return text
+        if hub_name(text):
+            return text
     return str(path)
 
 

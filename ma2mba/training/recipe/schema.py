@@ -18,7 +18,7 @@ class _Section(BaseModel):
 
 
 class Pretrained(_Section):
-    """Published weights: a folder for the language model, a folder or a hub name for the vision encoder."""
+    """Weights of the components: for each a folder, or NAME or NAME@REVISION on the Hugging Face hub."""
 
     language_model: str | None = None
     vision: str | None = None

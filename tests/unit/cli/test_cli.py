@@ -286,7 +286,7 @@ def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_
         (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}/a/b.json"], "Name another file"),
         (["inspect", "{picture}"], "this folder does not exist"),
         (["inspect", "{folder}"], "neither a shard folder (manifest.json), nor a run folder"),
-        (["export", "{folder}", "--out", "{folder}/new"], "not a run folder"),
+        (["export", "{folder}", "--out", "{folder}/new"], "neither a run folder (no checkpoints/) nor a model folder"),
         (["surprise"], "No such command"),
     ],
 )

@@ -17,7 +17,7 @@ from data_prep.toy.words import NEEDLE_QUESTION
 from ma2mba.cli.data import app, parse_seconds
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import load_tokenizer
-from ma2mba.video.frames import read_frames
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.synthetic.movie import FPS, plan_movie, write_movie
 from ma2mba.video.synthetic.scenes import BACKGROUNDS, COLOURS, NEEDLES
 

@@ -14,8 +14,8 @@ from ma2mba.inference.interleaved import with_frames
 from ma2mba.inference.sampling import Sampling
 from ma2mba.inference.session import Session
 from ma2mba.model.conversation import END, Turn, encode_conversation, encode_prompt
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import read_frames
 from tests.unit.inference.scripted import scripted
 
 QUESTION = "Which symbol appeared?"

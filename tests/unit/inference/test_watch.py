@@ -18,9 +18,10 @@ from ma2mba.inference.interleaved import Interleaved, with_frames
 from ma2mba.inference.session import Session
 from ma2mba.inference.watch import watch
 from ma2mba.model.conversation import Encoded, encode_prompt
+from ma2mba.video.blocks import FrameSet
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import FrameReader, FrameSet
+from ma2mba.video.frames import FrameReader
 from ma2mba.video.pictures import clip_view
 from tests.unit.inference.fake_stream import SIZE, FakeStream, block, plan
 from tests.unit.video.numbered_video import write

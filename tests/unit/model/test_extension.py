@@ -17,7 +17,8 @@ from ma2mba.inference.session import Session
 from ma2mba.magc import Plan
 from ma2mba.model.base_config import DEFAULT_LAYER
 from ma2mba.model.config import ModelConfig
-from ma2mba.model.pretrained import init_vision, load_model, read_config, save_model
+from ma2mba.model.pretrained import load_model, read_config, save_model
+from ma2mba.model.published import init_vision
 from ma2mba.model.registry import BACKBONES, register_backbone
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.flops import ModelFlops
@@ -60,7 +61,7 @@ def test_the_model_is_built_of_the_registered_classes(model):
 def test_it_is_saved_with_its_names_and_loaded(model, tokenizer, tmp_path):  # noqa: F811
     save_model(model, tokenizer, tmp_path / "model")
     written = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (written["language_model"]["layer"], written["vision"]["encoder"]) == ("gated", "patches")
+    assert (written["text_config"]["layer"], written["vision_config"]["encoder"]) == ("gated", "patches")
     loaded, _ = load_model(tmp_path / "model")
     assert loaded.config == read_config(tmp_path / "model") == model.config
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)

@@ -22,7 +22,9 @@ from ma2mba.model import dtypes, tensor_file
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.dtypes import choose_dtype
 from ma2mba.model.empty import build_empty, require_memory
-from ma2mba.model.pretrained import TIED, load_model, load_vision, open_model, save_model
+from ma2mba.model.hf.config import parse_hf
+from ma2mba.model.pretrained import TIED, load_model, open_model, read_config, save_model
+from ma2mba.model.published import load_vision
 from ma2mba.model.tensor_file import TensorFile
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.weights import Weights
@@ -44,7 +46,7 @@ def folder(tmp_path):
 
 def initialised_and_filled(folder: Path) -> VideoMa2mba:
     """Return the model as it was loaded before: drawn, then overwritten."""
-    model = VideoMa2mba(ModelConfig.model_validate_json((folder / "config.json").read_text()))
+    model = VideoMa2mba(read_config(folder))
     tensors = load_file(folder / "model.safetensors")
     model.load_state_dict(tensors | {TIED: tensors["language_model.backbone.embedding.weight"]})
     return model
@@ -161,7 +163,7 @@ def test_tensors_are_converted_in_blocks(tmp_path, monkeypatch, block):
         targets = {name: t.to(device) for name, t in targets.items()}
         targets["column"] = torch.ones(6, 5, dtype=dtype, device=device).t()
         del targets["unwanted"]
-        TensorFile.open(tmp_path / "a.safetensors").copy_tensors(targets, hashlib.sha256(content).hexdigest())
+        TensorFile.open(tmp_path / "a.safetensors", hashlib.sha256(content).hexdigest()).copy_tensors(targets)
         assert all(torch.equal(t.cpu(), stored[name].to(t.dtype)) for name, t in targets.items())
 
 
@@ -431,9 +433,9 @@ def test_tied_parameters_are_counted_once(monkeypatch):
 
 def test_the_configuration_may_be_another_one_of_the_same_shapes(folder):
     values = json.loads((folder / "config.json").read_text())
-    values["language_model"]["ssd_block"] = 4
-    other = ModelConfig.model_validate(values)
+    values["text_config"]["ssd_block"] = 4
+    other = parse_hf(values).model
     assert load_model(folder, config=other)[0].layers[0].shape.block == 4
-    values["language_model"]["n_layer"] = 3
+    values["text_config"]["n_layer"] = 3
     with pytest.raises(UserError, match="has another architecture than the model"):
-        load_model(folder, config=ModelConfig.model_validate(values))
+        load_model(folder, config=parse_hf(values).model)

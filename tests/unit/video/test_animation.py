@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image, features
 
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import read_frames
 from tests.unit.video.ffmpeg import SIDE, number_in, numbers_shown, picture
 
 LOSSLESS = {"webp": {"lossless": True}, "avif": {"quality": 100, "subsampling": "4:4:4"}}

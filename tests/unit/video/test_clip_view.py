@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import read_frames
 from ma2mba.video.pictures import clip_view, read_image
 
 

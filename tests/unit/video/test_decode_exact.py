@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ma2mba.video import decode
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import decode_video, decoded_times, read_times, sample_times
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import read_frames
 from ma2mba.video.probe import probe
 from tests.unit.video.numbered_video import expected, number_in, picture, picture_types, write
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ma2mba.video import live
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import read_frames
 from ma2mba.video.live import LiveStream, Notice
 from ma2mba.video.live_source import Pace, Source
 from tests.unit.video.live_files import TICKS, growing, mpegts, piped

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ma2mba.video import frames
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import FrameReader, read_frames, read_item
+from ma2mba.video.frames import FrameReader, read_item
 from ma2mba.video.messages import Block, Joint, Piece, Request
 from ma2mba.video.pieces import Pieces, digest_of
 from ma2mba.video.pool import Pool

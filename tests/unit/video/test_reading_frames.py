@@ -11,9 +11,10 @@ import pytest
 
 from ma2mba.errors import UserError
 from ma2mba.limits import Limits
-from ma2mba.video import frames
+from ma2mba.video import blocks
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import Plan, decode_video
-from ma2mba.video.frames import FrameReader, read_frames
+from ma2mba.video.frames import FrameReader
 from ma2mba.video.messages import Block
 from ma2mba.video.pictures import clip_view
 from tests.unit.video.numbered_video import write
@@ -33,7 +34,7 @@ def video(tmp_path_factory) -> Path:
 def test_a_worker_gives_the_frames_of_this_process(video, count, monkeypatch):
     decoded = decode_video(video, lambda picture: clip_view(picture, 112), count=count)
     expected_NHWC = np.stack([sample.value for sample in decoded.samples])
-    monkeypatch.setattr(frames, "BLOCK_BYTES", 4 * 112 * 112 * 3)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 112 * 112 * 3)
     with FrameReader() as reader:
         for found in (reader.read(video, 112, count=count), read_frames(video, 112, count=count)):
             assert np.array_equal(found.frames_NHWC, expected_NHWC)
@@ -48,11 +49,11 @@ def test_a_picture_that_stays_is_held_once(video):
 
 def test_pictures_come_in_blocks_of_bounded_size(video, monkeypatch):
     sent: list[Plan | Block] = []
-    monkeypatch.setattr(frames, "BLOCK_BYTES", 4 * 112 * 112 * 3)
-    frames._read(frames.Request(video, 112), sent.append, lambda: None)
-    plan, *blocks = sent
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4 * 112 * 112 * 3)
+    blocks.read_blocks(blocks.Request(video, 112), sent.append, lambda: None)
+    plan, *rest = sent
     assert plan.pictures == 31
-    assert [(block.first, len(block.pictures_MCHW)) for block in blocks] == [
+    assert [(block.first, len(block.pictures_MCHW)) for block in rest] == [
         *((first, 4) for first in range(0, 28, 4)),
         (28, 3),
     ]
@@ -97,8 +98,8 @@ def test_a_relative_path_counts_from_the_folder_of_the_call(video, monkeypatch):
 
 
 def test_the_limit_holds_before_a_frame_is_decoded(video, monkeypatch):
-    monkeypatch.setattr(frames, "limits", lambda: Limits(frames_gb=0.001))
-    monkeypatch.setattr(frames, "clip_view", lambda *_: pytest.fail("a frame was decoded"))
+    monkeypatch.setattr(blocks, "limits", lambda: Limits(frames_gb=0.001))
+    monkeypatch.setattr(blocks, "clip_view", lambda *_: pytest.fail("a frame was decoded"))
     with pytest.raises(UserError, match=r"its 31 different frames need .* Use --frames N, with at most 26\."):
         read_frames(video, 112)
 

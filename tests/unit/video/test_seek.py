@@ -10,9 +10,10 @@ import pytest
 
 from ma2mba.video import probe as probing
 from ma2mba.video import seek
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import decode_video
 from ma2mba.video.entries import ENTRY, PARAMETERS, entry_check
-from ma2mba.video.frames import FrameReader, read_frames
+from ma2mba.video.frames import FrameReader
 from ma2mba.video.probe import probe
 from ma2mba.video.stretches import Packets
 from tests.unit.video.ffmpeg import SIDE, ffmpeg, picture

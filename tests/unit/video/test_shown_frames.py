@@ -15,9 +15,9 @@ import av
 import numpy as np
 import pytest
 
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import decode_video, read_times
 from ma2mba.video.errors import MediaError
-from ma2mba.video.frames import read_frames
 from tests.unit.video import ffmpeg as ff
 from tests.unit.video.ffmpeg import SIDE, ffmpeg, number_in, numbers_shown
 from tests.unit.video.numbered_video import picture_types

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import decode_video
-from ma2mba.video.frames import read_frames
 from ma2mba.video.pictures import clip_view, read_image
 from tests.unit.video.numbered_video import number_in, write
 
