@@ -23,8 +23,8 @@ from ma2mba.inference.state_file import Facts, Said, Watched, load_state, save_s
 from ma2mba.model.conversation import SYSTEM, USER, Encoded, encode_prompt
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.video.errors import MediaError, file_size
-from ma2mba.video.frames import FrameReader
+from ma2mba.video.errors import MediaError, file_size, folder_size
+from ma2mba.video.frames import WHOLE, FrameReader, Window
 
 log = logging.getLogger(__name__)
 ONE_A_SECOND = "1fps"
@@ -86,16 +86,20 @@ class VideoChat:
         cache: Path | str | None = None,
         hashed: bool = True,
         keep_partial: bool = False,
+        window: Window = WHOLE,
     ) -> Watched:
         """Watch a video, after what was watched before. Return what is known of it.
 
         `frames`: "1fps", or the number of frames to sample. With `cache`, the state after a first video is kept in this
         folder, and found there the next time. `hashed=False` does not hash the file; the chat cannot be saved then.
-        With `keep_partial`, watch a damaged video up to the damage; `partial` of the result says how far. Raise
-        UserError if the video cannot be used; nothing is watched then.
+        With `keep_partial`, watch a damaged video up to the damage; `partial` of the result says how far. `window`
+        (without a hash or a cache): watch only these seconds, or a folder of pictures. Raise UserError if the video
+        cannot be used; nothing is watched then.
         """
         video, count = Path(video), parse_frames(str(frames))
-        before = _file(video)
+        if window != WHOLE and (hashed or cache):
+            raise ValueError("a window of a video cannot be hashed or kept. Use hashed=False, without cache")
+        before = _file(video, folder=window.picture_rate is not None)
         content = xxh3_file(video) if hashed or cache else None
         name = video.name.encode(errors="backslashreplace").decode()
         seen = Watched(name=name, content=content, seconds=0, frames=0, sampling=str(frames))
@@ -105,8 +109,10 @@ class VideoChat:
         if found:
             session, seen = found[0], found[1].watched[0].model_copy(update={"name": name})
         else:
-            read = read_video(*self.before_video(), video, count, reader, report, keep_partial=keep_partial)
-            if _file(video) != before:
+            read = read_video(
+                *self.before_video(), video, count, reader, report, keep_partial=keep_partial, window=window
+            )
+            if _file(video, folder=window.picture_rate is not None) != before:
                 raise MediaError(video, "changed while it was watched", "Watch it again")
             session, known = read.session, {"frames": read.frames, "seconds": read.seconds, "damage": read.damage}
             seen = seen.model_copy(update=known | {"partial": read.seconds if read.damage else None})
@@ -259,7 +265,8 @@ class _Network:
         return fingerprint(self.model)
 
 
-def _file(video: Path) -> tuple[int, ...]:
-    """Return what changes when somebody writes the file. Raise MediaError if it is not a regular file."""
-    size, status = file_size(video), video.stat()
+def _file(video: Path, *, folder: bool = False) -> tuple[int, ...]:
+    """Return what changes when somebody writes the file. Raise MediaError if it is not a regular file, or a folder."""
+    size = folder_size(video) if folder else file_size(video)
+    status = video.stat()
     return size, status.st_mtime_ns, status.st_ino

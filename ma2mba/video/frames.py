@@ -20,6 +20,7 @@ from ma2mba.video.animation import is_animation
 from ma2mba.video.decode import Plan, decode_video
 from ma2mba.video.errors import MediaError
 from ma2mba.video.messages import Block, Joint, Piece, Request
+from ma2mba.video.picture_folder import read_picture_folder
 from ma2mba.video.pictures import IMAGE_SUFFIXES, clip_view, read_image
 from ma2mba.video.pieces import digest_of
 from ma2mba.video.pool import Beat, Pool, Task
@@ -31,6 +32,21 @@ MOST_WORKERS = 8
 """Processes that decode one video at most."""
 BLOCK_BYTES = 1 << 20
 """Bytes of pictures that a worker sends at once."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The seconds [start, stop) of a video; None: from its beginning, to its end.
+
+    With `picture_rate`, the video is a folder of pictures in the order of their names, so many per second.
+    """
+
+    start: float | None = None
+    stop: float | None = None
+    picture_rate: float | None = None
+
+
+WHOLE = Window()
 
 
 @dataclass(frozen=True)
@@ -70,14 +86,20 @@ class FrameReader:
         self._pool.close()
 
     def stream(
-        self, path: Path | str, image_size: int, *, count: int | None = None, keep_damaged: bool = False
+        self,
+        path: Path | str,
+        image_size: int,
+        *,
+        count: int | None = None,
+        keep_damaged: bool = False,
+        window: Window = WHOLE,
     ) -> VideoStream:
-        """Return a stream of the pictures that `read` returns. Its worker starts to decode at once.
+        """Return a stream of the pictures of the seconds `window`, as `read` returns them. Decoding starts at once.
 
         One stream at a time: close it before the next. Errors are raised when the stream is read. With `keep_damaged`,
         the stream of a damaged video ends after its last intact picture, and its `damage` says why.
         """
-        return self._stream(Path(path), image_size, count, held=False, keep_damaged=keep_damaged)
+        return self._stream(Path(path), image_size, count, held=False, keep_damaged=keep_damaged, window=window)
 
     def read(self, path: Path | str, image_size: int, *, count: int | None = None) -> FrameSet:
         """Return what `read_frames` returns. Raise UserError too if decoding hangs, crashes or exceeds a limit."""
@@ -89,12 +111,28 @@ class FrameReader:
             raise MediaError(path, "its frames need more memory than is free", "Use --frames N") from error
 
     def _stream(
-        self, path: Path, image_size: int, count: int | None, *, held: bool, keep_damaged: bool = False
+        self,
+        path: Path,
+        image_size: int,
+        count: int | None,
+        *,
+        held: bool,
+        keep_damaged: bool = False,
+        window: Window = WHOLE,
     ) -> VideoStream:
         folder = "." if path.is_absolute() else os.getcwd()
         workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         request = Request(
-            path, image_size, count=count, folder=folder, held=held, keep_damaged=keep_damaged, workers=workers
+            path,
+            image_size,
+            count=count,
+            start=window.start,
+            stop=window.stop,
+            picture_rate=window.picture_rate,
+            folder=folder,
+            held=held,
+            keep_damaged=keep_damaged,
+            workers=workers,
         )
         return VideoStream(request, self._pool, limits().stall_seconds)
 
@@ -170,7 +208,10 @@ def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> UserError
 def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Callable[[], None]) -> None:
     """Pass the plan to `hand_on`, then all pictures in blocks."""
     blocks = _Blocks(request, hand_on)
-    if request.path.suffix.lower() in IMAGE_SUFFIXES and not is_animation(request.path):
+    if request.picture_rate:
+        damage = ""
+        read_picture_folder(request, blocks.add, beat, blocks.announce)
+    elif request.path.suffix.lower() in IMAGE_SUFFIXES and not is_animation(request.path):
         picture, damage = read_image(request.path), ""
         blocks.announce(Plan(np.zeros(1), np.zeros(1, np.int64), 0.0))
         blocks.add(picture)
