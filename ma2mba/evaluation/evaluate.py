@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ma2mba.errors import UserError
-from ma2mba.evaluation.metrics import is_correct, summarise
+from ma2mba.evaluation.metrics import summarise
+from ma2mba.evaluation.parsing import judge
 from ma2mba.evaluation.tasks import Question, read_tasks
 from ma2mba.inference.chat import VideoChat, parse_frames
 from ma2mba.model.pretrained import load_model
@@ -115,5 +116,5 @@ def _answer(chat: VideoChat | UserError, question: Question) -> dict[str, Any]:
         return {**record, "prediction": "", "correct": False, "frames": 0, "error": str(chat)}
     answer = chat.ask(question.question, max_tokens=ANSWER_TOKENS, repetition_stop=True)
     prediction = answer.text.strip()
-    correct = is_correct(prediction, question.answer)
+    correct = judge(prediction, question.answer)
     return {**record, "prediction": prediction, "correct": correct, "frames": chat.watched[0].frames}

@@ -1,30 +1,8 @@
 """The accuracy of a list of answers."""
 
-import re
-import string
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-ARTICLES = re.compile(r"\b(a|an|the)\b")
-PUNCTUATION = re.compile(rf"(?!(?<!\w)-\.?\d)[{re.escape(string.punctuation)}]")
-"""All punctuation except the minus before a number."""
-
-
-def normalise(text: str) -> str:
-    """Return an answer in lower case, without punctuation, articles and double spaces.
-
-    Articles stay if nothing else is left: "(A)" names an option.
-    """
-    words = PUNCTUATION.sub(" ", text.lower().replace("\N{MINUS SIGN}", "-"))
-    return " ".join(ARTICLES.sub(" ", words).split() or words.split())
-
-
-def is_correct(prediction: str, answer: str) -> bool:
-    """Compare after `normalise`. An answer of punctuation alone is compared without regard to case."""
-    if not normalise(answer):
-        return prediction.strip().lower() == answer.strip().lower()
-    return normalise(prediction) == normalise(answer)
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

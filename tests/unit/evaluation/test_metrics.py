@@ -2,42 +2,7 @@
 
 import pytest
 
-from ma2mba.evaluation.metrics import is_correct, summarise
-
-
-@pytest.mark.parametrize(
-    ("prediction", "answer", "right"),
-    [
-        ("red star", "red star", True),
-        (" A Red  Star. ", "red star", True),
-        ("the red star", "a red star", True),
-        ("red-star", "red star", True),
-        ("red", "red star", False),
-        ("red star and ring", "red star", False),
-        ("", "red star", False),
-        ("theatre", "atre", False),
-        ("", "a", False),
-        ("A", "a", True),
-        ("A.", "A", True),
-        ("(A)", "A", True),
-        ("(a)", "(A)", True),
-        ("B", "A", False),
-        ("a red star", "A", False),
-        ("The", "A", False),
-        ("-5", "-5", True),
-        ("-5.", "-5", True),
-        ("\N{MINUS SIGN}5", "-5", True),
-        ("5", "-5", False),
-        ("-5", "5", False),
-        ("-.5", ".5", False),
-        ("3-5", "3 5", True),
-        ("- 5", "5", True),
-        ("...", "?", False),
-        ("", "?", False),
-    ],
-)
-def test_answers_are_compared_without_case_articles_and_punctuation(prediction, answer, right):
-    assert is_correct(prediction, answer) is right
+from ma2mba.evaluation.metrics import summarise
 
 
 def test_means_are_per_task_and_over_all():
