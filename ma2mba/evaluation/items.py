@@ -29,6 +29,9 @@ class Item:
     options: tuple[str, ...] = ()
     """The texts of the options, without letters, in the order A, B, C … Empty for an open question."""
 
+    shown: bool = True
+    """False if `prompt` does not name the options. The answer is then judged as one to an open question."""
+
     gold_index: int | None = None
     """The place of `gold` in `options`, None for an open question."""
 

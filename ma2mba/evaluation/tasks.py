@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import string
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,11 +12,15 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ma2mba.errors import UserError
+from ma2mba.evaluation.items import Item
+from ma2mba.evaluation.parsing import find_gold
 from ma2mba.files import OutsideFolder, fits_utf8, inside, name_problem, open_regular
 from ma2mba.limits import limits, raise_limit
 from ma2mba.text import LISTED, brief, parse_json, shorten
 from ma2mba.video.errors import MediaError, file_size
 
+LETTERS = string.ascii_uppercase
+CHOOSE = "Please provide your answer by stating the letter followed by the full option."
 LINES_OF_ALL = 2
 """How many times the bytes of the largest accepted line a task file may hold."""
 
@@ -50,13 +55,14 @@ class _Line(BaseModel):
     video: str
     question: _Asked
     answer: _Text
-    options: list[str] = []
+    options: list[_Text] = []
+    show_options: bool = True
     task: _Name = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question. `options` is empty for an open question."""
+    """A question. `options` is empty for an open question; unless they are `shown`, they give its chance alone."""
 
     id: str
     video: Path
@@ -64,11 +70,39 @@ class Question:
     answer: str
     options: tuple[str, ...]
     task: str
+    shown: bool = True
 
     @property
     def chance(self) -> float:
         """Return the probability that a guess among the options is right, 0 for an open question."""
         return 1 / len(self.options) if self.options else 0.0
+
+    @property
+    def item(self) -> Item:
+        """The question as the model is asked: its options follow it, worded as in LLaVA-Video-178K."""
+        chosen = find_gold(self.answer, self.options) if self.options and self.shown else None
+        return Item(
+            id=self.id,
+            medium=self.video,
+            question=self.question,
+            gold=self.answer if chosen is None else self.options[chosen],
+            prompt=self.question if chosen is None else choice_prompt(self.question, self.options),
+            options=self.options,
+            gold_index=chosen,
+            shown=self.shown,
+            task=self.task,
+        )
+
+
+def choice_prompt(question: str, options: Sequence[str]) -> str:
+    """Return a question with its options as the training data words them (data_prep.sources.turns.choice_turns)."""
+    lines = [f"{letter}. {_sentence(text)}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([question, "Options:", *lines, CHOOSE])
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def read_tasks(
@@ -131,7 +165,14 @@ def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
         raise UserError(f"{where}: {key}: {first['msg']}. Correct this line") from error
     except ValueError as error:
         raise UserError(f"{where}: {shorten(str(error))}. Correct this line") from error
-    if line.options and line.answer not in line.options:
+    shown = line.show_options
+    if shown and len(line.options) > len(LETTERS):
+        raise UserError(
+            f"{where}: {len(line.options)} options, and there are {len(LETTERS)} letters. Give fewer, or add "
+            '"show_options": false'
+        )
+    named = find_gold(line.answer, line.options) is not None if shown else line.answer in line.options
+    if line.options and not named:
         raise UserError(f"{where}: answer {brief(line.answer)} is not among its options. Correct this line")
     try:
         video = find(line.video)
@@ -146,7 +187,7 @@ def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
             f"{where}: video {error.path}{reason}. A path in a task file counts from that file's folder, or from the "
             "folder that --media names"
         ) from error
-    return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task)
+    return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task, shown)
 
 
 def _video(folder: Path, name: str, listed_in: Path) -> Path:
