@@ -24,6 +24,7 @@ from ma2mba.cli.output import (
 from ma2mba.cli.stopping import keeping_answers
 from ma2mba.errors import UserError
 from ma2mba.terminal import one_line
+from ma2mba.text import LISTED
 
 if TYPE_CHECKING:
     from ma2mba.evaluation.evaluate import Questions
@@ -45,6 +46,12 @@ Data = Annotated[
 ]
 Media = Annotated[
     Path | None, typer.Option("--media", help="Folder of the videos (default: the folder of the task file, or --data).")
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="With --benchmark: val, test, ... (default: the first one that is there).")
+]
+Online = Annotated[
+    bool, typer.Option("--online", help="With --benchmark: download the annotations if --data names a hub data set.")
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
 Only = Annotated[str | None, typer.Option("--only", help="Answer only questions of this task, as needle.")]
@@ -80,6 +87,8 @@ def evaluate_command(
     benchmark: Benchmark = None,
     data: Data = None,
     media: Media = None,
+    split: Split = None,
+    online: Online = False,
     frames: Frames = "1fps",
     scoring: Scoring = "letter",
     subtitles: Subtitles = False,
@@ -115,7 +124,7 @@ def evaluate_command(
     share = Part.choose(part)
     if share.of > 1 and not out_folder:
         raise UserError(f"--out is missing. Part {share} of an evaluation needs a folder that all parts share")
-    questions = _questions(task, benchmark, data, media, only, limit, subtitles)
+    questions = _questions(task, benchmark, data, media, only, limit, split, subtitles, online)
     choice: dict[str, Any] = {
         "scoring": scoring,
         "dtype": dtype_name(dtype),
@@ -161,9 +170,12 @@ def _questions(
     media: Path | None,
     only: str | None,
     limit: int | None,
+    split: str | None,
     subtitles: bool,
+    online: bool,
 ) -> "Questions":
     """Return the questions that the options choose. Raise UserError for options that do not fit together."""
+    from ma2mba.evaluation.benchmarks import read_benchmark
     from ma2mba.evaluation.evaluate import Questions
     from ma2mba.evaluation.tasks import read_tasks
 
@@ -171,11 +183,25 @@ def _questions(
         given = "both given" if task else "both missing"
         raise UserError(f"--task and --benchmark: {given}. Give a file of questions, or the name of a benchmark")
     if task:
-        if data or subtitles:
-            raise UserError(f"{'--data' if data else '--subtitles'}: is for --benchmark. Leave it out with --task")
+        extra = {"--data": data, "--subtitles": subtitles, "--split": split, "--online": online}
+        for name in (name for name, value in extra.items() if value):
+            raise UserError(f"{name}: is for --benchmark. Leave it out with --task")
         found = read_tasks(task, media=media, task=only, limit=limit)
         return Questions([question.item for question in found], str(task))
-    raise UserError("--benchmark: not yet")
+    assert benchmark
+    if not data:
+        raise UserError(f"--data is missing. Give the folder of {benchmark}, or its name on the Hugging Face hub")
+    items = read_benchmark(benchmark, data, media=media, split=split, subtitles=subtitles, online=online)
+    chosen = [item for item in items if only in (None, item.task)][:limit]
+    if not chosen:
+        raise UserError(
+            f"--only {only}: {benchmark} has no such task. Use one of {names({item.task for item in items})}"
+        )
+    return Questions(chosen, data, benchmark, subtitles=subtitles)
+
+
+def names(tasks: set[str]) -> str:
+    return ", ".join(sorted(tasks)[:LISTED])
 
 
 def _report(folder: Path, as_json: bool) -> None:
@@ -228,16 +254,19 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
             for name, means in groups.items():
                 _add_row(table, f"{heading}: {one_line(name)}", means)
             table.add_section()
-    _add_row(table, "all", report)
+    by_tasks = report["headline"] == "mean_of_tasks"
+    _add_row(table, "all", report, "" if by_tasks else "bold")
     if len(report["tasks"]) > 1:
-        average = report["mean_of_tasks"]
-        table.add_row("mean of the tasks", "", _percent(average["accuracy"]), _interval(average["ci95"]), "")
+        average, style = report["mean_of_tasks"], "bold" if by_tasks else ""
+        table.add_row(
+            "mean of the tasks", "", _percent(average["accuracy"]), _interval(average["ci95"]), "", style=style
+        )
     return table
 
 
-def _add_row(table: Table, name: str, means: dict[str, Any]) -> None:
+def _add_row(table: Table, name: str, means: dict[str, Any], style: str = "") -> None:
     accuracy, chance = _percent(means["accuracy"]), _percent(means["chance"])
-    table.add_row(name, f"{means['n']:,}", accuracy, _interval(means["ci95"]), chance)
+    table.add_row(name, f"{means['n']:,}", accuracy, _interval(means["ci95"]), chance, style=style)
 
 
 def _interval(bounds: tuple[float, float] | None) -> str:

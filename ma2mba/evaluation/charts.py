@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ma2mba.evaluation.benchmarks import BENCHMARKS
 from ma2mba.plots import Share, draw_bars, draw_by_length, draw_rows
 
 PICTURES = ACCURACY, LENGTHS, TASKS = "accuracy.png", "by_length.png", "by_task.png"
@@ -15,7 +16,8 @@ MOST_BARS, MOST_ROWS = 6, 60
 
 def charts(report: Mapping[str, Any]) -> dict[str, Draw]:
     """Return for each picture's name a function that draws it to a path."""
-    name = report["benchmark"] or Path(report["questions_from"]).name
+    benchmark = report["benchmark"]
+    name = BENCHMARKS[benchmark].title if benchmark else Path(report["questions_from"]).name
     frames = "1 frame per second" if report["frames"] == "1fps" else f"{report['frames']} frames"
     below = f"{report['n']:,} questions about {report['videos']:,} videos, {frames}, 95% intervals"
     title = f"Accuracy on {name}"
@@ -31,11 +33,12 @@ def charts(report: Mapping[str, Any]) -> dict[str, Draw]:
 
 def _beside_the_paper(report: Mapping[str, Any]) -> tuple[dict[str, Share], dict[str, dict[str, float]]]:
     """Return our share of each group, and for each of the paper's models its share of each group."""
-    groups = {**report["lengths"], "all": report}
+    average = report["mean_of_tasks"] if report["headline"] == "mean_of_tasks" else {}
+    groups = {**report["lengths"], "all": {**report, **average}}
     paper = report["paper"]
     if not paper:
         few = report["tasks"] if 1 < len(report["tasks"]) <= MOST_BARS else {}
-        return _shares({**few, "all": report}), {}
+        return _shares({**few, "all": groups["all"]}), {}
     theirs = paper["accuracy_percent"]
     by_model: dict[str, dict[str, float]] = {}
     for group, results in theirs.items():

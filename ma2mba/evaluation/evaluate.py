@@ -9,21 +9,17 @@ from typing import Any
 
 import xxhash
 
-from ma2mba import __version__
 from ma2mba.errors import UserError
-from ma2mba.evaluation.answers_file import AnswersFile, Record, remove_answers
+from ma2mba.evaluation.answering import Place, Start, answer_part
+from ma2mba.evaluation.answers_file import Record
 from ma2mba.evaluation.asking import Asking, Progress
 from ma2mba.evaluation.charts import PICTURES
 from ma2mba.evaluation.items import Item
 from ma2mba.evaluation.judging import LIKELIHOOD, judged
 from ma2mba.evaluation.results import ANSWERS, REPORT, RUN, Report, collect, write_report
-from ma2mba.evaluation.run_file import RunFile
 from ma2mba.evaluation.sharing import Part
 from ma2mba.inference.chat import Together, VideoChat, parse_frames
-from ma2mba.inference.fingerprint import dtype_name, fingerprint
 from ma2mba.inference.sampling import Sampling
-from ma2mba.model.pretrained import load_model
-from ma2mba.video.frames import FrameReader
 
 ANSWER_TOKENS = 32
 SCORINGS = ("letter", LIKELIHOOD)
@@ -71,26 +67,16 @@ def evaluate(
             f"--scoring {LIKELIHOOD}: {questions.source} has no question with options. Use --scoring letter"
         )
     asking = Asking(questions.items, str(frames), _describe, _responder(scoring), UNANSWERED)
-    options: dict[str, Any] = {
+    options = {
         "questions": _hash(questions.items),
         "number_of_questions": len(questions.items),
-        "frames": str(frames),
         "scoring": scoring,
         "subtitles": questions.subtitles,
-        "parts": part.of,
-        "device": device,
-        "ma2mba": __version__,
     }
-    about = {"questions": questions.source, "benchmark": questions.benchmark, "model": str(model)}
-    counts = [len(asking.numbers(sibling)) for sibling in part.siblings()]
-    if not fresh and os.path.lexists(folder / RUN):
-        RunFile.read(folder / RUN).require(options, about, folder / RUN)
-    with FrameReader() as reader:
-        network, tokenizer = load_model(model, device, dtype)
-        options |= {"model": fingerprint(network), "dtype": dtype_name(network)}
-        run = RunFile(options, about, counts)
-        with _opened(folder, run, part, fresh=fresh) as file:
-            asking.run(VideoChat(network, tokenizer), part, file, reader, progress)
+    about = {"questions": questions.source, "benchmark": questions.benchmark}
+    place = Place(folder, ANSWERS, RUN, (REPORT, *PICTURES))
+    start = Start(model, device, dtype, options, about, part, fresh)
+    answer_part(asking, place, start, progress)
     collected = collect(folder)
     if collected.missing():
         return None
@@ -98,25 +84,6 @@ def evaluate(
 
 
 UNANSWERED: Record = {"prediction": "", "correct": False}
-
-
-def _opened(folder: Path, run: RunFile, part: Part, *, fresh: bool) -> AnswersFile:
-    """Return the part's file, locked, in a folder of this run."""
-    path = folder / RUN
-    if not fresh:
-        run.claim(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = AnswersFile(folder / part.name(ANSWERS), run.id, fresh=fresh)
-    if fresh:
-        try:
-            remove_answers(folder, ANSWERS, keep={sibling.name(ANSWERS) for sibling in part.siblings()})
-            for name in (REPORT, *PICTURES):
-                (folder / name).unlink(missing_ok=True)
-            run.claim(path, fresh=True)
-        except BaseException:
-            file.close()
-            raise
-    return file
 
 
 def _describe(item: Item) -> Record:

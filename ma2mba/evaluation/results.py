@@ -11,6 +11,7 @@ from typing import Any
 
 from ma2mba.errors import UserError
 from ma2mba.evaluation.answers_file import Record, read_answers
+from ma2mba.evaluation.benchmarks import BENCHMARKS
 from ma2mba.evaluation.charts import charts
 from ma2mba.evaluation.paper import MODELS, NOTES, RESULTS
 from ma2mba.evaluation.run_file import RunFile
@@ -52,8 +53,9 @@ def collect(folder: Path) -> Collected:
 def build(collected: Collected) -> Report:
     """Return the report of the answers so far. Raise UserError if no question could be answered.
 
-    The keys of `means` for all questions, for each of `tasks` and each of `lengths`; `mean_of_tasks`; the run's
-    options; `unreadable_videos` [{video, questions, reason}]; the paper's results; and `records`, one a question.
+    The keys of `means` for all questions, for each of `tasks` and each of `lengths`; `mean_of_tasks`, and by `headline`
+    which of the two means the benchmark's authors report; the run's options; `unreadable_videos` [{video, questions,
+    reason}]; the paper's results; and `records`, one a question.
     """
     records, about = collected.records, collected.run.about
     lost = Counter((record["video"], record["error"]) for record in records if "error" in record)
@@ -76,6 +78,7 @@ def build(collected: Collected) -> Report:
         "questions": sum(collected.run.questions),
         **means(records),
         "mean_of_tasks": mean_of_tasks(records),
+        "headline": "mean_of_tasks" if benchmark and BENCHMARKS[benchmark].mean_over_tasks else "accuracy",
         "tasks": {task: means(group) for task, group in sorted(tasks.items())},
         "lengths": {name: means(group) for name, group in by_length(records).items()},
         "unreadable_videos": unreadable,
