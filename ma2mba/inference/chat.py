@@ -196,7 +196,7 @@ class VideoChat:
             encoded.add_template(self._network.tokenizer, USER)
         return encoded.token_ids
 
-    def _asked(self, question: str) -> Session:
+    def asked(self, question: str) -> Session:
         """Return a fork of the session that has read the question, up to where the answer starts."""
         encoded = encode_prompt(self._network.tokenizer, question, 1)
         session = self._now.session.fork()
@@ -226,7 +226,7 @@ class Together:
     ):
         began = time.monotonic()
         self._chats, self._questions, self._kept = chats, questions, remember
-        self._sessions = [chat._asked(question) for chat, question in zip(chats, questions, strict=True)]
+        self._sessions = [chat.asked(question) for chat, question in zip(chats, questions, strict=True)]
         self._batch = Batch(self._sessions, sampling, began)
         self.answers = self._batch.answers
 
