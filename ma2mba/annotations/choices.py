@@ -8,8 +8,22 @@ from typing import Any
 from ma2mba.annotations.fields import RecordError, need, need_text
 
 LETTERS = string.ascii_uppercase
+CHOOSE = "Please provide your answer by stating the letter followed by the full option."
+"""The request after the options, as in LLaVA-Video-178K."""
 _LETTERED = re.compile(r"\(?([A-Z])\s*[.):]\s*")
 _OPTION_LINE = re.compile(r"^\s*\(?([A-Z])\s*[.):]\s*(?=\S)", re.MULTILINE)
+
+
+def choice_lines(options: Sequence[str]) -> list[str]:
+    """Return options as LLaVA-Video-178K words them, in questions and as answers: "A. food."."""
+    texts = (text.strip() for text in options)
+    sentences = (text if text.endswith((".", "!", "?")) else f"{text}." for text in texts)
+    return [f"{letter}. {text}" for letter, text in zip(LETTERS, sentences, strict=False)]
+
+
+def choice_prompt(question: str, options: Sequence[str]) -> str:
+    """Return a multiple-choice question as LLaVA-Video-178K words it: question, "Options:", options and CHOOSE."""
+    return "\n".join([question, "Options:", *choice_lines(options), CHOOSE])
 
 
 def need_options(record: Any, key: str) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ def items(source: Source) -> Iterator[Item]:
         options = lettered(record.candidates, "({letter}) {text}")
         yield Item(
             id=record.id or f"{record.task}-{number}",
-            medium=source.video(record.where, [record.media], _places(record.where)),
+            medium=source.video(record.where, [record.media], _places(record.where, record.task)),
             question=record.question,
             options=record.candidates,
             gold=record.candidates[record.answer],
@@ -47,11 +47,11 @@ def items(source: Source) -> Iterator[Item]:
         )
 
 
-def _places(where: str) -> list[str]:
+def _places(where: str, kind: str) -> list[str]:
     """Return the folders of a file's videos: video/1_plotQA for json/1_plotQA.json, and others' copies."""
     stem = Path(where.partition(".json")[0]).name
     task = stem.partition("_")[2] if stem[:1].isdigit() else stem
-    return [str(Path(root, name)) for root in ("video", "MLVU/video", "videos", "") for name in (stem, task, "")]
+    return [str(Path(root, name)) for root in ("video", "MLVU/video", "videos", "") for name in (stem, task, kind, "")]
 
 
 BENCHMARK = Benchmark("mlvu", "MLVU", LAYOUT, items, mean_over_tasks=True)

@@ -83,7 +83,7 @@ def _task(file: str) -> str:
 
 def _medium(source: Source, task: str, where: str, name: str) -> tuple[Path, bool, bool]:
     """Return the path of a video, whether it is a folder of pictures, and whether it is cut already."""
-    places = [str(Path(root, folder)) for root in ROOTS for folder in FOLDERS[task]]
+    places = [str(Path(root, folder)) for root in ROOTS for folder in (*FOLDERS[task], task, "")]
     for place in places:
         if task == "episodic_reasoning" and _folder(source, place, name, where):
             return source.media / place / name, True, place.endswith("_segment")

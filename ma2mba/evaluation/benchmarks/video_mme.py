@@ -1,6 +1,7 @@
 """Video-MME: 2,700 questions about 900 videos of 11 s to 1 hour, with four options each.
 
-Prompts are from the authors' README (github.com/MME-Benchmarks/Video-MME, "Evaluation Pipeline").
+Prompts are from the authors' README (github.com/MME-Benchmarks/Video-MME, "Evaluation Pipeline"). With subtitles, all
+lines of a video's file are given, whichever of its frames are sampled.
 """
 
 import re
