@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import xxhash
 
+from ma2mba.annotations.choices import LETTERS
 from ma2mba.errors import UserError
 from ma2mba.evaluation.answering import Place, Start, answer_part
 from ma2mba.evaluation.answers_file import Record
 from ma2mba.evaluation.asking import Asking, Progress
 from ma2mba.evaluation.charts import PICTURES
 from ma2mba.evaluation.items import Item
-from ma2mba.evaluation.judging import LIKELIHOOD, judged
+from ma2mba.evaluation.judging import LIKELIHOOD, chosen, judged
+from ma2mba.evaluation.likelihood import likeliest, score_options
 from ma2mba.evaluation.results import ANSWERS, REPORT, RUN, Report, collect, write_report
 from ma2mba.evaluation.sharing import Part
 from ma2mba.inference.chat import Together, VideoChat, parse_frames
@@ -128,7 +131,15 @@ def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int
     """Yield the option of each question that is the likeliest; an open question is answered in words."""
     for place, item in enumerate(items):
         if item.options:
-            raise NotImplementedError
+            began = time.monotonic()
+            scores = score_options(chat, item.prompt, item.options)
+            option = likeliest(scores)
+            said = {
+                "prediction": f"{LETTERS[option]}. {item.options[option]}",
+                "log_likelihoods": [round(score.total, 6) for score in scores],
+                "seconds": round(time.monotonic() - began, 3),
+            }
+            yield place, said | chosen(item, option)
         else:
             yield from ((place, fields) for _, fields in _in_words(chat, [item]))
 

@@ -2,8 +2,7 @@
 
 import json
 import os
-import string
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
+from ma2mba.annotations.choices import LETTERS, choice_prompt
 from ma2mba.errors import UserError
 from ma2mba.evaluation.items import Item
 from ma2mba.evaluation.parsing import find_gold
@@ -19,8 +19,6 @@ from ma2mba.limits import limits, raise_limit
 from ma2mba.text import LISTED, brief, parse_json, shorten
 from ma2mba.video.errors import MediaError, file_size
 
-LETTERS = string.ascii_uppercase
-CHOOSE = "Please provide your answer by stating the letter followed by the full option."
 LINES_OF_ALL = 2
 """How many times the bytes of the largest accepted line a task file may hold."""
 
@@ -92,17 +90,6 @@ class Question:
             shown=self.shown,
             task=self.task,
         )
-
-
-def choice_prompt(question: str, options: Sequence[str]) -> str:
-    """Return a question with its options as the training data words them (data_prep.sources.turns.choice_turns)."""
-    lines = [f"{letter}. {_sentence(text)}" for letter, text in zip(LETTERS, options, strict=False)]
-    return "\n".join([question, "Options:", *lines, CHOOSE])
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def read_tasks(

@@ -9,6 +9,7 @@ import torch
 from ma2mba.errors import UserError
 from ma2mba.evaluation import asking
 from ma2mba.evaluation.evaluate import Questions, evaluate
+from ma2mba.evaluation.likelihood import likeliest, score_options
 from ma2mba.evaluation.sharing import Part
 from ma2mba.evaluation.tasks import read_tasks
 from ma2mba.inference.chat import VideoChat
@@ -237,6 +238,22 @@ def test_a_fresh_start_leaves_no_file_of_the_run_before(answered, model_folder, 
     with pytest.raises(KeyboardInterrupt):
         evaluate(model_folder, asked(answered), out, fresh=True, progress=stop)
     assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "run.json"]
+
+
+def test_options_are_scored_by_their_likelihood(task_file, model_folder, out):
+    with task_file.open("a") as file:
+        file.write(json.dumps({"id": "open", "video": "0.png", "question": "What?", "answer": "a ring"}))
+    report = evaluate(model_folder, asked(task_file), out, scoring="likelihood")
+    assert (report["n"], report["scoring"]) == (7, "likelihood")
+    model, tokenizer = load_model(model_folder)
+    chat = VideoChat(model, tokenizer)
+    chat.watch(task_file.parent / "0.png")
+    record = lines(out)[0]
+    scores = score_options(chat, record["prompt"], record["options"])
+    assert record["log_likelihoods"] == pytest.approx([score.total for score in scores], abs=1e-4)
+    assert record["choice"] == "ABC"[likeliest(scores)]
+    assert record["correct"] == (record["choice"] == "A")
+    assert [record["parser"] for record in lines(out)] == ["likelihood"] * 2 + ["words"] + ["likelihood"] * 4
 
 
 def test_bad_input_is_refused_before_the_model_is_loaded(task_file, tmp_path):

@@ -78,7 +78,7 @@ def test_a_chat_watches_the_window(model, tokenizer, video, folder):
     chat, whole, shorter = (VideoChat(model, tokenizer) for _ in range(3))
     assert chat.watch(video, hashed=False, window=Window(3.0, 7.0)).frames == 4
     whole.watch(video, hashed=False)
-    assert not torch.equal(chat.fork()._asked("?").logits(), whole.fork()._asked("?").logits())
+    assert not torch.equal(chat.fork().asked("?").logits(), whole.fork().asked("?").logits())
     assert shorter.watch(folder, hashed=False, window=Window(picture_rate=3.0)).frames == 4
     with pytest.raises(ValueError, match="cannot be hashed"):
         chat.watch(video, window=Window(3.0, 7.0))
