@@ -16,7 +16,7 @@ from ma2mba.text import parse_json
 Record = dict[str, Any]
 LINE_BYTES = 64 << 20
 """Bytes of the longest accepted line: a prompt may hold the subtitles of hours."""
-UNKEPT = ("prompt", "messages")
+UNKEPT = ("prompt",)
 """Fields of a record that stay in the file and are not held in memory: with subtitles, they are most of it."""
 
 
@@ -110,8 +110,22 @@ def _open_locked(path: Path) -> BinaryIO:
     return open(descriptor, "r+b", buffering=0)
 
 
+def places_of_answers(file: BinaryIO, path: Path, run: str) -> Iterator[tuple[int, int, int]]:
+    """Yield (number, where its line begins, the line's bytes) of the records of a file, in its order."""
+    begin = 0
+    for line, record in _lines(file, path, run):
+        yield record["number"], begin, len(line)
+        begin += len(line)
+
+
 def _parse(file: BinaryIO, path: Path, run: str) -> Iterator[Record]:
-    """Yield the records of all lines that end with a line feed."""
+    """Yield the records of all lines that end with a line feed, without UNKEPT."""
+    for _, record in _lines(file, path, run):
+        yield {key: value for key, value in record.items() if key not in UNKEPT}
+
+
+def _lines(file: BinaryIO, path: Path, run: str) -> Iterator[tuple[bytes, Record]]:
+    """Yield all lines that end with a line feed, and their records."""
     file.seek(0)
     with open(file.fileno(), "rb", closefd=False) as lines:
         for number, line in enumerate(iter(lambda: lines.readline(LINE_BYTES + 1), b""), 1):
@@ -130,7 +144,7 @@ def _parse(file: BinaryIO, path: Path, run: str) -> Iterator[Record]:
                 raise UserError(
                     f"{path}, line {number}: an answer of a run with other options. Start over with --fresh"
                 )
-            yield {key: value for key, value in record.items() if key not in UNKEPT}
+            yield line, record
 
 
 def _whole_lines(file: BinaryIO) -> int:

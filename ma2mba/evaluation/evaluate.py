@@ -112,19 +112,10 @@ def _responder(scoring: str) -> Any:
 def _in_words(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
     """Yield each answer in words, judged, as soon as it ends."""
     together = Together([chat] * len(items), [item.prompt for item in items], HOW)
-    told: set[int] = set()
-
-    def ended() -> Iterator[tuple[int, Record]]:
-        for place, (item, answer) in enumerate(zip(items, together.answers, strict=True)):
-            if answer.reason and place not in told:
-                told.add(place)
-                prediction = answer.text.strip()
-                said = {"prediction": prediction, "reason": answer.reason, "seconds": round(answer.seconds, 3)}
-                yield place, said | judged(item, prediction)
-
-    for _ in together:
-        yield from ended()
-    yield from ended()
+    for place, answer in together.ended():
+        prediction = answer.text.strip()
+        said = {"prediction": prediction, "reason": answer.reason, "seconds": round(answer.seconds, 3)}
+        yield place, said | judged(items[place], prediction)
 
 
 def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:

@@ -35,11 +35,7 @@ class Collected:
 
     def missing(self) -> list[str]:
         """Return a line for each part that is not complete."""
-        return [
-            f"part {number}/{len(self.parts)} has {have:,} of {wanted:,} answers"
-            for number, (have, wanted) in enumerate(zip(self.parts, self.run.questions, strict=True))
-            if have < wanted
-        ]
+        return self.run.missing(self.parts)
 
 
 def collect(folder: Path) -> Collected:

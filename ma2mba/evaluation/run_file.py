@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,14 @@ class RunFile:
         if differing:
             remedy = "Use the same options, name another --out, or start over with --fresh"
             raise UserError(f"{path}: the answers there are of another run ({'; '.join(differing)}). {remedy}")
+
+    def missing(self, answers: Sequence[int]) -> list[str]:
+        """Return a line for each part that has fewer answers than questions. `answers`: how many each part has."""
+        return [
+            f"part {number}/{len(answers)} has {have:,} of {wanted:,} answers"
+            for number, (have, wanted) in enumerate(zip(answers, self.questions, strict=True))
+            if have < wanted
+        ]
 
     @staticmethod
     def read(path: Path) -> "RunFile":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
@@ -19,6 +19,7 @@ from ma2mba.limits import limits, raise_limit
 from ma2mba.text import LISTED, brief, parse_json, shorten
 from ma2mba.video.errors import MediaError, file_size
 
+L = TypeVar("L", bound=BaseModel)
 LINES_OF_ALL = 2
 """How many times the bytes of the largest accepted line a task file may hold."""
 
@@ -43,19 +44,19 @@ def _name(text: str) -> str:
     return text
 
 
-_Text = Annotated[str, AfterValidator(_said)]
-_Asked = Annotated[str, AfterValidator(_asked)]
-_Name = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, AfterValidator(_said)]
+AskedText = Annotated[str, AfterValidator(_asked)]
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class _Line(BaseModel):
-    id: _Name
+    id: Name
     video: str
-    question: _Asked
-    answer: _Text
-    options: list[_Text] = []
+    question: AskedText
+    answer: Text
+    options: list[Text] = []
     show_options: bool = True
-    task: _Name = "all"
+    task: Name = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +103,11 @@ def read_tasks(
     line), and if no question is left.
     """
     path = Path(path)
-    if not os.path.lexists(path):
-        raise UserError(f"{path}: this task file does not exist. Give a JSONL file of questions")
-    if media is not None and not Path(media).is_dir():
-        raise UserError(f"--media {media}: this folder does not exist. Give the folder of the videos")
+    require_files(path, media)
     find = cache(lambda name: _video(Path(media or path.parent), name, path))
     chosen: list[Question] = []
     tasks = set()
-    for number, text in _lines(path):
+    for number, text in lines_of(path):
         question = _question(f"{path}, line {number}", text, find)
         tasks.add(question.task)
         if task in (None, question.task) and (limit is None or len(chosen) < limit):
@@ -120,7 +118,15 @@ def read_tasks(
     return chosen
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def require_files(path: Path, media: Path | str | None) -> None:
+    """Raise UserError if a file of questions, or the folder of their videos, does not exist."""
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: this task file does not exist. Give a JSONL file of questions")
+    if media is not None and not Path(media).is_dir():
+        raise UserError(f"--media {media}: this folder does not exist. Give the folder of the videos")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not blank. Raise UserError at a line that exceeds a limit."""
     longest = int(limits().text_mb * 1e6)
     left = LINES_OF_ALL * longest
@@ -141,9 +147,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
+def parse_line(where: str, text: str, kind: type[L]) -> L:
+    """Return a line of a file of questions as `kind`. Raise UserError, with its place, for a malformed one."""
     try:
-        line = _Line.model_validate(parse_json(text))
+        return kind.model_validate(parse_json(text))
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg}). Write one object a line") from error
     except ValidationError as error:
@@ -152,6 +159,18 @@ def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
         raise UserError(f"{where}: {key}: {first['msg']}. Correct this line") from error
     except ValueError as error:
         raise UserError(f"{where}: {shorten(str(error))}. Correct this line") from error
+
+
+def leads_out(where: str, video: str, error: OutsideFolder) -> UserError:
+    """Return the error for a video that is not in the folder of the videos."""
+    return UserError(
+        f"{where}: video {brief(video)} {error.reason}. Name a file in the task file's folder, or in the folder that "
+        "--media names"
+    )
+
+
+def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
+    line = parse_line(where, text, _Line)
     shown = line.show_options
     if shown and len(line.options) > len(LETTERS):
         raise UserError(
@@ -164,10 +183,7 @@ def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
     try:
         video = find(line.video)
     except OutsideFolder as error:
-        raise UserError(
-            f"{where}: video {brief(line.video)} {error.reason}. Name a file in the task file's folder, or in the "
-            "folder that --media names"
-        ) from error
+        raise leads_out(where, line.video, error) from error
     except MediaError as error:
         reason = " does not exist" if error.reason == "no such file" else f": {error.reason}"
         raise UserError(

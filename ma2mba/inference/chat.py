@@ -1,5 +1,6 @@
 """Watch videos once, ask about them as often as wanted, and keep what was watched in a file."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from ma2mba.inference.sampling import Sampling
 from ma2mba.inference.session import Session
 from ma2mba.inference.state_file import Facts, Said, Watched, load_state, save_state
 from ma2mba.model.conversation import SYSTEM, USER, Encoded, encode_prompt
+from ma2mba.model.plain_text import END, UnencodableText
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.video.errors import MediaError, file_size, folder_size
@@ -142,6 +144,20 @@ class VideoChat:
         """`stream`, with the options as an object."""
         return Together([self], [question], sampling, remember=remember)
 
+    def said(self, question: str, answer: str) -> None:
+        """Make a question and an answer that was given elsewhere part of the conversation.
+
+        Raise UserError for a text that the tokenizer cannot encode.
+        """
+        session, encoded = self.asked(question), Encoded()
+        try:
+            encoded.add_text(self._network.tokenizer, answer)
+        except UnencodableText as error:
+            raise UserError(f"the answer {error}. Write it in other words") from error
+        encoded.add_template(self._network.tokenizer, END)
+        session.feed_text(encoded.token_ids)
+        self._remember(session, question, Answer(text=answer))
+
     def forget(self) -> None:
         """Forget the conversation since the last video. Raise UserError if the state before it is not known."""
         if self._after_video is None:
@@ -236,6 +252,15 @@ class Together:
             said = zip(self._sessions, self._questions, self.answers, strict=True)
             for chat, (session, question, answer) in zip(self._chats, said, strict=True):
                 chat._remember(session, question, answer)
+
+    def ended(self) -> Iterator[tuple[int, Answer]]:
+        """Yield (number, answer) as soon as an answer has ended, instead of its pieces."""
+        told: set[int] = set()
+        for _ in itertools.chain(self, [None]):  # once more at the end: an empty answer has no piece
+            for number, answer in enumerate(self.answers):
+                if answer.reason and number not in told:
+                    told.add(number)
+                    yield number, answer
 
     def finish(self) -> list[Answer]:
         """Return the answers when all have ended."""

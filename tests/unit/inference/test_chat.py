@@ -210,3 +210,15 @@ def test_what_was_not_hashed_cannot_be_saved(chat, picture, tmp_path):
     chat.watch(picture, hashed=False)
     with pytest.raises(UserError, match=r"picture\.png: was watched without its hash"):
         chat.save(tmp_path / "a.state")
+
+
+def test_an_answer_that_was_given_elsewhere_is_read_as_in_training(model, tokenizer):
+    chat = VideoChat(model, tokenizer)
+    chat.said("what color?", "red star")
+    turns = [Turn("user", "what color?"), Turn("assistant", "red star"), Turn("user", "how many?")]
+    whole = encode_conversation(tokenizer, [*turns, Turn("assistant", "one")], 0)
+    answer = encode_conversation(tokenizer, [Turn("user", "?"), Turn("assistant", "one")], 0).supervised.count(True)
+    session = Session(model, tokenizer)
+    session.feed_text(whole.token_ids[:-answer])
+    torch.testing.assert_close(chat.asked("how many?").logits(), session.logits(), rtol=1e-5, atol=1e-5)
+    assert [said.text for said in chat.turns] == ["what color?", "red star"]
