@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,114 @@ def draw_histogram(title: str, counts: Mapping[str, int], path: Path) -> None:
         axes.margins(y=0.12)
         axes.set_xlabel("text and visual tokens, from this number to twice this number")
         _title(axes, title, "samples")
+
+
+@dataclass(frozen=True)
+class Share:
+    """The accuracy of a group of `n` questions, its 95% interval and the accuracy of guessing, as shares of 1."""
+
+    accuracy: float
+    interval: tuple[float, float] | None
+    chance: float
+    n: int
+
+
+NARROWEST = 8.5
+"""Inches of the narrowest chart of an evaluation: room for its title."""
+PAPER = ("#c5ccd3", "#9aa5b1", "#616e7c")
+"""The bars of the paper's models, from the smallest to the largest."""
+
+
+def draw_bars(
+    title: str, below: str, ours: Mapping[str, Share], theirs: Mapping[str, Mapping[str, float]], path: Path
+) -> None:
+    """Draw the accuracy of each group, beside the accuracies that other models have there."""
+    names, bars = list(ours), len(theirs) + 1
+    with _figure(path, max(NARROWEST, 1.2 + 0.75 * bars * len(names)), 4.8, 150) as figure:
+        axes, width = figure.subplots(), 0.8 / bars
+        for place, (model, shares) in enumerate(theirs.items()):
+            known = [(x, shares[name]) for x, name in enumerate(names) if name in shares]
+            places = [x + (place - (bars - 1) / 2) * width for x, _ in known]
+            heights = [share for _, share in known]
+            axes.bar(places, heights, width * 0.92, color=PAPER[place % len(PAPER)], label=model, zorder=2)
+            for x, height in zip(places, heights, strict=True):
+                _percent(axes, x, height, FAINT)
+        for x, share in enumerate(ours.values()):
+            at = x + (bars - 1) / 2 * width
+            label = "this model" if x == 0 and theirs else None
+            axes.bar([at], [share.accuracy], width * 0.92, color=COLOURS[0], label=label, zorder=2)
+            _interval(axes, at, share, INK)
+            _percent(axes, at, max(share.accuracy, *(share.interval or [0])), COLOURS[0], share.accuracy)
+            axes.hlines(share.chance, x - 0.46, x + 0.46, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=3,
+                        label="chance" if x == 0 else "")  # fmt: skip
+        axes.set_xticks(range(len(names)), names)
+        _few(axes, len(names))
+        _up_to(axes, [*ours.values()], [share for shares in theirs.values() for share in shares.values()])
+        figure.legend(loc="outside lower center", ncols=bars + 1, frameon=False)
+        _title(axes, title, below)
+
+
+def draw_by_length(title: str, below: str, groups: Mapping[str, Share], path: Path) -> None:
+    """Draw the accuracy of each length group, shortest videos first, with its interval and the number of questions."""
+    with _figure(path, max(NARROWEST, 1.6 + 1.15 * len(groups)), 4.8, 150) as figure:
+        axes, places = figure.subplots(), range(len(groups))
+        axes.hlines([share.chance for share in groups.values()], [x - 0.4 for x in places], [x + 0.4 for x in places],
+                    color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4, label="chance", zorder=2)  # fmt: skip
+        axes.plot(places, [share.accuracy for share in groups.values()], color=COLOURS[0], linewidth=2.2, marker="o",
+                  markersize=8, label="this model", zorder=3)  # fmt: skip
+        for x, share in enumerate(groups.values()):
+            _interval(axes, x, share, COLOURS[0])
+            _percent(axes, x, max(share.accuracy, *(share.interval or [0])), COLOURS[0], share.accuracy)
+        axes.set_xticks(places, [f"{name}\n{share.n:,} questions" for name, share in groups.items()])
+        _few(axes, len(groups))
+        _up_to(axes, [*groups.values()], [])
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        _title(axes, title, below)
+
+
+def draw_rows(title: str, below: str, groups: Mapping[str, Share], path: Path) -> None:
+    """Draw the accuracy of each group as a row, the first one on top."""
+    with _figure(path, 8.5, 1.9 + 0.34 * len(groups), 130) as figure:
+        axes, places = figure.subplots(), range(len(groups))
+        axes.barh(places, [share.accuracy for share in groups.values()], 0.7, color=COLOURS[0], zorder=2)
+        for y, share in enumerate(groups.values()):
+            low, high = share.interval or (share.accuracy, share.accuracy)
+            axes.plot([low, high], [y, y], color=INK, linewidth=1.4, zorder=4)
+            axes.vlines(share.chance, y - 0.4, y + 0.4, color=ACCENT, linewidth=1.8, zorder=3,
+                        label="chance" if y == 0 else "")  # fmt: skip
+            axes.annotate(f"{share.accuracy:.1%} of {share.n:,}", (max(high, share.accuracy, share.chance), y), (6, 0),
+                          textcoords="offset points", va="center", color=INK)  # fmt: skip
+        axes.set_yticks(places, [name if len(name) <= 32 else f"{name[:31]}…" for name in groups])
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        axes.set_xlim(0, 1.15)
+        axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
+        axes.grid(axis="x", color=GRID, zorder=0)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+        _title(axes, title, below)
+
+
+def _interval(axes: Axes, x: float, share: Share, colour: str) -> None:
+    if share.interval:
+        low, high = share.interval
+        axes.vlines(x, low, high, color=colour, linewidth=1.4, zorder=4)
+        axes.plot([x, x], [low, high], color=colour, linestyle="", marker="_", markersize=9, zorder=4)
+
+
+def _percent(axes: Axes, x: float, height: float, colour: str, value: float | None = None) -> None:
+    axes.annotate(f"{100 * (height if value is None else value):.1f}", (x, height), (0, 4), ha="center", va="bottom",
+                  textcoords="offset points", color=colour, fontsize=9.5, zorder=5)  # fmt: skip
+
+
+def _few(axes: Axes, groups: int) -> None:
+    """Leave room beside fewer than three groups, so that bars do not become walls."""
+    room = max(0.0, 3 - groups) / 2
+    axes.set_xlim(-0.6 - room, groups - 0.4 + room)
+
+
+def _up_to(axes: Axes, ours: Sequence[Share], theirs: Sequence[float]) -> None:
+    """Let the vertical axis begin at 0 and end above the highest share, at most just above 100%."""
+    highest = max([0.3, *theirs, *(max(share.accuracy, share.chance, *(share.interval or [0])) for share in ours)])
+    axes.set_ylim(0, min(1.08, 1.2 * highest))
+    ticks = [tick for tick in np.linspace(0, 1, 11 if highest < 0.5 else 6) if tick <= axes.get_ylim()[1]]
+    axes.set_yticks(ticks, [f"{share:.0%}" for share in ticks])
+    axes.grid(axis="y", color=GRID, zorder=0)

@@ -1,14 +1,12 @@
 """The turns of a clip, made from published conversations, questions, options and captions."""
 
-import string
 import zlib
 from collections.abc import Sequence
 
+from ma2mba.annotations.choices import choice_lines, choice_prompt
 from ma2mba.annotations.conversation import Exchange
 from ma2mba.model.conversation import Turn
 
-CHOOSE = "Please provide your answer by stating the letter followed by the full option."
-"""The request after the options, as in LLaVA-Video-178K."""
 DESCRIBE_VIDEO = (
     "Give a brief description of the video.",
     "Provide a brief description of the given video.",
@@ -33,18 +31,12 @@ def question_turns(question: str, answer: str) -> tuple[Turn, ...]:
 def choice_turns(question: str, options: Sequence[str], answer: int) -> tuple[Turn, ...]:
     """Return a multiple-choice question and its answer, worded as in LLaVA-Video-178K.
 
-    `answer` is the index of the right option. The user's turn is the question, "Options:", a line per option
-    ("A. food.") and CHOOSE. The assistant's turn is the line of the right option.
+    `answer` is the index of the right option. The user's turn is `choice_prompt`; the assistant's turn is the line of
+    the right option ("A. food.").
     """
-    lines = [f"{letter}. {_sentence(text)}" for letter, text in zip(string.ascii_uppercase, options, strict=False)]
-    return question_turns("\n".join([question, "Options:", *lines, CHOOSE]), lines[answer])
+    return question_turns(choice_prompt(question, options), choice_lines(options)[answer])
 
 
 def caption_turns(key: str, caption: str) -> tuple[Turn, ...]:
     """Return a request for a description and the caption. The same key always gets the same request."""
     return question_turns(DESCRIBE_VIDEO[zlib.crc32(key.encode()) % len(DESCRIBE_VIDEO)], caption)
-
-
-def _sentence(text: str) -> str:
-    text = text.strip()
-    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -226,7 +226,8 @@ def write_eval(path: Path, movies: list[Movie], tasks: tuple[str, ...] = ("needl
                 "question": question,
                 "answer": answer,
             }
-            record |= {"options": words.options(task), "task": task, "seconds": float(movie.seconds)}
+            record |= {"options": words.options(task), "show_options": False}  # the toy model learns open questions
+            record |= {"task": task, "seconds": float(movie.seconds)}
             lines.append(json.dumps(record) + "\n")
     with atomic_write(path) as file:
         file.writelines(lines)

@@ -129,10 +129,10 @@ def trial_steps(out: Path, size: Size) -> list[Step]:
     ask = ("ma2mba", "ask", str(out / "toy/media/heldout/00000.mp4"), "Which symbol appeared?", "--model", str(model))
     steps = [Step("export", export, model), Step("ask", ask)]
     for frames in size.frames:
-        result = out / f"eval-{frames}.json"
+        result = out / f"eval-{frames}"
         options = ("--model", str(model), "--task", str(task), "--frames", frames, "--out", str(result))
         only = () if frames == "1fps" else ("--only", "needle")
-        steps.append(Step(f"eval {frames}", ("ma2mba", "eval", *options, *only), result))
+        steps.append(Step(f"eval {frames}", ("ma2mba", "eval", *options, *only), result, resumes=True))
     return steps
 
 
@@ -195,7 +195,7 @@ def remove(path: Path) -> None:
 
 def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
     """Write the report and print it."""
-    results = {frames: json.loads((out / f"eval-{frames}.json").read_text()) for frames in size.frames}
+    results = {frames: json.loads((out / f"eval-{frames}" / "report.json").read_text()) for frames in size.frames}
     report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds)
     numbers, picture = write_report(report, out)
     console.rule(Text("report", "bold"), align="left")

@@ -1,7 +1,8 @@
 """Parsers of published annotation files: files in, typed records and bad records out.
 
 A module per format has one frozen dataclass for its records and `read(files, media_folder)`, which yields each record
-or a `BadRecord`. Every format is described in docs/data.md. These helpers are what a parser of a new format needs:
+or a `BadRecord`. docs/data.md and docs/benchmarks.md describe every format.
+These helpers are what a parser of a new format needs:
 """
 
 from ma2mba.annotations.csv_files import csv_rows

@@ -284,6 +284,29 @@ def _check_inside(folder: Path, files: list[str]) -> None:
             raise UserError(f"{file} is not a file. Download or copy the data set again")
 
 
+def hub_folder(name: str, patterns: Sequence[str], *, online: bool) -> Path:
+    """Return the folder of a data set in the cache of the hub. With `online`, download the files that fit a pattern.
+
+    Raise UserError if `name` is no name on the hub, or if the cache lacks the data set and `online` is False.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise UserError(f"{name}: no such folder. Give the folder of a data set, or owner/name on the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name, repo_type="dataset", allow_patterns=["README.md", *patterns], local_files_only=not online
+        )
+    except Exception as error:  # the hub's client raises errors of many libraries
+        if online:
+            raise UserError(f"{name}: cannot be downloaded ({_line(error)}). Check the name and the network") from error
+        raise UserError(
+            f"{name}: neither a folder nor in the cache of the Hugging Face hub. Give a folder, or download the data "
+            f"set: hf download {name} --repo-type dataset"
+        ) from error
+    return Path(folder)
+
+
 def _download(address: str) -> Path:
     """Return the path of a file of the hub, from the cache of the hub or downloaded to it."""
     from huggingface_hub import hf_hub_download

@@ -1,6 +1,7 @@
 """PerceptionTest: a JSON object, video id -> {metadata, mc_question: [{id, question, options[3], answer_id, ...}]}.
 
-The rows of a data set are the values of this object. The video's file is {video id} with any suffix.
+The rows of a data set are the values of this object, or one question each, with `video_name` and `question_id`. The
+video's file is {video id} with any suffix.
 """
 
 from collections.abc import Iterator
@@ -18,13 +19,17 @@ OPTIONS = 3
 
 @dataclass(frozen=True)
 class PerceptionRecord(Record):
-    """One question. `id` is unique within its video; `answer_id` is the index of the right option."""
+    """One question. `id` is unique within its video; `answer_id` is the index of the right option.
+
+    `area` is the kind of skill that it asks for, "" if it is not given.
+    """
 
     video_id: str
     id: int
     question: str
     options: tuple[str, ...]
     answer_id: int
+    area: str = ""
 
 
 def read(files: Files, media: Path) -> Iterator[PerceptionRecord | BadRecord]:
@@ -55,7 +60,11 @@ def _videos(file: Path | Table) -> Iterator[tuple[str, str, Any]]:
         yield from json_object(file)
         return
     for where, row in file.records():
-        if isinstance(row, dict) and "mc_question" not in row and "metadata" not in row:
+        if isinstance(row, dict) and "video_name" in row:
+            video_id = str(row["video_name"])
+            question = row | {"id": row.get("question_id", row.get("id"))}
+            yield where, video_id, {"metadata": {"video_id": video_id}, "mc_question": [question]}
+        elif isinstance(row, dict) and "mc_question" not in row and "metadata" not in row:
             yield from ((f"{where}, {key}", key, value) for key, value in row.items())
         else:
             yield where, _video_id(row), row
@@ -76,9 +85,10 @@ def _check_id(video_id: str, video: Any) -> None:
         raise RecordError(f"its key is {video_id}, but metadata.video_id is {given}")
 
 
-def _question(value: Any) -> tuple[str, tuple[str, ...], int]:
-    """Return question, options and the index of the right option. Raise RecordError when one is bad."""
+def _question(value: Any) -> tuple[str, tuple[str, ...], int, str]:
+    """Return question, options, the index of the right option, and the area. Raise RecordError when one is bad."""
     text, options = need_text(value, "question"), need(value, "options", list)
     if len(options) != OPTIONS or not all(isinstance(option, str) and option.strip() for option in options):
         raise RecordError(f"options are not {OPTIONS} texts")
-    return text, tuple(options), need_number(value, "answer_id", OPTIONS)
+    area = value["area"] if isinstance(value.get("area"), str) else ""
+    return text, tuple(options), need_number(value, "answer_id", OPTIONS), area

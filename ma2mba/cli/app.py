@@ -16,6 +16,7 @@ from ma2mba.cli.chat import chat
 from ma2mba.cli.doctor import doctor
 from ma2mba.cli.eval import evaluate_command
 from ma2mba.cli.export import export
+from ma2mba.cli.generate import generate_command
 from ma2mba.cli.ingest import ingest
 from ma2mba.cli.inspect import inspect
 from ma2mba.cli.output import out, refuse
@@ -52,6 +53,7 @@ for command, name in (
     (ingest, "ingest"),
     (chat, "chat"),
     (evaluate_command, "eval"),
+    (generate_command, "generate"),
     (export, "export"),
     (inspect, "inspect"),
     (plan, "plan"),

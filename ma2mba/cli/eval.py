@@ -1,8 +1,9 @@
-"""`ma2mba eval`: the accuracy of a model on a task file."""
+"""`ma2mba eval`: the accuracy of a model on a task file or a benchmark."""
 
-import json
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,89 +13,264 @@ from ma2mba.cli.output import (
     Dtype,
     Frames,
     Json,
-    ModelFolder,
     Verbose,
     device_name,
     dtype_name,
-    err,
     out,
     print_json,
     print_line,
     progress,
-    require_writable,
 )
-from ma2mba.files import atomic_write
+from ma2mba.cli.stopping import keeping_answers
+from ma2mba.errors import UserError
 from ma2mba.terminal import one_line
+from ma2mba.text import LISTED
 
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
-OutFile = Annotated[
+if TYPE_CHECKING:
+    from ma2mba.evaluation.evaluate import Questions
+    from ma2mba.evaluation.sharing import Part
+
+ModelOption = Annotated[
     Path | None,
-    typer.Option("--out", help="Also write the whole result, with every answer, to this JSON file. Ctrl-C keeps it."),
+    typer.Option("--model", help="Model folder (see `ma2mba export`), or run folder: its latest checkpoint."),
+]
+TaskFile = Annotated[
+    Path | None,
+    typer.Option("--task", help="JSONL file of questions: id, video, question, answer, options, task."),
+]
+Benchmark = Annotated[
+    str | None, typer.Option("--benchmark", help="Benchmark whose questions are read from --data, as video-mme.")
+]
+Data = Annotated[
+    str | None, typer.Option("--data", help="With --benchmark: its folder, or its name on the Hugging Face hub.")
 ]
 Media = Annotated[
-    Path | None, typer.Option("--media", help="Folder of the videos (default: the folder of the task file).")
+    Path | None, typer.Option("--media", help="Folder of the videos (default: the folder of the task file, or --data).")
 ]
+Split = Annotated[
+    str | None, typer.Option("--split", help="With --benchmark: val, test, ... (default: the first one that is there).")
+]
+Online = Annotated[
+    bool, typer.Option("--online", help="With --benchmark: download the annotations if --data names a hub data set.")
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Answer only the first N questions.")]
+Only = Annotated[str | None, typer.Option("--only", help="Answer only questions of this task, as needle.")]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder for the answers and the report. The same command again resumes there."),
+]
+ReportOf = Annotated[
+    Path | None, typer.Option("--report", help="Ask nothing. Report on the answers in this folder, of all parts.")
+]
+Scoring = Annotated[
+    str, typer.Option("--scoring", help="letter: the option that the answer names. likelihood: the likeliest option.")
+]
+Subtitles = Annotated[
+    bool, typer.Option("--subtitles", help="Put the benchmark's subtitles into the prompt, as its authors do.")
+]
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        help="i/M: answer only about media i, i + M, i + 2M, ... (task i of a SLURM array; default: the rank of "
+        "torchrun or srun).",
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove the answers in --out and start over.")]
 SHOWN = 20
 """Unreadable videos that the text output lists; JSON lists all."""
 
 
 def evaluate_command(
-    model: ModelFolder,
-    task: Annotated[Path, typer.Option("--task", help="JSONL file: id, video, question, answer, options, task.")],
+    model: ModelOption = None,
+    task: TaskFile = None,
+    benchmark: Benchmark = None,
+    data: Data = None,
     media: Media = None,
+    split: Split = None,
+    online: Online = False,
     frames: Frames = "1fps",
-    only: Annotated[str | None, typer.Option("--only", help="Answer only questions of this task, as needle.")] = None,
+    scoring: Scoring = "letter",
+    subtitles: Subtitles = False,
+    only: Only = None,
     limit: Limit = None,
-    out_file: OutFile = None,
+    out_folder: OutFolder = None,
+    part: PartOption = None,
+    fresh: Fresh = False,
+    report: ReportOf = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ask every question of a task file and count the right answers.
+    """Ask every question of a task file or a benchmark, and count the right answers.
 
-    A video that cannot be used costs its own questions only. They are listed, and do not count as wrong. Exit code 0 if
-    at least one question was answered.
+    Every answer is written to FOLDER/answers.jsonl as it comes: a command that was stopped or killed resumes where it
+    was. report.json, accuracy.png and by_length.png follow when all questions are answered. A video that cannot be used
+    costs its own questions only. They are listed, and do not count as wrong. Exit code 0 if at least one question was
+    answered.
     """
+    if report:
+        return _report(report, as_json)
+    if model is None:
+        raise UserError("--model is missing. Give the folder of a model")
     from ma2mba.evaluation.evaluate import evaluate
+    from ma2mba.evaluation.sharing import Part
     from ma2mba.inference.chat import parse_frames
 
     parse_frames(frames)
-    if out_file:
-        require_writable(out_file)
+    if out_folder:
+        require_folder(out_folder)
+    share = Part.choose(part)
+    if share.of > 1 and not out_folder:
+        raise UserError(f"--out is missing. Part {share} of an evaluation needs a folder that all parts share")
+    questions = _questions(task, benchmark, data, media, only, limit, split, subtitles, online)
+    choice: dict[str, Any] = {
+        "scoring": scoring,
+        "dtype": dtype_name(dtype),
+        "device": gpu_of_rank(device_name(device)),
+    }
+    with (
+        tempfile.TemporaryDirectory() if out_folder is None else nullcontext(str(out_folder)) as folder,
+        progress("questions") as tell,
+        keeping_answers(out_folder) as count,
+    ):
+        result = evaluate(
+            model, questions, Path(folder), frames, **choice, part=share, fresh=fresh, progress=count(tell)
+        )
+    if result:
+        _print(result, out_folder, as_json)
+    elif out_folder:
+        _say_missing(out_folder, share, as_json)
 
-    def keep(result: dict[str, Any]) -> None:
-        if out_file:
-            _write(result, out_file)
-            err.print(f"stopped after {len(result['records'])} questions: {out_file} has their answers", soft_wrap=True)
 
-    choice: dict[str, Any] = {"media": media, "limit": limit, "task": only, "dtype": dtype_name(dtype)}
-    with progress("questions") as report:
-        result = evaluate(model, task, frames, **choice, device=device_name(device), progress=report, keep=keep)
+def require_folder(path: Path) -> None:
+    """Raise UserError if the value of --out is a file, or names one as it did in earlier versions."""
+    if path.suffix in (".json", ".jsonl"):
+        raise UserError(f"--out {path}: names a file. Name a folder: report.json in it will hold the result")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path}: is not a folder. Name a folder")
+
+
+def gpu_of_rank(device: str) -> str:
+    """Let a process that shares its machine with others use its own GPU. Return the device."""
+    if device == "cuda":
+        import torch
+
+        from ma2mba.evaluation.sharing import local_rank
+
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+    return device
+
+
+def _questions(
+    task: Path | None,
+    benchmark: str | None,
+    data: str | None,
+    media: Path | None,
+    only: str | None,
+    limit: int | None,
+    split: str | None,
+    subtitles: bool,
+    online: bool,
+) -> "Questions":
+    """Return the questions that the options choose. Raise UserError for options that do not fit together."""
+    from ma2mba.evaluation.benchmarks import read_benchmark
+    from ma2mba.evaluation.evaluate import Questions
+    from ma2mba.evaluation.tasks import read_tasks
+
+    if (task is None) == (benchmark is None):
+        given = "both given" if task else "both missing"
+        raise UserError(f"--task and --benchmark: {given}. Give a file of questions, or the name of a benchmark")
+    if task:
+        extra = {"--data": data, "--subtitles": subtitles, "--split": split, "--online": online}
+        for name in (name for name, value in extra.items() if value):
+            raise UserError(f"{name}: is for --benchmark. Leave it out with --task")
+        found = read_tasks(task, media=media, task=only, limit=limit)
+        return Questions([question.item for question in found], str(task))
+    assert benchmark
+    if not data:
+        raise UserError(f"--data is missing. Give the folder of {benchmark}, or its name on the Hugging Face hub")
+    items = read_benchmark(benchmark, data, media=media, split=split, subtitles=subtitles, online=online)
+    chosen = [item for item in items if only in (None, item.task)][:limit]
+    if not chosen:
+        raise UserError(
+            f"--only {only}: {benchmark} has no such task. Use one of {names({item.task for item in items})}"
+        )
+    return Questions(chosen, data, benchmark, subtitles=subtitles)
+
+
+def names(tasks: set[str]) -> str:
+    return ", ".join(sorted(tasks)[:LISTED])
+
+
+def _report(folder: Path, as_json: bool) -> None:
+    """Report on the answers of all parts. With incomplete parts, write nothing, and exit with code 1."""
+    from ma2mba.evaluation.results import build, collect, write_report
+
+    collected = collect(folder)
+    missing = collected.missing()
+    if missing and not collected.records:
+        raise UserError(f"{folder}: has no answer yet. Run the evaluation first")
+    report = build(collected) if missing else write_report(collected, folder)
+    _print(report, None if missing else folder, as_json)
+    if missing:
+        if not as_json:
+            print_line(f"incomplete: {'; '.join(missing)}. Run the missing parts, then `ma2mba eval --report {folder}`")
+        raise SystemExit(1)
+
+
+def _say_missing(folder: Path, part: "Part", as_json: bool) -> None:
+    from ma2mba.evaluation.results import collect
+
+    missing = collect(folder).missing()
     if as_json:
-        print_json(result)
+        print_json({"complete": False, "part": str(part), "missing": missing})
     else:
-        print_line(f"{model} on {task}, frames: {frames}")
-        out.print(_accuracy_table(result))
-        _list_unreadable(result["unreadable_videos"])
-    if out_file:
-        _write(result, out_file)
+        print_line(
+            f"{folder}: part {part} is complete; {'; '.join(missing)}. The part that ends last writes the report"
+        )
 
 
-def _write(result: dict[str, Any], path: Path) -> None:
-    with atomic_write(path) as file:
-        json.dump(result, file, indent=1)
+def _print(report: dict[str, Any], folder: Path | None, as_json: bool) -> None:
+    if as_json:
+        return print_json(report)
+    print_line(f"{report['model']} on {report['questions_from']}, frames: {report['frames']}")
+    out.print(_accuracy_table(report))
+    _list_unreadable(report["unreadable_videos"])
+    if folder:
+        print_line(f"report: {folder}/report.json, with charts beside it; every answer: answers*.jsonl")
 
 
-def _accuracy_table(result: dict[str, Any]) -> Table:
-    unanswered = f", {result['unreadable']} not answered" if result["unreadable"] else ""
-    table = Table("task", caption=f"{result['n']} questions in {result['seconds']:.1f} s{unanswered}")
-    for heading in ("questions", "right", "by chance"):
+def _accuracy_table(report: dict[str, Any]) -> Table:
+    """Return the accuracy of all questions, of each task and of each length."""
+    counts = {"not answered": report["unreadable"], "empty": report["empty"], "without an option": report["unparsed"]}
+    said = [f"{report['n']:,} questions answered", *(f"{count:,} {what}" for what, count in counts.items() if count)]
+    table = Table("", caption=", ".join(said))
+    for heading in ("questions", "right", "95% interval", "by chance"):
         table.add_column(heading, justify="right")
-    rows = {**result["tasks"], "all": result} if len(result["tasks"]) > 1 else result["tasks"]
-    for name, means in rows.items():
-        table.add_row(one_line(name), str(means["n"]), _percent(means["accuracy"]), _percent(means["chance"]))
+    for heading, groups in (("task", report["tasks"]), ("length", report["lengths"])):
+        if len(groups) > 1:
+            for name, means in groups.items():
+                _add_row(table, f"{heading}: {one_line(name)}", means)
+            table.add_section()
+    by_tasks = report["headline"] == "mean_of_tasks"
+    _add_row(table, "all", report, "" if by_tasks else "bold")
+    if len(report["tasks"]) > 1:
+        average, style = report["mean_of_tasks"], "bold" if by_tasks else ""
+        table.add_row(
+            "mean of the tasks", "", _percent(average["accuracy"]), _interval(average["ci95"]), "", style=style
+        )
     return table
+
+
+def _add_row(table: Table, name: str, means: dict[str, Any], style: str = "") -> None:
+    accuracy, chance = _percent(means["accuracy"]), _percent(means["chance"])
+    table.add_row(name, f"{means['n']:,}", accuracy, _interval(means["ci95"]), chance, style=style)
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return f"{100 * bounds[0]:.1f} to {bounds[1]:.1%}" if bounds else "-"
 
 
 def _percent(share: float | None) -> str:
@@ -106,4 +282,4 @@ def _list_unreadable(videos: list[dict[str, Any]]) -> None:
     for video in videos[:SHOWN]:
         print_line(f"not answered: {video['questions']} about {' '.join(video['reason'].split())}")
     if len(videos) > SHOWN:
-        print_line(f"not answered: {len(videos) - SHOWN:,} more videos, which --json and --out list")
+        print_line(f"not answered: {len(videos) - SHOWN:,} more videos, which report.json lists")

@@ -1,119 +1,146 @@
-"""The accuracy of a model on a task file."""
+"""Evaluate a model: ask the questions of a benchmark or a task file, and write every answer as it comes."""
 
+import json
+import os
 import time
-from collections import Counter
-from collections.abc import Callable
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+import xxhash
 
+from ma2mba.annotations.choices import LETTERS
 from ma2mba.errors import UserError
-from ma2mba.evaluation.metrics import is_correct, summarise
-from ma2mba.evaluation.tasks import Question, read_tasks
-from ma2mba.inference.chat import VideoChat, parse_frames
-from ma2mba.model.pretrained import load_model
-from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.video.frames import FrameReader
+from ma2mba.evaluation.answering import Place, Start, answer_part
+from ma2mba.evaluation.answers_file import Record
+from ma2mba.evaluation.asking import Asking, Progress
+from ma2mba.evaluation.charts import PICTURES
+from ma2mba.evaluation.items import Item
+from ma2mba.evaluation.judging import LIKELIHOOD, chosen, judged
+from ma2mba.evaluation.likelihood import likeliest, score_options
+from ma2mba.evaluation.results import ANSWERS, REPORT, RUN, Report, collect, write_report
+from ma2mba.evaluation.sharing import Part
+from ma2mba.inference.chat import Together, VideoChat, parse_frames
+from ma2mba.inference.sampling import Sampling
 
 ANSWER_TOKENS = 32
-Progress = Callable[[int, int], None]
+SCORINGS = ("letter", LIKELIHOOD)
+HOW = Sampling(max_tokens=ANSWER_TOKENS, repetition_stop=True)
+"""How answers are written: greedily, and by the paper's rule for their end."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of an evaluation: of a task file, or of the benchmark that is named."""
+
+    items: Sequence[Item]
+    source: str
+    benchmark: str = ""
+    subtitles: bool = False
 
 
 def evaluate(
-    model_dir: Path | str,
-    task_file: Path | str,
+    model: Path | str,
+    questions: Questions,
+    folder: Path,
     frames: str | int = "1fps",
     *,
-    media: Path | str | None = None,
-    limit: int | None = None,
-    task: str | None = None,
+    scoring: str = "letter",
     device: str = "cpu",
     dtype: str = "auto",
-    progress: Progress | None = None,
-    keep: Callable[[dict[str, Any]], None] | None = None,
-) -> dict[str, Any]:
-    """Ask every question of the file and compare answers by normalised exact match.
+    part: Part = Part(),
+    fresh: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Report | None:
+    """Ask the questions of a part that have no answer in `folder` yet. Write each answer there as it comes.
 
-    `media` is the folder of the videos (default: the task file's folder). A video that cannot be used (damaged, over a
-    limit, or its decoder hangs or crashes) costs its own questions only: they are not answered and do not count.
+    If all parts are complete then, write and return the report (`results.build`), otherwise return None. A medium that
+    cannot be used (missing, damaged, over a limit, or its decoder hangs or crashes) costs its own questions only: they
+    are not answered and do not count. Calls `progress(done, total)` after every question.
 
-    Returns model, task_file, frames, complete, n (the answered questions), accuracy, chance, tasks {name: {n, accuracy,
-    chance}}, unreadable (the number of questions that could not be answered), unreadable_videos [{video, questions,
-    reason}], seconds, and records (one a question). Calls `progress(done, total)` after every question.
-
-    If the evaluation is stopped, calls `keep` with the result so far, `complete` being False. Raises UserError for bad
-    input, and if no video can be used.
+    Raise UserError for bad input, if `folder` holds the answers of another run (`fresh` removes them), if another
+    process works on the same part, and if no question can be answered.
     """
     parse_frames(str(frames))
-    questions = read_tasks(task_file, media=media, task=task, limit=limit)
-    questions.sort(key=lambda q: q.video)
-    facts = {"model": str(model_dir), "task_file": str(task_file), "frames": str(frames)}
-    records: list[dict[str, Any]] = []
-    with FrameReader() as reader:
-        model, tokenizer = load_model(model_dir, device, dtype)
-        began = time.monotonic()
-        try:
-            for video, group in groupby(questions, key=lambda q: q.video):
-                chat = _watch(model, tokenizer, video, frames, reader)
-                for question in group:
-                    records.append(_answer(chat, question))
-                    if progress:
-                        progress(len(records), len(questions))
-        except BaseException:
-            if keep and records:
-                keep(_result(facts, records, began, complete=False))
-            raise
-    result = _result(facts, records, began, complete=True)
-    if not result["n"]:
-        raise UserError(_nothing_answered(task_file, result["unreadable_videos"]))
-    return result
-
-
-def _result(facts: dict[str, Any], records: list[dict[str, Any]], began: float, *, complete: bool) -> dict[str, Any]:
-    lost = Counter((record["video"], record["error"]) for record in records if "error" in record)
-    return {
-        **facts,
-        "complete": complete,
-        **summarise(records),
-        "unreadable": sum(lost.values()),
-        "unreadable_videos": [
-            {"video": video, "questions": questions, "reason": reason} for (video, reason), questions in lost.items()
-        ],
-        "seconds": round(time.monotonic() - began, 3),
-        "records": records,
+    if scoring not in SCORINGS:
+        raise UserError(f"--scoring {scoring}: unknown. Use {' or '.join(SCORINGS)}")
+    if scoring == LIKELIHOOD and not any(item.options for item in questions.items):
+        raise UserError(
+            f"--scoring {LIKELIHOOD}: {questions.source} has no question with options. Use --scoring letter"
+        )
+    asking = Asking(questions.items, str(frames), _describe, _responder(scoring), UNANSWERED)
+    options = {
+        "questions": _hash(questions.items),
+        "number_of_questions": len(questions.items),
+        "scoring": scoring,
+        "subtitles": questions.subtitles,
     }
+    about = {"questions": questions.source, "benchmark": questions.benchmark}
+    place = Place(folder, ANSWERS, RUN, (REPORT, *PICTURES))
+    start = Start(model, device, dtype, options, about, part, fresh)
+    answer_part(asking, place, start, progress)
+    collected = collect(folder)
+    if collected.missing():
+        return None
+    return write_report(collected, folder)
 
 
-def _nothing_answered(task_file: Path | str, unreadable: list[dict[str, Any]]) -> str:
-    more = f". {len(unreadable) - 1:,} more videos cannot be used either" if len(unreadable) > 1 else ""
-    return f"{task_file}: no question can be answered. {unreadable[0]['reason']}{more}"
+UNANSWERED: Record = {"prediction": "", "correct": False}
 
 
-def _watch(
-    model: VideoMa2mba, tokenizer: Tokenizer, video: Path, frames: str | int, reader: FrameReader
-) -> VideoChat | UserError:
-    try:
-        chat = VideoChat(model, tokenizer)
-        chat.watch(video, frames, reader=reader, hashed=False)
-        return chat
-    except UserError as error:
-        return error
-
-
-def _answer(chat: VideoChat | UserError, question: Question) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "id": question.id,
-        "task": question.task,
-        "video": str(question.video),
-        "question": question.question,
-        "answer": question.answer,
-        "chance": question.chance,
+def _describe(item: Item) -> Record:
+    facts: Record = {
+        "id": item.id,
+        "task": item.task,
+        "duration_group": item.duration_group,
+        "video": str(item.medium),
+        "question": item.question,
+        "options": list(item.options),
+        "answer": item.gold,
+        "chance": item.chance,
+        "prompt": item.prompt,
     }
-    if isinstance(chat, UserError):
-        return {**record, "prediction": "", "correct": False, "frames": 0, "error": str(chat)}
-    answer = chat.ask(question.question, max_tokens=ANSWER_TOKENS, repetition_stop=True)
-    prediction = answer.text.strip()
-    correct = is_correct(prediction, question.answer)
-    return {**record, "prediction": prediction, "correct": correct, "frames": chat.watched[0].frames}
+    bounds = {"start": item.start, "end": item.end, "picture_rate": item.picture_rate}
+    return facts | {key: value for key, value in bounds.items() if value is not None}
+
+
+def _responder(scoring: str) -> Any:
+    return _by_likelihood if scoring == LIKELIHOOD else _in_words
+
+
+def _in_words(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
+    """Yield each answer in words, judged, as soon as it ends."""
+    together = Together([chat] * len(items), [item.prompt for item in items], HOW)
+    for place, answer in together.ended():
+        prediction = answer.text.strip()
+        said = {"prediction": prediction, "reason": answer.reason, "seconds": round(answer.seconds, 3)}
+        yield place, said | judged(items[place], prediction)
+
+
+def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
+    """Yield the option of each question that is the likeliest; an open question is answered in words."""
+    for place, item in enumerate(items):
+        if item.options:
+            began = time.monotonic()
+            scores = score_options(chat, item.prompt, item.options)
+            option = likeliest(scores)
+            said = {
+                "prediction": f"{LETTERS[option]}. {item.options[option]}",
+                "log_likelihoods": [round(score.total, 6) for score in scores],
+                "seconds": round(time.monotonic() - began, 3),
+            }
+            yield place, said | chosen(item, option)
+        else:
+            yield from ((place, fields) for _, fields in _in_words(chat, [item]))
+
+
+def _hash(items: Sequence[Item]) -> str:
+    """Return a hash of all that decides answers and scores. The folder of the media does not count."""
+    media = [str(item.medium.absolute()) for item in items]
+    root = os.path.commonpath(media)
+    digest = xxhash.xxh3_128()
+    for item, medium in zip(items, media, strict=True):
+        facts = _describe(item) | {"video": os.path.relpath(medium, root), "gold_index": item.gold_index}
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()

@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
+from ma2mba.annotations.choices import LETTERS, choice_prompt
 from ma2mba.errors import UserError
+from ma2mba.evaluation.items import Item
+from ma2mba.evaluation.parsing import find_gold
 from ma2mba.files import OutsideFolder, fits_utf8, inside, name_problem, open_regular
 from ma2mba.limits import limits, raise_limit
 from ma2mba.text import LISTED, brief, parse_json, shorten
 from ma2mba.video.errors import MediaError, file_size
 
+L = TypeVar("L", bound=BaseModel)
 LINES_OF_ALL = 2
 """How many times the bytes of the largest accepted line a task file may hold."""
 
@@ -40,23 +44,24 @@ def _name(text: str) -> str:
     return text
 
 
-_Text = Annotated[str, AfterValidator(_said)]
-_Asked = Annotated[str, AfterValidator(_asked)]
-_Name = Annotated[str, AfterValidator(_name)]
+Text = Annotated[str, AfterValidator(_said)]
+AskedText = Annotated[str, AfterValidator(_asked)]
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class _Line(BaseModel):
-    id: _Name
+    id: Name
     video: str
-    question: _Asked
-    answer: _Text
-    options: list[str] = []
-    task: _Name = "all"
+    question: AskedText
+    answer: Text
+    options: list[Text] = []
+    show_options: bool = True
+    task: Name = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question. `options` is empty for an open question."""
+    """A question. `options` is empty for an open question; unless they are `shown`, they give its chance alone."""
 
     id: str
     video: Path
@@ -64,11 +69,28 @@ class Question:
     answer: str
     options: tuple[str, ...]
     task: str
+    shown: bool = True
 
     @property
     def chance(self) -> float:
         """Return the probability that a guess among the options is right, 0 for an open question."""
         return 1 / len(self.options) if self.options else 0.0
+
+    @property
+    def item(self) -> Item:
+        """The question as the model is asked: its options follow it, worded as in LLaVA-Video-178K."""
+        chosen = find_gold(self.answer, self.options) if self.options and self.shown else None
+        return Item(
+            id=self.id,
+            medium=self.video,
+            question=self.question,
+            gold=self.answer if chosen is None else self.options[chosen],
+            prompt=self.question if chosen is None else choice_prompt(self.question, self.options),
+            options=self.options,
+            gold_index=chosen,
+            shown=self.shown,
+            task=self.task,
+        )
 
 
 def read_tasks(
@@ -81,14 +103,11 @@ def read_tasks(
     line), and if no question is left.
     """
     path = Path(path)
-    if not os.path.lexists(path):
-        raise UserError(f"{path}: this task file does not exist. Give a JSONL file of questions")
-    if media is not None and not Path(media).is_dir():
-        raise UserError(f"--media {media}: this folder does not exist. Give the folder of the videos")
+    require_files(path, media)
     find = cache(lambda name: _video(Path(media or path.parent), name, path))
     chosen: list[Question] = []
     tasks = set()
-    for number, text in _lines(path):
+    for number, text in lines_of(path):
         question = _question(f"{path}, line {number}", text, find)
         tasks.add(question.task)
         if task in (None, question.task) and (limit is None or len(chosen) < limit):
@@ -99,7 +118,15 @@ def read_tasks(
     return chosen
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def require_files(path: Path, media: Path | str | None) -> None:
+    """Raise UserError if a file of questions, or the folder of their videos, does not exist."""
+    if not os.path.lexists(path):
+        raise UserError(f"{path}: this task file does not exist. Give a JSONL file of questions")
+    if media is not None and not Path(media).is_dir():
+        raise UserError(f"--media {media}: this folder does not exist. Give the folder of the videos")
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not blank. Raise UserError at a line that exceeds a limit."""
     longest = int(limits().text_mb * 1e6)
     left = LINES_OF_ALL * longest
@@ -120,9 +147,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, text
 
 
-def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
+def parse_line(where: str, text: str, kind: type[L]) -> L:
+    """Return a line of a file of questions as `kind`. Raise UserError, with its place, for a malformed one."""
     try:
-        line = _Line.model_validate(parse_json(text))
+        return kind.model_validate(parse_json(text))
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg}). Write one object a line") from error
     except ValidationError as error:
@@ -131,22 +159,38 @@ def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
         raise UserError(f"{where}: {key}: {first['msg']}. Correct this line") from error
     except ValueError as error:
         raise UserError(f"{where}: {shorten(str(error))}. Correct this line") from error
-    if line.options and line.answer not in line.options:
+
+
+def leads_out(where: str, video: str, error: OutsideFolder) -> UserError:
+    """Return the error for a video that is not in the folder of the videos."""
+    return UserError(
+        f"{where}: video {brief(video)} {error.reason}. Name a file in the task file's folder, or in the folder that "
+        "--media names"
+    )
+
+
+def _question(where: str, text: str, find: Callable[[str], Path]) -> Question:
+    line = parse_line(where, text, _Line)
+    shown = line.show_options
+    if shown and len(line.options) > len(LETTERS):
+        raise UserError(
+            f"{where}: {len(line.options)} options, and there are {len(LETTERS)} letters. Give fewer, or add "
+            '"show_options": false'
+        )
+    named = find_gold(line.answer, line.options) is not None if shown else line.answer in line.options
+    if line.options and not named:
         raise UserError(f"{where}: answer {brief(line.answer)} is not among its options. Correct this line")
     try:
         video = find(line.video)
     except OutsideFolder as error:
-        raise UserError(
-            f"{where}: video {brief(line.video)} {error.reason}. Name a file in the task file's folder, or in the "
-            "folder that --media names"
-        ) from error
+        raise leads_out(where, line.video, error) from error
     except MediaError as error:
         reason = " does not exist" if error.reason == "no such file" else f": {error.reason}"
         raise UserError(
             f"{where}: video {error.path}{reason}. A path in a task file counts from that file's folder, or from the "
             "folder that --media names"
         ) from error
-    return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task)
+    return Question(line.id, video, line.question, line.answer, tuple(line.options), line.task, shown)
 
 
 def _video(folder: Path, name: str, listed_in: Path) -> Path:

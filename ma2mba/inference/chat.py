@@ -1,5 +1,6 @@
 """Watch videos once, ask about them as often as wanted, and keep what was watched in a file."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -21,10 +22,11 @@ from ma2mba.inference.sampling import Sampling
 from ma2mba.inference.session import Session
 from ma2mba.inference.state_file import Facts, Said, Watched, load_state, save_state
 from ma2mba.model.conversation import SYSTEM, USER, Encoded, encode_prompt
+from ma2mba.model.plain_text import END, UnencodableText
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.video.errors import MediaError, file_size
-from ma2mba.video.frames import FrameReader
+from ma2mba.video.errors import MediaError, file_size, folder_size
+from ma2mba.video.frames import WHOLE, FrameReader, Window
 
 log = logging.getLogger(__name__)
 ONE_A_SECOND = "1fps"
@@ -86,16 +88,20 @@ class VideoChat:
         cache: Path | str | None = None,
         hashed: bool = True,
         keep_partial: bool = False,
+        window: Window = WHOLE,
     ) -> Watched:
         """Watch a video, after what was watched before. Return what is known of it.
 
         `frames`: "1fps", or the number of frames to sample. With `cache`, the state after a first video is kept in this
         folder, and found there the next time. `hashed=False` does not hash the file; the chat cannot be saved then.
-        With `keep_partial`, watch a damaged video up to the damage; `partial` of the result says how far. Raise
-        UserError if the video cannot be used; nothing is watched then.
+        With `keep_partial`, watch a damaged video up to the damage; `partial` of the result says how far. `window`
+        (without a hash or a cache): watch only these seconds, or a folder of pictures. Raise UserError if the video
+        cannot be used; nothing is watched then.
         """
         video, count = Path(video), parse_frames(str(frames))
-        before = _file(video)
+        if window != WHOLE and (hashed or cache):
+            raise ValueError("a window of a video cannot be hashed or kept. Use hashed=False, without cache")
+        before = _file(video, folder=window.picture_rate is not None)
         content = xxh3_file(video) if hashed or cache else None
         name = video.name.encode(errors="backslashreplace").decode()
         seen = Watched(name=name, content=content, seconds=0, frames=0, sampling=str(frames))
@@ -105,8 +111,10 @@ class VideoChat:
         if found:
             session, seen = found[0], found[1].watched[0].model_copy(update={"name": name})
         else:
-            read = read_video(*self.before_video(), video, count, reader, report, keep_partial=keep_partial)
-            if _file(video) != before:
+            read = read_video(
+                *self.before_video(), video, count, reader, report, keep_partial=keep_partial, window=window
+            )
+            if _file(video, folder=window.picture_rate is not None) != before:
                 raise MediaError(video, "changed while it was watched", "Watch it again")
             session, known = read.session, {"frames": read.frames, "seconds": read.seconds, "damage": read.damage}
             seen = seen.model_copy(update=known | {"partial": read.seconds if read.damage else None})
@@ -135,6 +143,20 @@ class VideoChat:
     def begin(self, question: str, sampling: Sampling, *, remember: bool = False) -> "Together":
         """`stream`, with the options as an object."""
         return Together([self], [question], sampling, remember=remember)
+
+    def said(self, question: str, answer: str) -> None:
+        """Make a question and an answer that was given elsewhere part of the conversation.
+
+        Raise UserError for a text that the tokenizer cannot encode.
+        """
+        session, encoded = self.asked(question), Encoded()
+        try:
+            encoded.add_text(self._network.tokenizer, answer)
+        except UnencodableText as error:
+            raise UserError(f"the answer {error}. Write it in other words") from error
+        encoded.add_template(self._network.tokenizer, END)
+        session.feed_text(encoded.token_ids)
+        self._remember(session, question, Answer(text=answer))
 
     def forget(self) -> None:
         """Forget the conversation since the last video. Raise UserError if the state before it is not known."""
@@ -190,7 +212,7 @@ class VideoChat:
             encoded.add_template(self._network.tokenizer, USER)
         return encoded.token_ids
 
-    def _asked(self, question: str) -> Session:
+    def asked(self, question: str) -> Session:
         """Return a fork of the session that has read the question, up to where the answer starts."""
         encoded = encode_prompt(self._network.tokenizer, question, 1)
         session = self._now.session.fork()
@@ -220,7 +242,7 @@ class Together:
     ):
         began = time.monotonic()
         self._chats, self._questions, self._kept = chats, questions, remember
-        self._sessions = [chat._asked(question) for chat, question in zip(chats, questions, strict=True)]
+        self._sessions = [chat.asked(question) for chat, question in zip(chats, questions, strict=True)]
         self._batch = Batch(self._sessions, sampling, began)
         self.answers = self._batch.answers
 
@@ -230,6 +252,15 @@ class Together:
             said = zip(self._sessions, self._questions, self.answers, strict=True)
             for chat, (session, question, answer) in zip(self._chats, said, strict=True):
                 chat._remember(session, question, answer)
+
+    def ended(self) -> Iterator[tuple[int, Answer]]:
+        """Yield (number, answer) as soon as an answer has ended, instead of its pieces."""
+        told: set[int] = set()
+        for _ in itertools.chain(self, [None]):  # once more at the end: an empty answer has no piece
+            for number, answer in enumerate(self.answers):
+                if answer.reason and number not in told:
+                    told.add(number)
+                    yield number, answer
 
     def finish(self) -> list[Answer]:
         """Return the answers when all have ended."""
@@ -259,7 +290,8 @@ class _Network:
         return fingerprint(self.model)
 
 
-def _file(video: Path) -> tuple[int, ...]:
-    """Return what changes when somebody writes the file. Raise MediaError if it is not a regular file."""
-    size, status = file_size(video), video.stat()
+def _file(video: Path, *, folder: bool = False) -> tuple[int, ...]:
+    """Return what changes when somebody writes the file. Raise MediaError if it is not a regular file, or a folder."""
+    size = folder_size(video) if folder else file_size(video)
+    status = video.stat()
     return size, status.st_mtime_ns, status.st_ino

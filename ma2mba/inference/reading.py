@@ -8,7 +8,7 @@ from pathlib import Path
 from ma2mba.inference.session import Session
 from ma2mba.inference.watch import Progress, watch
 from ma2mba.model.conversation import Encoded
-from ma2mba.video.frames import FrameReader
+from ma2mba.video.frames import WHOLE, FrameReader, Window
 
 Report = Callable[[Progress], None]
 
@@ -32,8 +32,9 @@ def read_video(
     report: Report,
     *,
     keep_partial: bool = False,
+    window: Window = WHOLE,
 ) -> Read:
-    """Continue a session by the tokens `before` and the frames of a video. The session itself does not change.
+    """Continue a session by the tokens `before` and frames of a video. The session itself does not change.
 
     `count`: see `FrameReader.stream`. Without `reader`, start a worker for this video alone. Raise UserError if the
     video cannot be used; with `keep_partial`, only if not one of its frames can be.
@@ -45,7 +46,7 @@ def read_video(
     size = session.model.config.image_size
     with (
         nullcontext(reader) if reader else FrameReader() as own,
-        own.stream(video, size, count=count, keep_damaged=keep_partial) as stream,
+        own.stream(video, size, count=count, keep_damaged=keep_partial, window=window) as stream,
     ):
         after = watch(session, prompt, stream, report)
         if stream.damage:

@@ -1,6 +1,7 @@
 """The errors for a video or an image that cannot be used, and the limits of what reading one may cost."""
 
 import errno
+import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,15 +38,27 @@ class OverMemory(MediaError, MemoryError):
 
 def file_size(path: Path) -> int:
     """Return the size of a media file in bytes. Raise MediaError if it is not a regular file or cannot be accessed."""
+    status = _status(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(path, "not a regular file")
+    return status.st_size
+
+
+def folder_size(path: Path) -> int:
+    """Return the size of a folder's list of names. Raise MediaError if it is not a folder or cannot be accessed."""
+    status = _status(path)
+    if not stat.S_ISDIR(status.st_mode):
+        raise MediaError(path, "not a folder of pictures", "Give the folder of the video's pictures")
+    return status.st_size
+
+
+def _status(path: Path) -> os.stat_result:
     try:
-        status = path.stat()
+        return path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise MediaError(path, "no such file") from error
     except OSError as error:
         raise MediaError(path, f"cannot be opened ({error.strerror})") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise MediaError(path, "not a regular file")
-    return status.st_size
 
 
 @contextmanager

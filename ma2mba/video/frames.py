@@ -7,13 +7,16 @@ them. `blocks.read_frames` reads in this process.
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ma2mba.errors import UserError
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video.blocks import GB, Blocks, FrameSet, Pictures, read_blocks
+from ma2mba.video.decode import Plan
 from ma2mba.video.errors import MediaError
-from ma2mba.video.messages import Joint, Piece, Request
+from ma2mba.video.messages import Block, Joint, Piece, Request
+from ma2mba.video.picture_folder import read_picture_folder
 from ma2mba.video.pictures import clip_view
 from ma2mba.video.pieces import digest_of
 from ma2mba.video.pool import Beat, Pool, Task
@@ -22,6 +25,21 @@ from ma2mba.video.stream import StartAgain, VideoStream
 
 MOST_WORKERS = 16
 """Processes that decode one video at most."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The seconds [start, stop) of a video; None: from its beginning, to its end.
+
+    With `picture_rate`, the video is a folder of pictures in the order of their names, so many per second.
+    """
+
+    start: float | None = None
+    stop: float | None = None
+    picture_rate: float | None = None
+
+
+WHOLE = Window()
 
 
 class FrameReader:
@@ -49,14 +67,20 @@ class FrameReader:
         self._begun = self.stream(path, image_size, count=count), written
 
     def stream(
-        self, path: Path | str, image_size: int, *, count: int | None = None, keep_damaged: bool = False
+        self,
+        path: Path | str,
+        image_size: int,
+        *,
+        count: int | None = None,
+        keep_damaged: bool = False,
+        window: Window = WHOLE,
     ) -> VideoStream:
-        """Return a stream of the pictures that `read` returns. Its worker starts to decode at once.
+        """Return a stream of the pictures of the seconds `window`, as `read` returns them. Decoding starts at once.
 
         One stream at a time: close it before the next. Errors are raised when the stream is read. With `keep_damaged`,
         the stream of a damaged video ends after its last intact picture, and its `damage` says why.
         """
-        return self._stream(Path(path), image_size, count, held=False, keep_damaged=keep_damaged)
+        return self._stream(Path(path), image_size, count, held=False, keep_damaged=keep_damaged, window=window)
 
     def read(self, path: Path | str, image_size: int, *, count: int | None = None) -> FrameSet:
         """Return what `read_frames` returns. Raise UserError too if decoding hangs, crashes or exceeds a limit."""
@@ -68,12 +92,28 @@ class FrameReader:
             raise MediaError(path, "its frames need more memory than is free", "Use --frames N") from error
 
     def _stream(
-        self, path: Path, image_size: int, count: int | None, *, held: bool, keep_damaged: bool = False
+        self,
+        path: Path,
+        image_size: int,
+        count: int | None,
+        *,
+        held: bool,
+        keep_damaged: bool = False,
+        window: Window = WHOLE,
     ) -> VideoStream:
         folder = "." if path.is_absolute() else os.getcwd()
         workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         request = Request(
-            path, image_size, count=count, folder=folder, held=held, keep_damaged=keep_damaged, workers=workers
+            path,
+            image_size,
+            count=count,
+            start=window.start,
+            stop=window.stop,
+            picture_rate=window.picture_rate,
+            folder=folder,
+            held=held,
+            keep_damaged=keep_damaged,
+            workers=workers,
         )
         if self._begun:
             (begun, written), self._begun = self._begun, None
@@ -117,7 +157,7 @@ def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> UserError
         os.chdir(request.folder)
         if piece:
             return _read_piece(piece, beat)
-        read_blocks(request, beat, beat)
+        _read(request, beat, beat)
         return None
     except (UserError, Divided, Doubt) as error:
         return error
@@ -128,6 +168,16 @@ def read_item(task: Task, begin: Callable[[int], None], beat: Beat) -> UserError
         return MediaError(request.path, f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())})")
     finally:
         begin(1)
+
+
+def _read(request: Request, hand_on: Callable[[Plan | Block], None], beat: Callable[[], None]) -> None:
+    """Pass the plan to `hand_on`, then all pictures in blocks."""
+    if not request.picture_rate:
+        read_blocks(request, hand_on, beat)
+        return
+    blocks = Blocks(request, hand_on)
+    read_picture_folder(request, blocks.add, beat, blocks.announce)
+    blocks.hand_on_rest()
 
 
 def _read_piece(piece: Piece, beat: Beat) -> Joint:

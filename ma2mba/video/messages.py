@@ -10,7 +10,7 @@ from ma2mba.video.stretches import Stretch
 
 @dataclass(frozen=True)
 class Request:
-    """What to read. A relative `path` counts from `folder`.
+    """What to read. A relative `path` counts from `folder`. With `picture_rate`, it is a folder of pictures.
 
     `held`: the reader holds all pictures at once. `keep_damaged`: send the pictures before the damage of a damaged
     video, then the reason. `seek`: reach a few frames of a long video by seeking. `workers`: the most
@@ -23,6 +23,7 @@ class Request:
     count: int | None = None
     start: float | None = None
     stop: float | None = None
+    picture_rate: float | None = None
     folder: str = "."
     held: bool = True
     keep_damaged: bool = False

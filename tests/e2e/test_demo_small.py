@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_the_shards_are_described(out):
 
 def test_a_second_run_skips_what_is_finished_and_redoes_what_is_missing(out):
     weights = (out / "model/model.safetensors").read_bytes()
-    (out / "eval-1fps.json").unlink()
+    shutil.rmtree(out / "eval-1fps")
     done = demo(out)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     ran = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
@@ -94,7 +95,7 @@ def test_a_second_run_skips_what_is_finished_and_redoes_what_is_missing(out):
 
 def test_a_step_that_fails_stops_the_demo_with_its_exit_code(out):
     (out / "toy/eval.jsonl").write_text("not json\n")
-    (out / "eval-1fps.json").unlink()
+    shutil.rmtree(out / "eval-1fps")
     done = demo(out)
     assert done.returncode == 2
     assert "eval 1fps failed (exit code 2)" in done.stdout

@@ -35,7 +35,9 @@ def serve(folder: Path, name: str) -> Iterator[str]:
                 if path.startswith(file) and (folder / path.removeprefix(file)).is_file():
                     return self.send_file((folder / path.removeprefix(file)).read_bytes())
                 if path.startswith(tree) and (folder / path.removeprefix(tree).strip("/")).is_dir():
-                    return self.send_json([entry(p) for p in (folder / path.removeprefix(tree).strip("/")).iterdir()])
+                    within = folder / path.removeprefix(tree).strip("/")
+                    everything = "recursive=true" in self.path.lower()
+                    return self.send_json([entry(p) for p in (within.rglob("*") if everything else within.iterdir())])
             if path.startswith(f"/api/datasets/{name}/revision/"):
                 return self.send_json({"id": name, "sha": COMMIT, "siblings": []})
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})

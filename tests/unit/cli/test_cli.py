@@ -15,7 +15,7 @@ from rich.console import Console
 
 from ma2mba import __version__
 from ma2mba.data.sampler import Position
-from ma2mba.evaluation import evaluate as evaluation
+from ma2mba.evaluation.answers_file import AnswersFile
 from ma2mba.model.pretrained import load_model
 from ma2mba.training.checkpoint.folder import publish, temporary_folder
 
@@ -122,12 +122,18 @@ def test_the_dtype_is_chosen(ma2mba, picture, task_file, model_folder, caplog, d
 
 
 def test_eval_prints_a_table_and_writes_every_answer(ma2mba, task_file, model_folder, tmp_path):
-    out = tmp_path / "results" / "eval.json"
+    out = tmp_path / "results" / "eval"
     code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file, "--limit", 2, "--out", out)
     assert code == 0
-    assert "count" in text
+    assert "all" in text
     assert "50.0%" in text, "chance"
-    assert [record["id"] for record in json.loads(out.read_text())["records"]] == ["q0", "q1"]
+    assert [json.loads(line)["id"] for line in (out / "answers.jsonl").read_text().splitlines()] == ["q0", "q1"]
+    report = json.loads((out / "report.json").read_text())
+    assert [record["id"] for record in report["records"]] == ["q0", "q1"]
+    assert (out / "accuracy.png").is_file()
+    assert (out / "by_length.png").is_file()
+    code, text, _ = ma2mba("eval", "--report", out, "--json")
+    assert (code, json.loads(text)) == (0, report)
     code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file, "--json", "--frames", 8)
     assert code == 0
     assert json.loads(text)["n"] == 3
@@ -139,29 +145,47 @@ def test_eval_lists_what_it_could_not_answer(ma2mba, task_file, model_folder):
     task_file.write_text("\n".join([lines[0], lines[1].replace("picture.png", "bad.png")]))
     code, text, _ = ma2mba("eval", "--model", model_folder, "--task", task_file)
     assert code == 0
-    assert "1 questions in" in text
-    assert "1 not answered" in text
+    assert "1 questions answered, 1 not answered" in text
     assert f"not answered: 1 about {task_file.parent / 'bad.png'}: not a readable image" in text
 
 
 def test_a_stopped_eval_keeps_its_answers(ma2mba, task_file, model_folder, tmp_path, monkeypatch):
-    answers = []
+    real = AnswersFile.add
 
-    def answer(chat, question):
-        if len(answers) == 2:
+    def add(self, record):
+        real(self, record)
+        if len(self.records) == 2:
             raise KeyboardInterrupt
-        answers.append(question.id)
-        return evaluation._answer_question(chat, question)
 
-    monkeypatch.setattr(evaluation, "_answer_question", evaluation._answer, raising=False)
-    monkeypatch.setattr(evaluation, "_answer", answer)
-    out = tmp_path / "out.json"
-    code, _, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", out)
+    monkeypatch.setattr(AnswersFile, "add", add)
+    command = ("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out")
+    code, _, error = ma2mba(*command)
     assert code == 130
-    assert "stopped after 2 questions" in error
-    result = json.loads(out.read_text())
-    assert not result["complete"]
-    assert [record["id"] for record in result["records"]] == ["q0", "q1"]
+    assert f"stopped: {tmp_path / 'out'} has 1 of 3 answers. Run the same command again to resume" in error
+    assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 2
+    code, text, _ = ma2mba("eval", "--report", tmp_path / "out")
+    assert code == 1
+    assert "incomplete: part 0/1 has 2 of 3 answers" in text
+    assert not (tmp_path / "out/report.json").exists()
+    monkeypatch.setattr(AnswersFile, "add", real)
+    assert ma2mba(*command)[0] == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["n"] == 3
+
+
+def test_parts_of_an_eval_are_merged_by_the_last_one(ma2mba, task_file, model_folder, tmp_path):
+    other = task_file.parent / "other.png"
+    other.write_bytes((task_file.parent / "picture.png").read_bytes())
+    task_file.write_text(task_file.read_text().replace("picture.png", "other.png", 1))
+    command = ("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out")
+    code, text, _ = ma2mba(*command, "--part", "1/2")
+    assert code == 0
+    assert "part 1/2 is complete; part 0/2 has 0 of 1 answers" in text
+    code, text, _ = ma2mba(*command, "--part", "0/2", "--json")
+    assert code == 0
+    assert json.loads(text)["n"] == 3
+    code, _, error = ma2mba(*command)
+    assert code == 2
+    assert "parts: 2 there, 1 now" in error
 
 
 def test_export_copies_the_latest_model(ma2mba, run_folder, model_folder, tmp_path):
@@ -251,12 +275,12 @@ def full_disk(_):
         yield file
 
 
-def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("ma2mba.cli.eval.atomic_write", full_disk)
-    code, text, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out.json")
+def test_a_disk_that_fills_is_said_and_keeps_the_answers(ma2mba, model_folder, task_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("ma2mba.evaluation.results.atomic_write", full_disk)
+    code, _, error = ma2mba("eval", "--model", model_folder, "--task", task_file, "--out", tmp_path / "out")
     assert code == 2
-    assert "count" in text
     assert "a disk is full: free some space" in error
+    assert len((tmp_path / "out/answers.jsonl").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize(
@@ -282,8 +306,19 @@ def test_a_disk_that_fills_is_said_after_the_answers(ma2mba, model_folder, task_
         (["eval", "--model", "{model}", "--task", "{task}x"], "this task file does not exist"),
         (["eval", "--model", "{model}", "--task", "{task}", "--frames", "two"], "--frames two: not a number of frames"),
         (["eval", "--model", "{model}", "--task", "{task}", "--only", "order"], "Its tasks are: count"),
-        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{folder}"], "is a folder. Name a file in it"),
-        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}/a/b.json"], "Name another file"),
+        (
+            ["eval", "--model", "{model}x", "--task", "{task}", "--out", "{folder}/a.json"],
+            "names a file. Name a folder",
+        ),
+        (["eval", "--model", "{model}x", "--task", "{task}", "--out", "{picture}"], "is not a folder. Name a folder"),
+        (
+            ["eval", "--model", "{model}", "--task", "{task}", "--part", "2/2"],
+            "--part 2/2: out of range. Use 0/2 to 1/2",
+        ),
+        (["eval", "--model", "{model}", "--task", "{task}", "--part", "0/2"], "--out is missing. Part 0/2"),
+        (["eval", "--model", "{model}"], "--task and --benchmark: both missing"),
+        (["eval", "--task", "{task}"], "--model is missing"),
+        (["eval", "--report", "{folder}"], "run.json: does not exist. Name the --out of an evaluation"),
         (["inspect", "{picture}"], "this folder does not exist"),
         (["inspect", "{folder}"], "neither a shard folder (manifest.json), nor a run folder"),
         (["export", "{folder}", "--out", "{folder}/new"], "neither a run folder (no checkpoints/) nor a model folder"),

@@ -11,7 +11,8 @@ import pytest
 
 from data_prep.reading import read_sources
 from data_prep.recipe import Recipe
-from data_prep.sources.turns import CHOOSE, DESCRIBE_VIDEO
+from data_prep.sources.turns import DESCRIBE_VIDEO
+from ma2mba.annotations.choices import CHOOSE
 from ma2mba.annotations.scenewalk import Scene
 from ma2mba.errors import UserError
 from ma2mba.model.conversation import Turn

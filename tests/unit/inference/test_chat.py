@@ -78,7 +78,7 @@ def test_the_question_is_read_as_training_has_it_and_every_answer_stays_the_same
     frames_NHWC = read_frames(video, 56).frames_NHWC
     expected = session_of(model, tokenizer, encode_prompt(tokenizer, QUESTION, 4), frames_NHWC)
     # The question's tokens are in a chunk of their own: see test_session.
-    torch.testing.assert_close(chat._asked(QUESTION).logits(), expected.logits(), rtol=0, atol=1.5e-6)
+    torch.testing.assert_close(chat.asked(QUESTION).logits(), expected.logits(), rtol=0, atol=1.5e-6)
     assert first.text, "the random model said nothing: choose another video"
     chat.ask("How many scenes were there?", max_tokens=5)
     assert chat.ask(QUESTION, max_tokens=5).tokens == first.tokens
@@ -111,11 +111,11 @@ def test_chats_about_several_videos_are_answered_together(chat, video, picture):
 def test_a_second_video_continues_the_users_turn(chat, model, tokenizer, video, picture):
     """As if the frames of both were of one video: no prompt is repeated."""
     chat.watch(video)
-    before = chat._asked(QUESTION).logits()
+    before = chat.asked(QUESTION).logits()
     chat.watch(picture)
     frames_NHWC = np.concatenate([read_frames(video, 56).frames_NHWC, read_frames(picture, 56).frames_NHWC])
     expected = session_of(model, tokenizer, encode_prompt(tokenizer, QUESTION, 5), frames_NHWC).logits()
-    torch.testing.assert_close(chat._asked(QUESTION).logits(), expected, rtol=0, atol=1.5e-6)
+    torch.testing.assert_close(chat.asked(QUESTION).logits(), expected, rtol=0, atol=1.5e-6)
     assert (before - expected).abs().max() > 1.5e-5
     assert [one.frames for one in chat.watched] == [4, 1]
 
@@ -134,7 +134,7 @@ def test_remembered_answers_are_read_as_training_has_them(chat, model, tokenizer
     last = len(encoded.token_ids) - encoded.supervised[::-1].index(False)
     encoded.token_ids = encoded.token_ids[:last]
     expected = session_of(model, tokenizer, encoded, read_frames(video, 56).frames_NHWC)
-    torch.testing.assert_close(chat._asked(questions[2]).logits(), expected.logits(), rtol=0, atol=1.5e-6)
+    torch.testing.assert_close(chat.asked(questions[2]).logits(), expected.logits(), rtol=0, atol=1.5e-6)
 
 
 def test_forget_goes_back_to_the_video(chat, video, tmp_path):
@@ -175,7 +175,7 @@ def test_an_answer_that_is_not_read_to_its_end_is_not_remembered(chat, video):
 def test_one_may_talk_without_a_video(chat, model, tokenizer):
     session = Session(model, tokenizer)
     session.feed_text(encode_prompt(tokenizer, QUESTION, 0).token_ids)
-    assert torch.equal(chat._asked(QUESTION).logits(), session.logits())
+    assert torch.equal(chat.asked(QUESTION).logits(), session.logits())
     with pytest.raises(UserError, match="nothing has been watched or said"):
         chat.save("a.state")
 
@@ -210,3 +210,15 @@ def test_what_was_not_hashed_cannot_be_saved(chat, picture, tmp_path):
     chat.watch(picture, hashed=False)
     with pytest.raises(UserError, match=r"picture\.png: was watched without its hash"):
         chat.save(tmp_path / "a.state")
+
+
+def test_an_answer_that_was_given_elsewhere_is_read_as_in_training(model, tokenizer):
+    chat = VideoChat(model, tokenizer)
+    chat.said("what color?", "red star")
+    turns = [Turn("user", "what color?"), Turn("assistant", "red star"), Turn("user", "how many?")]
+    whole = encode_conversation(tokenizer, [*turns, Turn("assistant", "one")], 0)
+    answer = encode_conversation(tokenizer, [Turn("user", "?"), Turn("assistant", "one")], 0).supervised.count(True)
+    session = Session(model, tokenizer)
+    session.feed_text(whole.token_ids[:-answer])
+    torch.testing.assert_close(chat.asked("how many?").logits(), session.logits(), rtol=1e-5, atol=1e-5)
+    assert [said.text for said in chat.turns] == ["what color?", "red star"]

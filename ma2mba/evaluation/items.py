@@ -1,0 +1,59 @@
+"""One question of a benchmark, as every reader makes it and the evaluation asks it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A question about a medium, with its gold answer."""
+
+    id: str
+    """Unique within its benchmark."""
+
+    medium: Path
+    """A video file, or a folder of pictures if `picture_rate` is given. It may be missing: its questions are lost then.
+
+    Items of one medium and one stretch follow each other.
+    """
+
+    question: str
+    """The bare question, without options."""
+
+    gold: str
+    """The text of the right option, without its letter, or the right answer to an open question."""
+
+    prompt: str
+    """What the model is asked after the frames: question, options and instruction, worded as the authors word them."""
+
+    options: tuple[str, ...] = ()
+    """The texts of the options, without letters, in the order A, B, C … Empty for an open question."""
+
+    shown: bool = True
+    """False if `prompt` does not name the options. The answer is then judged as one to an open question."""
+
+    gold_index: int | None = None
+    """The place of `gold` in `options`, None for an open question."""
+
+    start: float | None = None
+    """The first second of the medium that is watched (default: its beginning)."""
+
+    end: float | None = None
+    """The second at which watching ends, not included (default: the medium's end)."""
+
+    picture_rate: float | None = None
+    """Pictures per second, if `medium` is a folder of pictures."""
+
+    task: str = "all"
+    """The part of the benchmark that results are listed by: "Action Recognition", "needle", …"""
+
+    duration_group: str = ""
+    """The length group that the benchmark names ("short", "600", …), "" if it names none."""
+
+    subtitles: str = ""
+    """The subtitles that `prompt` contains, "" without subtitles."""
+
+    @property
+    def chance(self) -> float:
+        """Return the probability that a guess among the options is right, 0 for an open question."""
+        return 1 / len(self.options) if self.options else 0.0
