@@ -23,6 +23,7 @@ from ma2mba.evaluation.results import ANSWERS, REPORT, RUN, Report, collect, wri
 from ma2mba.evaluation.sharing import Part
 from ma2mba.inference.chat import Together, VideoChat, parse_frames
 from ma2mba.inference.sampling import Sampling
+from ma2mba.video.decode import pick, sample_times
 
 ANSWER_TOKENS = 32
 SCORINGS = ("letter", LIKELIHOOD)
@@ -111,11 +112,12 @@ def _responder(scoring: str) -> Any:
 
 def _in_words(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
     """Yield each answer in words, judged, as soon as it ends."""
-    together = Together([chat] * len(items), [item.prompt for item in items], HOW)
+    prompts = [_prompt(chat, item) for item in items]
+    together = Together([chat] * len(items), prompts, HOW)
     for place, answer in together.ended():
         prediction = answer.text.strip()
-        said = {"prediction": prediction, "reason": answer.reason, "seconds": round(answer.seconds, 3)}
-        yield place, said | judged(items[place], prediction)
+        said = {"prompt": prompts[place], "prediction": prediction, "reason": answer.reason}
+        yield place, said | {"seconds": round(answer.seconds, 3)} | judged(items[place], prediction)
 
 
 def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
@@ -123,9 +125,11 @@ def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int
     for place, item in enumerate(items):
         if item.options:
             began = time.monotonic()
-            scores = score_options(chat, item.prompt, item.options)
+            prompt = _prompt(chat, item)
+            scores = score_options(chat, prompt, item.options)
             option = likeliest(scores)
             said = {
+                "prompt": prompt,
                 "prediction": f"{LETTERS[option]}. {item.options[option]}",
                 "log_likelihoods": [round(score.total, 6) for score in scores],
                 "seconds": round(time.monotonic() - began, 3),
@@ -135,6 +139,13 @@ def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int
             yield from ((place, fields) for _, fields in _in_words(chat, [item]))
 
 
+def _prompt(chat: VideoChat, item: Item) -> str:
+    """Return what is asked about the frames that a chat has watched: with the subtitles that are spoken at them."""
+    seen = chat.watched[-1]
+    seconds = pick(sample_times(seen.seconds, 1.0, item.start, item.end), parse_frames(seen.sampling))
+    return item.asked(map(float, seconds)) if item.subtitles else item.prompt
+
+
 def _hash(items: Sequence[Item]) -> str:
     """Return a hash of all that decides answers and scores. The folder of the media does not count."""
     media = [str(item.medium.absolute()) for item in items]
@@ -142,5 +153,6 @@ def _hash(items: Sequence[Item]) -> str:
     digest = xxhash.xxh3_128()
     for item, medium in zip(items, media, strict=True):
         facts = _describe(item) | {"video": os.path.relpath(medium, root), "gold_index": item.gold_index}
+        facts["subtitles"] = [(line.start, line.end, line.text) for line in item.subtitles]
         digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,7 +1,18 @@
 """One question of a benchmark, as every reader makes it and the evaluation asks it."""
 
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of subtitles, spoken from second `start` of the video to second `end`, not included."""
+
+    start: float
+    end: float
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,10 +23,7 @@ class Item:
     """Unique within its benchmark."""
 
     medium: Path
-    """A video file, or a folder of pictures if `picture_rate` is given. It may be missing: its questions are lost then.
-
-    Items of one medium and one stretch follow each other.
-    """
+    """A video file, or a folder of pictures if `picture_rate` is given. If it is missing, its questions are lost."""
 
     question: str
     """The bare question, without options."""
@@ -24,7 +32,7 @@ class Item:
     """The text of the right option, without its letter, or the right answer to an open question."""
 
     prompt: str
-    """What the model is asked after the frames: question, options and instruction, worded as the authors word them."""
+    """Question, options and instruction, worded as the authors word them. Without subtitles: see `asked`."""
 
     options: tuple[str, ...] = ()
     """The texts of the options, without letters, in the order A, B, C … Empty for an open question."""
@@ -50,10 +58,24 @@ class Item:
     duration_group: str = ""
     """The length group that the benchmark names ("short", "600", …), "" if it names none."""
 
-    subtitles: str = ""
-    """The subtitles that `prompt` contains, "" without subtitles."""
+    subtitles: tuple[Line, ...] = ()
+    """The subtitles of the video, if they are wanted."""
+
+    before_subtitles: str = ""
+    """What stands before the subtitles in the prompt."""
 
     @property
     def chance(self) -> float:
         """Return the probability that a guess among the options is right, 0 for an open question."""
         return 1 / len(self.options) if self.options else 0.0
+
+    def asked(self, seconds: Iterable[float]) -> str:
+        """Return what the model is asked after frames of these seconds: the subtitles spoken then, and `prompt`."""
+        ordered = sorted(seconds)
+        spoken = [line.text for line in self.subtitles if _any_within(ordered, line.start, line.end)]
+        return "\n".join([*filter(None, [self.before_subtitles]), *spoken, self.prompt]) if spoken else self.prompt
+
+
+def _any_within(ordered: list[float], start: float, end: float) -> bool:
+    at = bisect_left(ordered, start)
+    return at < len(ordered) and ordered[at] < end

@@ -14,7 +14,8 @@ import pytest
 from ma2mba.annotations.choices import split_options
 from ma2mba.errors import UserError
 from ma2mba.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from ma2mba.evaluation.benchmarks.video_mme import srt_text
+from ma2mba.evaluation.benchmarks.video_mme import srt_lines
+from ma2mba.evaluation.items import Line
 from ma2mba.evaluation.parsing import judge
 from tests.unit.annotations.local_hub import COMMIT, serve
 from tests.unit.evaluation.published import MAKERS, QUESTIONS, save_json, save_parquet
@@ -84,26 +85,34 @@ def test_the_prompt_of_video_mme_is_its_authors(folder):
     )
     assert (first.task, first.duration_group, first.gold) == ("Counting Problem", "short", "Apples.")
     asked = read_benchmark("video-mme", folder, subtitles=True)
-    assert asked[0].subtitles == "In 1999 we\ncounted apples\n42"
-    assert asked[0].prompt.startswith(
-        "This video's subtitles are listed below:\nIn 1999 we\ncounted apples\n42\nSelect "
+    assert asked[0].subtitles == (Line(0.0, 1.5, "In 1999 we"), Line(1.5, 3.0, "counted apples 42"))
+    assert asked[0].prompt == first.prompt
+    assert asked[0].asked([0, 1, 2]) == (
+        f"This video's subtitles are listed below:\nIn 1999 we\ncounted apples 42\n{first.prompt}"
     )
-    assert "based on the video and the subtitles. Respond" in asked[0].prompt
-    assert asked[-1].prompt == read_benchmark("video-mme", folder)[-1].prompt, "a video without subtitles"
+    assert asked[0].asked([2.9]) == f"This video's subtitles are listed below:\ncounted apples 42\n{first.prompt}"
+    assert asked[0].asked([3.0]) == first.prompt, "nothing is spoken at this frame"
+    assert asked[-1].asked([0, 1, 2]) == asked[-1].prompt, "a video without subtitles"
 
 
-def test_subtitles_keep_numbers_that_are_spoken():
-    assert (
-        srt_text("1\r\n00:00:01,000 --> 00:00:02,000\r\n{\\an8}<i>7</i>\r\n8\r\n\r\n2\n0:00:02.0 --> 0:00:03.0\n")
-        == "7\n8"
+def test_an_srt_file_is_read():
+    content = (
+        "1\r\n00:00:01,000 --> 00:00:02,500\r\n{\\an8}<i>7</i>\r\n8\r\n\r\n2\n1:00:02.0 --> 1:00:03.0 align:start\n"
+        "end\n\n"
+        "3\n00:00:05,000 --> 00:00:06,000\n<font></font>\n"
     )
+    assert srt_lines(content) == (Line(1.0, 2.5, "7 8"), Line(3602.0, 3603.0, "end"))
+    assert srt_lines("") == ()
 
 
 @of("longvideobench")
 def test_longvideobench_takes_subtitles_of_the_video_alone(folder):
     items = read_benchmark("longvideobench", folder, subtitles=True)
-    assert items[0].subtitles == "in the film", "lines before and after the video's part of the film are left out"
-    assert items[2].prompt.startswith("hello\nthere\nQuestion: On the screen 2, what is there?\nA. a thing 0\n")
+    assert items[0].subtitles == (Line(0.5, 1.5, "in the film"),), "lines of the rest of the film are left out"
+    assert items[2].subtitles == (Line(0.25, 1.25, "hello"), Line(2.0, 3.0, "there"))
+    assert (
+        items[2].asked([0, 1, 2]).startswith("hello\nthere\nQuestion: On the screen 2, what is there?\nA. a thing 0\n")
+    )
     assert items[2].prompt.endswith("D. a thing 3\nAnswer with the option's letter from the given choices directly.")
     assert {len(item.options) for item in items} == {4, 5}
     assert {item.duration_group for item in items} == {"15", "60", "600", "3600"}
