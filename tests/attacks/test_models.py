@@ -388,12 +388,18 @@ def test_an_out_that_is_a_link_is_refused(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_an_out_of_eval_that_is_a_link_is_refused_before_the_first_question(model, tmp_path):
+def test_links_in_the_out_folder_of_eval_are_not_followed(model, tmp_path):
     (tmp_path / "victim").write_text("as it was")
-    (tmp_path / "out.json").symlink_to("victim")
-    outcome = run("eval", "--model", tmp_path / "none", "--task", tmp_path / "none", "--out", tmp_path / "out.json")
-    require_refused(outcome, "out.json", "symbolic link")
-    assert (tmp_path / "victim").read_text() == "as it was"
+    line = {"id": "1", "video": "picture.png", "question": "What?", "answer": "red"}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(line) + "\n")
+    for name in ("answers.jsonl", "report.json"):
+        folder = tmp_path / f"out-{name}"
+        folder.mkdir()
+        (folder / name).symlink_to(tmp_path / "victim")
+        outcome = run("eval", "--model", model, "--task", tmp_path / "tasks.jsonl", "--out", folder)
+        if name == "answers.jsonl":
+            require_refused(outcome, name)
+        assert (tmp_path / "victim").read_text() == "as it was"
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027])

@@ -12,7 +12,7 @@ from ma2mba.evaluation.likelihood import OptionScore, likeliest, score_options
 from ma2mba.inference.chat import VideoChat
 from ma2mba.model.conversation import ASSISTANT, SYSTEM, USER, Encoded
 from ma2mba.model.plain_text import END
-from ma2mba.video.frames import read_frames
+from ma2mba.video.blocks import read_frames
 
 OPTIONS = ["a red star", "blue", "a green ring on the left side", "red"]
 QUESTION = "Which symbol is there?"

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ma2mba.errors import UserError
 from ma2mba.inference.chat import VideoChat
-from ma2mba.video.frames import FrameReader, FrameSet, Window, read_frames
+from ma2mba.video.blocks import FrameSet, read_frames
+from ma2mba.video.frames import FrameReader, Window
 from tests.unit.inference.fake_stream import SIZE
 from tests.unit.video.numbered_video import write
 
