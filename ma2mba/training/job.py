@@ -38,6 +38,7 @@ class Job:
     sampler: Sampler
     start: Start | None
     steps: int
+    base_models: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -78,7 +79,18 @@ def build(recipe: Recipe, world: World) -> Job:
     data = open_data(recipe, world, source, model.config, start)
     _check_features(data.dataset, model)
     fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)
-    return Job(data.recipe, world, policy, fitted_plan, model, data.dataset, data.sampler, start, data.steps)
+    return Job(
+        data.recipe,
+        world,
+        policy,
+        fitted_plan,
+        model,
+        data.dataset,
+        data.sampler,
+        start,
+        data.steps,
+        source.base_models,
+    )
 
 
 def check_world(recipe: Recipe, world: World) -> tuple[World, ZeroPolicy]:

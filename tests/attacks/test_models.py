@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "checksums.json")
 PROCESSOR = ("tokenizer_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.jinja")
-WRITTEN = {*FILES, *code_files(), *PROCESSOR, "generation_config.json"}
+WRITTEN = {*FILES, *code_files(), *PROCESSOR, "generation_config.json", "README.md"}
 
 
 @pytest.fixture(scope="module")
