@@ -68,7 +68,9 @@ def save_model(
 class OpenModel:
     """The files of a model folder, before memory is taken for its weights.
 
-    outline  the model on the meta device
+    outline         the model on the meta device
+    signed          False if the folder has no checksums
+    format_version  1 or 2
     """
 
     folder: Path
@@ -76,6 +78,8 @@ class OpenModel:
     weights: Weights
     outline: VideoMa2mba
     tokenizer: Tokenizer
+    signed: bool
+    format_version: int
 
 
 def load_model(
@@ -149,7 +153,7 @@ def _open(
     outline = _outline(weights, config, folder, dtype)
     tokenizer = without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), video_token_id)
     _require_embedded(tokenizer, config, folder / TOKENIZER)
-    return OpenModel(folder, config, weights, outline, tokenizer)
+    return OpenModel(folder, config, weights, outline, tokenizer, bool(sums), 1 if video_token_id is None else 2)
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
