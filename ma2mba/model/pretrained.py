@@ -34,7 +34,7 @@ from ma2mba.model.run_folder import CHECKSUMS, CONFIG, find_model
 from ma2mba.model.tensor_writer import TensorSpec
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import Weights, open_weights
+from ma2mba.model.weights import INDEX, WEIGHTS, Weights, open_weights
 from ma2mba.text import RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
@@ -149,6 +149,8 @@ def _open(
     verify(folder, sums, whole=whole)
     own, video_token_id = _read_config(folder)
     config = config or own
+    if not sums and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        raise UserError(f"{folder}: has no {WEIGHTS}. Save the model as safetensors: no other weights are read")
     weights = open_weights(lambda name: inside(folder, name, folder), sums)
     outline = _outline(weights, config, folder, dtype)
     tokenizer = without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), video_token_id)

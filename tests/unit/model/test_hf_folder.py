@@ -356,6 +356,13 @@ def test_a_saved_folder_without_its_processor_is_refused(saved, tmp_path):
         load_model(place)
 
 
+def test_pickled_weights_are_not_looked_at(saved, tmp_path):
+    place = shutil.copytree(saved[1], tmp_path / "place")
+    (place / "model.safetensors").rename(place / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"place: has no model\.safetensors"):
+        load_model(place)
+
+
 def test_other_tokens_are_told_apart(saved, tmp_path):
     words = {"<|endoftext|>": 0, "b": 1}
     Tokenizer(models.WordLevel(words, unk_token="b")).save(str(tmp_path / "other.json"))
