@@ -9,6 +9,7 @@ import typer
 from ma2mba.cli.output import print_line
 from ma2mba.errors import UserError
 from ma2mba.files import inside, refuse_link, writing
+from ma2mba.hub_upload import require_target, upload
 
 
 class Format(StrEnum):
@@ -28,23 +29,82 @@ def export(
     to: Annotated[
         Format, typer.Option("--format", help="The whole model, or its language model alone in a published format.")
     ] = Format.hugging_face,
+    license: Annotated[
+        str | None, typer.Option("--license", help="Licence for the model card: apache-2.0, mit, other ...")
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push", help="Upload the folder to this repository of the hub, OWNER/NAME (a new one: private)."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the files, their sizes and the target. Write and upload nothing.")
+    ] = False,
 ) -> None:
     """Write a model to a folder of its own, in the format of Hugging Face, and verify it."""
-    model = export_model(source, out_dir, step, to)
-    what = "model" if to is Format.hugging_face else "language model"
-    print_line(f"{out_dir}: the {what} of {model}, checksums verified")
+    _check_options(to, license, push, dry_run)
+    place, model = find_source(source, out_dir, step, to)
+    if to is not Format.hugging_face:
+        export_language_model(model, out_dir, to)
+        print_line(f"{out_dir}: the language model of {place}, checksums verified")
+        return
+    sizes = export_model(source, place, model, out_dir, license, write=not dry_run)
+    if dry_run:
+        for name, size in sizes.items():
+            print_line(f"{size:>14,} {name}")
+        target = f" and uploaded to {push}" if push else ""
+        total = f"{sum(sizes.values()):,} bytes in {len(sizes)} files"
+        print_line(f"{out_dir}: {total} would be written{target}. Nothing was written")
+        return
+    print_line(f"{out_dir}: the model of {place}, checksums verified")
+    if push:
+        print_line(f"{upload(out_dir, sizes, push)}: uploaded")
 
 
-def export_model(source: Path, out_dir: Path, step: int | None = None, to: Format = Format.hugging_face) -> Path:
-    """Write the model of a run's checkpoint, or of a model folder, to `out_dir`. Return where the model was.
+def _check_options(to: Format, license: str | None, push: str | None, dry_run: bool) -> None:
+    """Raise UserError for options that are wrong, before anything is read."""
+    from ma2mba.model.hf.card import require_license
 
-    In a published format, the language model alone; `source` may then hold a language model alone.
+    if to is not Format.hugging_face and (license or push or dry_run):
+        raise UserError(f"--format {to}: takes no --license, --push or --dry-run. Remove these options")
+    require_license(license)
+    if push is not None:
+        require_target(push, token=not dry_run)
 
-    Raises UserError if `out_dir` is a symbolic link or not empty, if there is no such checkpoint, if a checksum
-    differs, and for NaN and infinite weights.
+
+def export_model(
+    source: Path, place: Path, model: Path, out_dir: Path, license: str | None = None, *, write: bool = True
+) -> dict[str, int]:
+    """Write the model folder `model` to `out_dir` in the present format. Return the size of each file.
+
+    Raises UserError if a checksum differs, and for NaN and infinite weights.
     """
-    from ma2mba.model.pretrained import copy_model, open_model
-    from ma2mba.model.published import export_language_model
+    from ma2mba.model.pretrained import copied_content, copy_model, open_model
+    from ma2mba.training.checkpoint.card_facts import facts_of_checkpoint
+
+    opened = open_model(model)
+    facts = None if place == model else facts_of_checkpoint(source, place).with_license(license)
+    content = copied_content(opened, facts, license)
+    if write:
+        copy_model(opened, content, out_dir)
+    return content.sizes
+
+
+def export_language_model(model: Path, out_dir: Path, to: Format) -> None:
+    """Write the language model of a model folder, or one alone, in a published format."""
+    from ma2mba.model import published
+
+    with writing(out_dir):
+        published.export_language_model(model, out_dir, to)
+
+
+def find_source(source: Path, out_dir: Path, step: int | None, to: Format = Format.hugging_face) -> tuple[Path, Path]:
+    """Return the checkpoint, or the model folder, that `source` and `step` mean, and its model folder.
+
+    Raises UserError if `out_dir` is a symbolic link or not empty, and if there is no such model. For a published format
+    `source` may hold a language model alone.
+    """
     from ma2mba.training.checkpoint.folder import CHECKPOINTS
 
     if not source.exists():
@@ -54,17 +114,11 @@ def export_model(source: Path, out_dir: Path, step: int | None = None, to: Forma
         raise UserError(f"{out_dir}: exists and is not empty. Choose another --out or remove it")
     if out_dir.resolve().is_relative_to((source / CHECKPOINTS).resolve()):
         raise UserError(f"{out_dir}: lies within the checkpoints of the run. Choose another --out")
-    place, model = _find(source, step, to)
-    if to is Format.hugging_face:
-        copy_model(open_model(model), out_dir)
-    else:
-        with writing(out_dir):
-            export_language_model(model, out_dir, to)
-    return place
+    return _find(source, step, to)
 
 
 def _find(source: Path, step: int | None, to: Format) -> tuple[Path, Path]:
-    """Return the checkpoint, or the model folder, that `source` and `step` mean, and its model folder."""
+    """As `find_source`, without a look at the place to write."""
     from ma2mba.model.pretrained import is_model_folder
     from ma2mba.model.run_folder import find_model
     from ma2mba.training.checkpoint.folder import CHECKPOINTS, MODEL, find_checkpoint

@@ -39,11 +39,11 @@ def describe(folder: Path) -> Facts:
         return describe_shards(folder)
     if (folder / "checkpoints").is_dir() or (folder / "metrics.jsonl").is_file():
         return describe_run(folder)
-    if (folder / "checksums.json").is_file():
+    if (folder / "checksums.json").is_file() or (folder / "config.json").is_file():
         return describe_model(folder)
     raise UserError(
         f"{folder}: neither a shard folder (manifest.json), nor a run folder (checkpoints/), nor a model folder "
-        "(checksums.json). Give one of these"
+        "(config.json). Give one of these"
     )
 
 
@@ -101,6 +101,7 @@ def describe_model(folder: Path) -> Facts:
     return {
         "kind": "model",
         "architecture": model.config.architecture,
+        "format_version": model.format_version,
         "parameters": sum(parts.values()),
         "parameters_by_part": parts,
         "dtype": sorted({tensor.dtype for tensor in model.weights.tensors.values()}),
@@ -109,7 +110,7 @@ def describe_model(folder: Path) -> Facts:
         "vocabulary": language.vocab_size,
         "image_size": model.config.image_size,
         "tokens_per_frame": model.config.tokens_per_frame,
-        "checksums": "right",
+        "checksums": "right" if model.signed else "none: transformers saved this folder",
     }
 
 

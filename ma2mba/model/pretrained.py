@@ -25,15 +25,16 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.dtypes import choose_dtype
 from ma2mba.model.empty import build_empty, on_meta, require_memory
+from ma2mba.model.hf.card import CardFacts, model_card, read_card, relicensed
 from ma2mba.model.hf.config import is_hf, parse_hf
-from ma2mba.model.hf.folder import folder_content
+from ma2mba.model.hf.folder import FolderContent, folder_content
 from ma2mba.model.placeholder import without_placeholder
 from ma2mba.model.registry import VISION_ENCODERS
 from ma2mba.model.run_folder import CHECKSUMS, CONFIG, find_model
 from ma2mba.model.tensor_writer import TensorSpec
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import Weights, open_weights
+from ma2mba.model.weights import INDEX, WEIGHTS, Weights, open_weights
 from ma2mba.text import RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
@@ -41,19 +42,24 @@ TIED = "language_model.lm_head.weight"
 
 
 def save_model(
-    model: VideoMa2mba, tokenizer_path: Path | str, folder: Path | str, weights: Mapping[str, Tensor] | None = None
+    model: VideoMa2mba,
+    tokenizer_path: Path | str,
+    folder: Path | str,
+    weights: Mapping[str, Tensor] | None = None,
+    facts: CardFacts | None = None,
 ) -> None:
     """Write a model folder under a temporary name, then rename it. Raise UserError if the folder exists.
 
     `weights` replace the model's own weights, of which a rank may hold only a share. `tokenizer_path` is a file that
-    `load_tokenizer` accepts.
+    `load_tokenizer` accepts. `facts` are for the model card.
     """
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already. Choose another folder, or remove this one")
     tensors = {name: t for name, t in (weights or model.state_dict()).items() if name != TIED}
     specs = {name: TensorSpec.of(name, t) for name, t in tensors.items()}
-    content = folder_content(model.config, Path(tokenizer_path).read_bytes(), specs)
+    card = model_card(model.config, specs, facts or CardFacts())
+    content = folder_content(model.config, Path(tokenizer_path).read_bytes(), specs, card)
     with atomic_folder(folder) as temporary:
         content.write(tensors.__getitem__, temporary)
 
@@ -62,7 +68,9 @@ def save_model(
 class OpenModel:
     """The files of a model folder, before memory is taken for its weights.
 
-    outline  the model on the meta device
+    outline         the model on the meta device
+    signed          False if the folder has no checksums
+    format_version  1 or 2
     """
 
     folder: Path
@@ -70,6 +78,8 @@ class OpenModel:
     weights: Weights
     outline: VideoMa2mba
     tokenizer: Tokenizer
+    signed: bool
+    format_version: int
 
 
 def load_model(
@@ -108,11 +118,20 @@ def open_model(folder: Path) -> OpenModel:
     return opened
 
 
-def copy_model(source: OpenModel, folder: Path) -> None:
-    """Write a model folder with the tensors of another one. Raise UserError for NaN and infinite weights."""
+def copied_content(source: OpenModel, facts: CardFacts | None = None, license: str | None = None) -> FolderContent:
+    """Return the content of a model folder with the tensors of another one.
+
+    Without `facts`, the other one's card is kept, with another `license` if one is given.
+    """
     stored = {name: source.weights.tensors[name] for name in source.outline.state_dict() if name != TIED}
     specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in stored.items()}
-    content = folder_content(source.config, inside(source.folder, TOKENIZER, source.folder).read_bytes(), specs)
+    card = None if facts else read_card(source.folder)
+    new = relicensed(card, license) if card else model_card(source.config, specs, facts or CardFacts(license=license))
+    return folder_content(source.config, inside(source.folder, TOKENIZER, source.folder).read_bytes(), specs, new)
+
+
+def copy_model(source: OpenModel, content: FolderContent, folder: Path) -> None:
+    """Write a model folder. Raise UserError for NaN and infinite weights."""
     with atomic_folder(folder) as temporary:
         content.write(source.weights.read, temporary)
         for file in source.weights.files:
@@ -130,11 +149,13 @@ def _open(
     verify(folder, sums, whole=whole)
     own, video_token_id = _read_config(folder)
     config = config or own
+    if not sums and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
+        raise UserError(f"{folder}: has no {WEIGHTS}. Save the model as safetensors: no other weights are read")
     weights = open_weights(lambda name: inside(folder, name, folder), sums)
     outline = _outline(weights, config, folder, dtype)
     tokenizer = without_placeholder(load_tokenizer(inside(folder, TOKENIZER, folder)), video_token_id)
     _require_embedded(tokenizer, config, folder / TOKENIZER)
-    return OpenModel(folder, config, weights, outline, tokenizer)
+    return OpenModel(folder, config, weights, outline, tokenizer, bool(sums), 1 if video_token_id is None else 2)
 
 
 def _read_sums(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.hf.folder import fixed_files
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import fingerprint
 from ma2mba.training.checkpoint.code_version import code_version, describe
@@ -38,6 +39,7 @@ class Job:
     sampler: Sampler
     start: Start | None
     steps: int
+    base_models: tuple[str, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -78,7 +80,20 @@ def build(recipe: Recipe, world: World) -> Job:
     data = open_data(recipe, world, source, model.config, start)
     _check_features(data.dataset, model)
     fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)
-    return Job(data.recipe, world, policy, fitted_plan, model, data.dataset, data.sampler, start, data.steps)
+    if world.rank == 0:  # so that the first checkpoint takes no longer than the others
+        fixed_files(model.config.model_dump_json(), data.dataset.tokenizer_path.read_bytes())
+    return Job(
+        data.recipe,
+        world,
+        policy,
+        fitted_plan,
+        model,
+        data.dataset,
+        data.sampler,
+        start,
+        data.steps,
+        source.base_models,
+    )
 
 
 def check_world(recipe: Recipe, world: World) -> tuple[World, ZeroPolicy]:

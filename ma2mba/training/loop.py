@@ -8,6 +8,7 @@ from torch.distributed import DistError
 
 from ma2mba.data.loader import Loader
 from ma2mba.data.sampler import Position
+from ma2mba.model.hf.card import CardFacts
 from ma2mba.training.checkpoint.save import save
 from ma2mba.training.engine import Engine
 from ma2mba.training.faults.activity import Activity
@@ -61,7 +62,9 @@ def save_progress(job: Job, engine: Engine, progress: Progress, metrics: Metrics
     """Write a checkpoint and report how long that took."""
     activity.begin_saving()
     began = time.perf_counter()
-    folder = save(engine, job.recipe, job.dataset.tokenizer_path, job.facts, progress.done, progress.at)
+    facts, last = job.facts, metrics.last if metrics else {}
+    card = CardFacts(facts["recipe"], progress.done, last, job.base_models)
+    folder = save(engine, job.recipe, job.dataset.tokenizer_path, facts, progress.done, progress.at, card)
     progress.saved = progress.done
     if metrics:
         metrics.saved(progress.done, folder, time.perf_counter() - began)

@@ -89,6 +89,8 @@ class Metrics:
             title, total=tokens, completed=first_tokens, steps=first_step, of=steps, loss="-", speed="-"
         )
         self._title, self._last_line, self._waited = title, -LINE_SECONDS, 0.0
+        self.last: dict[str, Any] = {}
+        """The last line of metrics.jsonl that this launch wrote."""
         self._reset()
 
     def __enter__(self) -> "Metrics":
@@ -149,6 +151,7 @@ class Metrics:
         self._flops, self._saving = 0.0, 0.0
 
     def _write(self, step: int, line: dict[str, Any]) -> None:
+        self.last = line
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         for key, value in line.items():

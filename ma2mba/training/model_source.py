@@ -15,6 +15,7 @@ from ma2mba.model import published
 from ma2mba.model.checksums import TOKENIZER
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.hf.card import base_models, hub_names
 from ma2mba.model.placeholder import same_tokens
 from ma2mba.model.pretrained import (
     check_weights,
@@ -58,6 +59,13 @@ class ModelSource:
         if not self.folder or sha256_file(self.folder / TOKENIZER) == sha256_file(tokenizer):
             return True
         return same_tokens(read_tokenizer(self.folder), load_tokenizer(tokenizer))
+
+    @property
+    def base_models(self) -> tuple[str, ...]:
+        """The repositories of the hub from which the weights come, as far as they are known."""
+        if self.folder:
+            return base_models(self.folder)
+        return hub_names({"language_model": self.language_model, "vision": self.vision})
 
     def describe(self) -> str:
         """Return where the weights come from, as text."""

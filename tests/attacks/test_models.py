@@ -43,7 +43,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "checksums.json")
 PROCESSOR = ("tokenizer_config.json", "processor_config.json", "video_preprocessor_config.json", "chat_template.jinja")
-WRITTEN = {*FILES, *code_files(), *PROCESSOR, "generation_config.json"}
+WRITTEN = {*FILES, *code_files(), *PROCESSOR, "generation_config.json", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_sound_folder_is_used(model, tmp_path):
     assert plan(model, tmp_path).code == 0
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "README.md", "modeling_video_ma2mba.py"])
 def test_a_file_that_leads_out_is_refused(model, tmp_path, name):
     shutil.move(model / name, tmp_path / name)
     (model / name).symlink_to(tmp_path / name)
@@ -333,7 +333,7 @@ def test_a_tokenizer_beyond_the_embedding_is_refused(model, tmp_path):
 # Export
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "README.md", "modeling_video_ma2mba.py"])
 def test_export_copies_nothing_that_a_link_points_to(tmp_path, secret, name):
     step = make_run(tmp_path / "run")
     victim = tmp_path / "home" / name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ma2mba.model.hf.bundle import code_files
 from tests.checkout import ROOT, copy_checkout
 from tests.dist.launching import finished
 from tests.tiny import TINY_MODEL
@@ -75,7 +76,9 @@ def test_a_wheel_trains_and_answers(ma2mba):
     second = ("stage2", "data=shards", "run=two", "init_from=one", *SHORT)
     ma2mba("train", "--gpus", "2", *second)
 
-    ma2mba("export", "two", "--out", "model")
+    ma2mba("export", "two", "--out", "model", "--license", "apache-2.0")
+    written = {path.name for path in (ma2mba.folder / "model").iterdir()}
+    assert {*code_files(), "README.md", "processor_config.json", "chat_template.jinja"} <= written
     video = next((ma2mba.folder / "toy/media/heldout").glob("*.mp4"))
     ma2mba("ask", str(video), "Which symbol appeared?", "--model", "model", "--max-tokens", "4")
     assert "questions in" in ma2mba("eval", "--model", "model", "--task", "toy/eval.jsonl", "--limit", "2")

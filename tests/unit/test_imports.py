@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "ma2mba.strings",
         "ma2mba.exclude",
         "ma2mba.hub",
+        "ma2mba.hub_upload",
         "ma2mba.limits",
         "ma2mba.terminal",
         "ma2mba.memory",
@@ -52,7 +53,7 @@ ONE_DOOR = {
     "causal_conv1d": ("ma2mba/ops/", "ma2mba/model/hf/code/"),
     "ray": ("data_prep/ray_executor.py",),
     "datasets": ("ma2mba/annotations/huggingface.py",),
-    "huggingface_hub": ("ma2mba/hub.py", "ma2mba/annotations/huggingface.py"),
+    "huggingface_hub": ("ma2mba/hub.py", "ma2mba/hub_upload.py", "ma2mba/annotations/huggingface.py"),
     "matplotlib": ("ma2mba/plots.py",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ma2mba.model.checksums import TOKENIZER, checksums_text
+from ma2mba.model.checksums import CARD, TOKENIZER, checksums_text
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.hf.bundle import code_files
 from ma2mba.model.hf.config import has_code, hf_config
@@ -54,16 +54,19 @@ class FolderContent:
 
 
 def folder_content(
-    config: ModelConfig, tokenizer: bytes, specs: Mapping[str, TensorSpec], most: int | None = None
+    config: ModelConfig, tokenizer: bytes, specs: Mapping[str, TensorSpec], card: str, most: int | None = None
 ) -> FolderContent:
     """Return the content of the folder of a model with these tensors.
 
-    `tokenizer` is the content of a tokenizer.json that `load_tokenizer` has accepted, `most` the bytes of a shard.
+    `tokenizer` is the content of a tokenizer.json that `load_tokenizer` has accepted, `card` the content of README.md,
+    `most` the bytes of a shard.
     """
     dtype = str(DTYPES[specs[EMBEDDING].dtype]).removeprefix("torch.")
     end, video, small = fixed_files(config.model_dump_json(), tokenizer)
     values = json.dumps(hf_config(config, end, video, dtype), indent=2) + "\n"
-    return FolderContent({**small, CONFIG: values.encode(), TOKENIZER: tokenizer}, plan_shards(specs, most))
+    return FolderContent(
+        {**small, CONFIG: values.encode(), TOKENIZER: tokenizer, CARD: card.encode()}, plan_shards(specs, most)
+    )
 
 
 @lru_cache(maxsize=2)

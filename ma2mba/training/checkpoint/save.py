@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ma2mba.data.sampler import Position
 from ma2mba.errors import UserError
+from ma2mba.model.hf.card import CardFacts
 from ma2mba.model.pretrained import save_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.shards.manifest import FileEntry
@@ -30,11 +31,18 @@ class SavedEngine(Protocol):
 
 
 def save(
-    engine: SavedEngine, recipe: Recipe, tokenizer_path: Path, facts: Mapping[str, Any], step: int, at: Position
+    engine: SavedEngine,
+    recipe: Recipe,
+    tokenizer_path: Path,
+    facts: Mapping[str, Any],
+    step: int,
+    at: Position,
+    card: CardFacts,
 ) -> Path:
     """Write the checkpoint after `step` steps and return its folder. All ranks call it.
 
-    `facts` are the fields of TrainerState that do not change during a run, `at` is the next position in the data.
+    `facts` are the fields of TrainerState that do not change during a run, `at` is the next position in the data,
+    `card` is what the model card says.
     Raise UserError if the disk is full or a file cannot be written.
     """
     run, leads = recipe.run_folder, engine.world.rank == 0
@@ -50,7 +58,7 @@ def save(
         checkpoint.write_rank(temporary, engine.world.rank, state)
         weights = engine.weights()
         if leads:
-            save_model(engine.model, tokenizer_path, temporary / checkpoint.MODEL, weights)
+            save_model(engine.model, tokenizer_path, temporary / checkpoint.MODEL, weights, card)
         engine.barrier()
         if leads:
             checkpoint.publish(run, step, at, facts)

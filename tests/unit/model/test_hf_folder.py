@@ -10,7 +10,9 @@ import struct
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from typer.testing import CliRunner
 
 from ma2mba.cli.app import app
@@ -19,6 +21,7 @@ from ma2mba.inference.fingerprint import fingerprint
 from ma2mba.model import tensor_writer
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.hf.config import OF_TRANSFORMERS, hf_config, parse_hf
+from ma2mba.model.placeholder import same_tokens
 from ma2mba.model.pretrained import load_model, open_model, read_config
 from ma2mba.model.published import load_vision
 from ma2mba.model.tensor_writer import TensorSpec, plan_shards, write_shards
@@ -32,7 +35,7 @@ from tests.attacks.model_folders import (
     sign_model,
     sign_state,
 )
-from tests.forked import call
+from tests.forked import call, run
 from tests.tiny import TINY_MODEL
 
 CONFIG = ModelConfig.model_validate(TINY_MODEL)
@@ -304,6 +307,67 @@ def test_a_folder_without_checksums_is_read_and_that_is_said(folder, caplog):
     save_file(tensors, path)
     with pytest.raises(UserError, match=r"model\.safetensors: .*projector\.0\.bias is \(3,\)"):
         load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A model folder, and what transformers saved after it had loaded that folder."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    folder, saved = make_model(tmp_path_factory.mktemp("saved") / "model"), tmp_path_factory.mktemp("saved") / "saved"
+    patch = pytest.MonkeyPatch()
+    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder.parent / "modules"))
+    with patch.context():
+        for kind in (AutoModelForImageTextToText, AutoProcessor):
+            kind.from_pretrained(folder, trust_remote_code=True).save_pretrained(saved)
+    patch.undo()
+    return folder, saved
+
+
+def test_what_transformers_saves_is_read_and_answers_alike(saved, tmp_path):
+    folder, place = saved
+    assert not (place / "checksums.json").exists()
+    (one, tokens), (other, again) = load_model(folder), load_model(place)
+    assert other.config == one.config
+    require_equal(other.state_dict(), one.state_dict())
+    assert fingerprint(other) == fingerprint(one)
+    assert again.get_vocab() == tokens.get_vocab()  # without <|video|>
+    assert same_tokens(again, tokens)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "picture.png")
+    answers = []
+    for model in (folder, place):
+        done = run("ask", tmp_path / "picture.png", "a a", "--model", model, "--max-tokens", 5, "--device", "cpu")
+        assert done.code == 0, done.err
+        answers.append(done.out)
+    assert answers[0] == answers[1]
+    shown = run("inspect", place, "--json")
+    assert json.loads(shown.out)["checksums"] == "none: transformers saved this folder"
+    assert export(place, "--out", tmp_path / "signed").exit_code == 0
+    assert json.loads(run("inspect", tmp_path / "signed", "--json").out)["checksums"] == "right"
+    require_equal(tensors_of(tmp_path / "signed"), tensors_of(folder))
+    assert ModelSource(None, place).has_tokens_of(folder / "tokenizer.json")
+    assert read_config(tmp_path / "signed") == CONFIG
+
+
+def test_a_saved_folder_without_its_processor_is_refused(saved, tmp_path):
+    place = shutil.copytree(saved[1], tmp_path / "place")
+    (place / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"tokenizer\.json: is missing"):
+        load_model(place)
+
+
+def test_pickled_weights_are_not_looked_at(saved, tmp_path):
+    place = shutil.copytree(saved[1], tmp_path / "place")
+    (place / "model.safetensors").rename(place / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"place: has no model\.safetensors"):
+        load_model(place)
+
+
+def test_other_tokens_are_told_apart(saved, tmp_path):
+    words = {"<|endoftext|>": 0, "b": 1}
+    Tokenizer(models.WordLevel(words, unk_token="b")).save(str(tmp_path / "other.json"))
+    for folder in saved:
+        assert not ModelSource(None, folder).has_tokens_of(tmp_path / "other.json")
 
 
 def test_code_in_a_folder_is_never_run(folder):
