@@ -120,6 +120,8 @@ def test_a_batch_of_unequal_prompts_equals_single_prompts(own, hf_model, side, c
     with torch.no_grad():
         output = hf_model(**given)
         last = hf_model(**given, logits_to_keep=1).logits
+        places = torch.tensor([0, 5, 20, -2])
+        assert worst(hf_model(**given, logits_to_keep=places).logits, output.logits[:, places]) <= 1e-5
     for row, asked in enumerate(PROMPTS):
         expected = own_logits(own, asked)
         assert worst(output.logits[row][given["attention_mask"][row].bool()], expected) <= 1e-5
