@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from transformers import LogitsProcessor
 
 from tests.unit.model.hf_folder import (
     END,
@@ -102,13 +103,21 @@ def test_scores_have_the_columns_that_transformers_expects(hf_model):
     assert float(each.sum() / length) == pytest.approx(float(beams.sequences_scores), rel=1e-5)
 
 
+class LookUp(LogitsProcessor):
+    """Reads the score of every id of the prompt, as older repetition penalties of transformers do."""
+
+    def __call__(self, input_ids, scores):
+        assert scores.gather(1, input_ids).shape == input_ids.shape
+        return scores
+
+
 def test_a_vocabulary_without_room_for_the_place_of_a_frame(modules_cache, tmp_path):
-    """All 35 columns belong to tokens, and processors look up the scores of every id of the prompt."""
+    """All 35 columns belong to tokens."""
     own = build_model(pad_vocab_size_multiple=1)
     model = load(write_folder(own, tmp_path / "model"))
     asked = PROMPTS[0]
     assert answer(model, asked.given) == [own_answer(own, asked, TOKENS)]
-    options = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 3, "num_beams": 2}
+    options = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 3, "num_beams": 2, "logits_processor": [LookUp()]}
     assert max(answer(model, asked.given, **options)[0]) < VOCABULARY
 
 

@@ -10,35 +10,46 @@ they were, and the convolution skips it.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import logging
 
 from .configuration_video_ma2mba import VideoMa2mbaTextConfig
 
+logger = logging.get_logger(__name__)
 OFFSETS = 2**29
 """The most elements of an input of the GPU kernels. Their offsets have 31 bits, in tensors up to 3 times as wide."""
 
 
+class Kernels(NamedTuple):
+    convolve: Callable[..., Tensor]
+    scan: Callable[..., tuple[Tensor, Tensor]]
+    step: Callable[..., Tensor]
+
+
 @cache
-def kernels() -> Any:
-    """Return the GPU kernels of mamba-ssm and causal-conv1d, or None if they are not installed."""
+def kernels() -> Kernels | None:
+    """Return the GPU kernels of causal-conv1d and mamba-ssm. Warn and return None if they are not installed."""
     try:
-        from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
+        from causal_conv1d import causal_conv1d_fn
         from mamba_ssm.ops.triton.selective_state_update import selective_state_update
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError:
+    except ImportError as error:
+        logger.warning(f"The GPU runs plain PyTorch, slower: install mamba-ssm and causal-conv1d ({error})")
         return None
-    return causal_conv1d_fn, causal_conv1d_update, selective_state_update, mamba_chunk_scan_combined
+    return Kernels(causal_conv1d_fn, mamba_chunk_scan_combined, selective_state_update)
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Return True if the kernels run on this tensor. In fp32 they would round to tf32, so plain torch runs."""
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and x.numel() < OFFSETS and kernels() is not None
+def kernels_for(x: Tensor) -> Kernels | None:
+    """Return the kernels if they run on this tensor. In fp32 they would round to tf32, so plain torch runs."""
+    takes = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and x.numel() < OFFSETS
+    return kernels() if takes else None
 
 
 class VideoMa2mbaNorm(nn.Module):
@@ -79,10 +90,11 @@ class VideoMa2mbaConv(nn.Conv1d):
     def _convolve(self, inputs_BSV: Tensor, tokens: int) -> Tensor:
         taps = self.kernel_size[0]
         assert self.bias is not None
-        if has_kernels(inputs_BSV) and 2 <= taps <= 4 and inputs_BSV.shape[2] % 8 == 0:
+        gpu = kernels_for(inputs_BSV)
+        if gpu and 2 <= taps <= 4 and inputs_BSV.shape[2] % 8 == 0:
             dtype = inputs_BSV.dtype
             weight_VW, bias_V = self.weight[:, 0].to(dtype), self.bias.to(dtype)
-            y_BVS = kernels()[0](inputs_BSV.transpose(1, 2), weight_VW, bias_V, activation="silu")
+            y_BVS = gpu.convolve(inputs_BSV.transpose(1, 2), weight_VW, bias_V, activation="silu")
             return y_BVS[:, :, taps - 1 :].transpose(1, 2)
         high = torch.promote_types(inputs_BSV.dtype, torch.float32)
         weight_VW = self.weight[:, 0].to(high)
@@ -138,8 +150,9 @@ class VideoMa2mbaMixer(nn.Module):
         self, x_BTHP: Tensor, dt_BTH: Tensor, B_BTGN: Tensor, C_BTGN: Tensor, ssm_BHPN: Tensor
     ) -> tuple[Tensor, Tensor]:
         A_H = -torch.exp(self.A_log.to(ssm_BHPN.dtype))
-        if has_kernels(x_BTHP):
-            return kernels()[3](
+        gpu = kernels_for(x_BTHP)
+        if gpu:
+            return gpu.scan(
                 *(x_BTHP, dt_BTH, A_H, B_BTGN, C_BTGN, self.block),
                 D=self.D.float(),
                 dt_bias=self.dt_bias.float(),
@@ -156,9 +169,10 @@ class VideoMa2mbaMixer(nn.Module):
         high, sizes = ssm_BHPN.dtype, ssm_BHPN.shape[1:]
         x_BHP, dt_BH, B_BGN, C_BGN = x_B1HP[:, 0], dt_B1H[:, 0], B_B1GN[:, 0], C_B1GN[:, 0]
         A_H, D_H, dt_bias_H = -torch.exp(self.A_log.to(high)), self.D.to(high), self.dt_bias.to(high)
-        if has_kernels(x_B1HP) and not torch.is_grad_enabled():
+        gpu = kernels_for(x_B1HP)
+        if gpu and not torch.is_grad_enabled():
             ssm_BHPN = ssm_BHPN.clone()  # the kernel overwrites it
-            y_BHP = kernels()[2](
+            y_BHP = gpu.step(
                 *(ssm_BHPN, x_BHP, dt_BH[..., None].expand(-1, -1, sizes[1]), A_H[:, None, None].expand(sizes)),
                 *(B_BGN, C_BGN, D_H[:, None].expand(sizes[:2])),
                 dt_bias=dt_bias_H[:, None].expand(sizes[:2]),

@@ -89,6 +89,11 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.language_model.lm_head = new_embeddings  # type: ignore[assignment]
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers. Transformers 5.3 leaves the head of a model with its own code without values."""
+        super().tie_weights(*args, **kwargs)
+        self.language_model.lm_head.weight = self.language_model.backbone.embedding.weight
+
     def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """Encode frames, uint8 (N, 3, H, W). `pooler_output` holds the visual tokens that the language model reads
         (N, K, D), `last_hidden_state` the outputs of the vision encoder."""
