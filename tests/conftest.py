@@ -11,6 +11,7 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # the first build creates a k
 ROOT = Path(__file__).resolve().parents[1]
 LONGEST = (
     "e2e/test_demo_small.py",
+    "e2e/test_hf_folder.py",
     "dist/test_training.py",
     "dist/test_two_nodes.py",
     "dist/test_zero.py",

@@ -88,6 +88,8 @@ class FrameReader:
         try:
             with self._stream(path, image_size, count, held=True) as stream:
                 return _held(stream)
+        except UserError:  # also OverMemory, which is a MemoryError
+            raise
         except MemoryError as error:
             raise MediaError(path, "its frames need more memory than is free", "Use --frames N") from error
 

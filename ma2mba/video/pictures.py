@@ -3,6 +3,8 @@
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +54,7 @@ def read_image(path: Path) -> np.ndarray:
         reason = f"its {size / 1e6:,.0f} MB are more than {limits().picture_mb:g} MB"
         raise MediaError(path, reason, raise_limit("picture_mb"))
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), _limits_of_pillow():
             return _read(path)
     except (MemoryError, MediaError):
         raise
@@ -63,12 +65,22 @@ def read_image(path: Path) -> np.ndarray:
         raise MediaError(path, f"not a readable image ({error})".replace(str(path), path.name)) from error
 
 
+@contextmanager
+def _limits_of_pillow() -> Iterator[None]:
+    """Let Pillow use our limits in the block, and its own afterwards: the process may read other pictures."""
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    Image.MAX_IMAGE_PIXELS = math.ceil(limits().megapixels * 1e6 / 2)  # Pillow refuses pictures of twice this size
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text or colour profile may take all of it
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before
+
+
 def _read(path: Path) -> np.ndarray:
     """Read the header, check the size, and then decode. The limit also holds for the pictures within an ICO file."""
     Image.init()
     known = [name for name in FORMATS.split() if name in Image.OPEN]  # not every Pillow reads AVIF
-    Image.MAX_IMAGE_PIXELS = math.ceil(limits().megapixels * 1e6 / 2)  # Pillow refuses pictures of twice this size
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # one text or colour profile may take all of it
     with reading_memory(path):
         image = Image.open(path, formats=known)
     with image:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ma2mba.video.blocks import read_frames
 from ma2mba.video.errors import MediaError
@@ -55,3 +55,11 @@ def test_grey_of_16_bits_keeps_its_upper_8(suffix, tmp_path):
     for dtype in (np.uint16, np.int32) if suffix == "tiff" else (np.uint16,):
         Image.fromarray(grey.astype(dtype)).save(tmp_path / f"a.{suffix}")
         assert np.array_equal(read_image(tmp_path / f"a.{suffix}"), (grey >> 8)[..., None].repeat(3, -1))
+
+
+def test_pillow_has_its_own_limits_after_a_picture(tmp_path):
+    """The processor of a model folder reads in the user's process."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+    read_image(tmp_path / "a.png")
+    assert before == (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK)

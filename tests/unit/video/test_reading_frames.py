@@ -11,9 +11,10 @@ import pytest
 
 from ma2mba.errors import UserError
 from ma2mba.limits import Limits
-from ma2mba.video import blocks
+from ma2mba.video import blocks, frames
 from ma2mba.video.blocks import read_frames
 from ma2mba.video.decode import Plan, decode_video
+from ma2mba.video.errors import OverMemory
 from ma2mba.video.frames import FrameReader
 from ma2mba.video.messages import Block
 from ma2mba.video.pictures import clip_view
@@ -108,3 +109,14 @@ def test_a_worker_does_not_import_torch():
     code = "import ma2mba.video.frames, sys; print('torch' in sys.modules, 'rich' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout == "False False\n"
+
+
+def test_a_file_that_needs_too_much_memory_is_refused_with_its_own_reason(video, monkeypatch):
+    """The error of such a file is a MemoryError too."""
+
+    def too_large(_):
+        raise OverMemory(video, "reading it takes more than 550 MB of memory")
+
+    monkeypatch.setattr(frames, "_held", too_large)
+    with FrameReader() as reader, pytest.raises(UserError, match="reading it takes more than 550 MB of memory"):
+        reader.read(video, 112)
