@@ -8,15 +8,19 @@ import torch
 
 from ma2mba.errors import UserError
 from ma2mba.hub import HubName, fetch, hub_name
+from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.published import load_vision, published_config
+from ma2mba.training.job import build
 from ma2mba.training.model_source import find_source, pin
 from ma2mba.training.recipe.loading import load_recipe
+from ma2mba.training.world import World
 from tests import published
 from tests.attacks.model_folders import attempt, make_model, make_recipe, make_run, require_refused
 from tests.forked import run
 from tests.published import COMMIT
 from tests.tiny import TINY_MODEL
+from tests.unit.data.toy_shards import write_shards
 
 OTHER = "f" * 40
 
@@ -174,3 +178,20 @@ def test_links_that_leave_the_cache_are_not_followed(hub, tmp_path):
     assert outcome.refused
     assert "leads out" in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_job_writes_names_the_commits(hub, tmp_path):
+    names = whole(tmp_path, hub)
+    write_shards(tmp_path / "shards", [(frames, 1 + frames % 3) for frames in (1, 30, 2, 3, 28, 5, 4, 1)])
+    recipe = make_recipe(tmp_path / "run", data=str(tmp_path / "shards"), init_from=names, precision="fp32")
+    job = build(recipe, World(0, 1, torch.device("cpu")))
+    pinned = {key: f"{name}@{COMMIT}" for key, name in names.items()}
+    assert job.recipe.model_dump()["init_from"] == job.facts["recipe"]["init_from"] == pinned
+
+
+def test_a_plan_needs_no_hub_for_an_encoder_that_no_run_has_read(hub, tmp_path):
+    names = whole(tmp_path, hub)
+    assert published_config(**names).vision.hidden_size == 32
+    assert published_config(names["language_model"], "a/unknown").vision == ClipConfig()
+    with pytest.raises(UserError, match="a/unknown"):
+        published_config(names["language_model"], "a/unknown", download=True)
