@@ -31,8 +31,10 @@ def export(
 ) -> None:
     """Write a model to a folder of its own, in the format of Hugging Face, and verify it."""
     model = export_model(source, out_dir, step, to)
-    what = "model" if to is Format.hugging_face else "language model"
-    print_line(f"{out_dir}: the {what} of {model}, checksums verified")
+    if to is Format.hugging_face:
+        print_line(f"{out_dir}: the model of {model}, checksums verified")
+    else:
+        print_line(f"{out_dir}: the language model of {model}, in the format of {to}")
 
 
 def export_model(source: Path, out_dir: Path, step: int | None = None, to: Format = Format.hugging_face) -> Path:

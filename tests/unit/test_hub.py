@@ -1,6 +1,11 @@
 """Models on the Hugging Face hub, from its cache: names, revisions, and which files are read."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +25,10 @@ from tests.attacks.model_folders import attempt, make_model, make_recipe, make_r
 from tests.forked import run
 from tests.published import COMMIT
 from tests.tiny import TINY_MODEL
+from tests.unit.annotations.local_hub import serve
 from tests.unit.data.toy_shards import write_shards
+
+ROOT = Path(__file__).resolve().parents[2]
 
 OTHER = "f" * 40
 
@@ -195,3 +203,22 @@ def test_a_plan_needs_no_hub_for_an_encoder_that_no_run_has_read(hub, tmp_path):
     assert published_config(names["language_model"], "a/unknown").vision == ClipConfig()
     with pytest.raises(UserError, match="a/unknown"):
         published_config(names["language_model"], "a/unknown", download=True)
+
+
+def test_a_model_is_downloaded_with_the_files_that_are_read_and_no_others(hub, tmp_path):
+    published.state_spaces(tmp_path / "source")
+    for name in ("modeling_evil.py", "README.md", "training_args.bin", "model.onnx"):
+        (tmp_path / "source" / name).write_text("x")
+    with serve(tmp_path / "source", "a/b", kind="") as address:
+        variables = {"HF_ENDPOINT": address, "HF_HOME": str(hub), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "ma2mba", "import", "state-spaces", "a/b@main", "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+        other = [*command[:-1], str(tmp_path / "other")]
+        other[5] = "a/b@nothing"
+        missing = subprocess.run(other, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "origin.json").read_text())["commit"] == COMMIT
+    (snapshot,) = (hub / "hub" / "models--a--b" / "snapshots").iterdir()
+    assert sorted(path.name for path in snapshot.iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert missing.returncode == 2
+    assert len(missing.stderr.splitlines()) == 1, missing.stderr
