@@ -47,7 +47,7 @@ def export(
     place, model = find_source(source, out_dir, step, to)
     if to is not Format.hugging_face:
         export_language_model(model, out_dir, to)
-        print_line(f"{out_dir}: the language model of {place}, checksums verified")
+        print_line(f"{out_dir}: the language model of {place}, in the format of {to}")
         return
     sizes = export_model(source, place, model, out_dir, license, write=not dry_run)
     if dry_run:

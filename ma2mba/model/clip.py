@@ -102,9 +102,9 @@ def open_clip(folder: Path, convert: Convert) -> ClipFiles:
 
     weights = open_any(file_in, convert)
     config = ClipConfig.of_files(file_in(CONFIG), file_in(PREPROCESSOR))
-    prefix = TOWER if any(name.startswith(TOWER) for name in weights.tensors) else ""
-    tensors = {name: t for name, t in weights.part(prefix).tensors.items() if not name.endswith(POSITIONS)}
-    return ClipFiles(folder, config, prefix, Weights(weights.path, tensors))
+    tensors = {name: t for name, t in weights.tensors.items() if not name.endswith(POSITIONS)}
+    prefix = TOWER if any(name.startswith(TOWER) for name in tensors) else ""
+    return ClipFiles(folder, config, prefix, Weights(weights.path, tensors).part(prefix))
 
 
 def download_clip(name: HubName) -> None:

@@ -26,7 +26,7 @@ from ma2mba.text import parse_json
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 EXTRA_BYTES = 1 << 30
 """Bytes that the child may take beyond what it holds at its start and the size of the checkpoint."""
-START_SECONDS, READ_SECONDS, BYTES_PER_SECOND = 120.0, 30.0, 20e6
+START_SECONDS, READ_SECONDS, BYTES_PER_SECOND = 120.0, 30.0, 10e6
 """Limits of the child: to start, and to read and write, longer for large files."""
 
 _START = """

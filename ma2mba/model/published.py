@@ -15,6 +15,7 @@ from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.backbone_files import FORMATS, TIED, Backbone, export_backbone, open_backbone
 from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig, VisionConfig
 from ma2mba.model.clip import download_clip
+from ma2mba.model.clip_config import PREPROCESSOR
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.downloads import download_model, download_weights
 from ma2mba.model.empty import build_empty, parameters_on_meta, require_memory
@@ -144,8 +145,8 @@ def published_config(language_model: str, vision: str, download: bool = False) -
     """Return the configuration of a model that starts from published weights.
 
     The layer and the encoder are those of a model of this project, else the default ones; a recipe describes other
-    models under `model`. With `download`, an encoder that has only a hub name is loaded to read its configuration.
-    Without it, that encoder is assumed to have the default size. Raises UserError if a configuration cannot be read.
+    models under `model`. Reads no weights. Unless `download`, an encoder on a hub that cannot be reached is assumed to
+    have the default size. Raises UserError if a configuration cannot be read.
     """
     return ModelConfig(language_model=_backbone_config(language_model), vision=_vision_config(vision, download))
 
@@ -159,13 +160,15 @@ def _backbone_config(source: str) -> BackboneConfig:
 
 
 def _vision_config(source: str, download: bool) -> VisionConfig:
-    if download:
-        return load_vision(source).config
-    folder = Path(source) if hub_name(source) else find_folder(source)
-    if is_model_folder(folder):
-        return read_config(folder).vision
-    config: VisionConfig = VISION_ENCODERS.config(DEFAULT_ENCODER).of_published(source)
-    return config
+    config = VISION_ENCODERS.config(DEFAULT_ENCODER)
+    try:
+        folder = fetch(source, lambda name: name.find(PREPROCESSOR)) if hub_name(source) else find_folder(source)
+    except UserError:
+        if download or not hub_name(source):
+            raise
+        return config()
+    found: VisionConfig = read_config(folder).vision if is_model_folder(folder) else config.of_published(str(folder))
+    return found
 
 
 def export_language_model(folder: Path, out: Path, format_name: str) -> None:

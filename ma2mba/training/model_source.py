@@ -77,9 +77,8 @@ class ModelSource:
     def read_config(self, download: bool = False) -> ModelConfig:
         """Return the architecture. Raise UserError when a configuration is missing, unreadable, or not the weights'.
 
-        Reads no weights, only their names and shapes. `download` makes an exception for a vision encoder that has only
-        a hub name: its weights are loaded for their configuration. Without it the encoder is assumed to have the
-        default size.
+        Reads no weights, only their names and shapes. Unless `download`, a vision encoder on a hub that cannot be
+        reached is assumed to have the default size.
         """
         if self.model is not None:
             return self.model

@@ -1,6 +1,11 @@
 """Models on the Hugging Face hub, from its cache: names, revisions, and which files are read."""
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,15 +13,22 @@ import torch
 
 from ma2mba.errors import UserError
 from ma2mba.hub import HubName, fetch, hub_name
+from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.published import load_vision, published_config
+from ma2mba.training.job import build
 from ma2mba.training.model_source import find_source, pin
 from ma2mba.training.recipe.loading import load_recipe
+from ma2mba.training.world import World
 from tests import published
 from tests.attacks.model_folders import attempt, make_model, make_recipe, make_run, require_refused
 from tests.forked import run
 from tests.published import COMMIT
 from tests.tiny import TINY_MODEL
+from tests.unit.annotations.local_hub import serve
+from tests.unit.data.toy_shards import write_shards
+
+ROOT = Path(__file__).resolve().parents[2]
 
 OTHER = "f" * 40
 
@@ -174,3 +186,39 @@ def test_links_that_leave_the_cache_are_not_followed(hub, tmp_path):
     assert outcome.refused
     assert "leads out" in outcome.err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_job_writes_names_the_commits(hub, tmp_path):
+    names = whole(tmp_path, hub)
+    write_shards(tmp_path / "shards", [(frames, 1 + frames % 3) for frames in (1, 30, 2, 3, 28, 5, 4, 1)])
+    recipe = make_recipe(tmp_path / "run", data=str(tmp_path / "shards"), init_from=names, precision="fp32")
+    job = build(recipe, World(0, 1, torch.device("cpu")))
+    pinned = {key: f"{name}@{COMMIT}" for key, name in names.items()}
+    assert job.recipe.model_dump()["init_from"] == job.facts["recipe"]["init_from"] == pinned
+
+
+def test_a_plan_needs_no_hub_for_an_encoder_that_no_run_has_read(hub, tmp_path):
+    names = whole(tmp_path, hub)
+    assert published_config(**names).vision.hidden_size == 32
+    assert published_config(names["language_model"], "a/unknown").vision == ClipConfig()
+    with pytest.raises(UserError, match="a/unknown"):
+        published_config(names["language_model"], "a/unknown", download=True)
+
+
+def test_a_model_is_downloaded_with_the_files_that_are_read_and_no_others(hub, tmp_path):
+    published.state_spaces(tmp_path / "source")
+    for name in ("modeling_evil.py", "README.md", "training_args.bin", "model.onnx"):
+        (tmp_path / "source" / name).write_text("x")
+    with serve(tmp_path / "source", "a/b", kind="") as address:
+        variables = {"HF_ENDPOINT": address, "HF_HOME": str(hub), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "ma2mba", "import", "state-spaces", "a/b@main", "--out", str(tmp_path / "out")]
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+        other = [*command[:-1], str(tmp_path / "other")]
+        other[5] = "a/b@nothing"
+        missing = subprocess.run(other, env=os.environ | variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "origin.json").read_text())["commit"] == COMMIT
+    (snapshot,) = (hub / "hub" / "models--a--b" / "snapshots").iterdir()
+    assert sorted(path.name for path in snapshot.iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert missing.returncode == 2
+    assert len(missing.stderr.splitlines()) == 1, missing.stderr

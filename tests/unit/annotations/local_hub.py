@@ -13,8 +13,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve(folder: Path, name: str) -> Iterator[str]:
-    """Serve `folder` as the data set `name`; yield the address of the hub, the value of HF_ENDPOINT."""
+def serve(folder: Path, name: str, kind: str = "datasets/") -> Iterator[str]:
+    """Serve `folder` as the data set `name`; yield the address of the hub, the value of HF_ENDPOINT.
+
+    `kind` is "" for a model.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -31,7 +34,7 @@ def serve(folder: Path, name: str) -> Iterator[str]:
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path).rstrip("/")
             for revision in ("main", COMMIT):
-                file, tree = f"/datasets/{name}/resolve/{revision}/", f"/api/datasets/{name}/tree/{revision}"
+                file, tree = f"/{kind}{name}/resolve/{revision}/", f"/api/datasets/{name}/tree/{revision}"
                 if path.startswith(file) and (folder / path.removeprefix(file)).is_file():
                     return self.send_file((folder / path.removeprefix(file)).read_bytes())
                 if path.startswith(tree) and (folder / path.removeprefix(tree).strip("/")).is_dir():
