@@ -10,6 +10,12 @@ from ma2mba.files import inside
 
 Layout = Mapping[str, Sequence[str]]
 """Split -> patterns of its annotation files below the folder. The first pattern that fits any file counts."""
+ELSEWHERE = tuple(
+    f"{folder}/*{suffix}"
+    for folder in ("annotations", "annotation", "data")
+    for suffix in (".parquet", ".csv", ".jsonl", ".json")
+)
+"""Patterns of annotation files in no published layout, where people keep them."""
 
 
 def published_folder(data: Path | str, layout: Layout, *, more: Sequence[str] = (), online: bool = False) -> Path:
@@ -32,8 +38,8 @@ def annotation_files(folder: Path, layout: Layout, split: str | None) -> tuple[s
     """
     if split and split not in layout:
         raise UserError(f"--split {split}: unknown. This benchmark has the splits {', '.join(layout)}")
-    for name in [split] if split else layout:
-        for pattern in layout[name]:
+    for name in [split] if split else [*layout, ""]:
+        for pattern in layout[name] if name else ELSEWHERE:
             if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
                 for path in found:
                     inside(folder, str(path.relative_to(folder)), folder)

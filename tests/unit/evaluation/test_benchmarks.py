@@ -196,6 +196,15 @@ def test_lvbench_splits_options_from_the_question(folder):
     assert (first.id, first.task) == ("0", "key information retrieval")
 
 
+def test_lvbench_is_read_from_a_table(tmp_path):
+    row = {"video_path": "videos/a.mp4", "question": "Who?", "options": ["A. he", "B. she"], "answer": "B"}
+    save_json(tmp_path / "annotations/test.json", [row, row | {"options": ["he", "she"], "question_type": "reasoning"}])
+    first, second = read_benchmark("lvbench", tmp_path)
+    assert first.options == second.options == ("he", "she")
+    assert (first.id, second.id, second.task) == ("1", "2", "reasoning")
+    assert first.medium == tmp_path / "all_videos/videos/a.mp4"
+
+
 @of("longtimescope")
 def test_longtimescope_asks_its_input_as_it_is(folder):
     items = read_benchmark("longtimescope", folder)
@@ -420,6 +429,11 @@ def test_a_name_on_the_hub_is_read_from_the_cache(folder, tmp_path_factory, monk
     assert [item.id for item in items] == [item.id for item in expected]
     assert all(item.medium.is_file() for item in items)
     assert items[0].subtitles
+    trees = stored / "trees"  # the list of files that the hub's client keeps names one more
+    trees.mkdir()
+    entries = {name: {"size": 1, "blob_id": "0"} for name in ("README.md", FIRST["video-mme"])}
+    (trees / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": entries}))
+    assert len(read_benchmark("video-mme", "some/set")) == QUESTIONS
 
 
 @of("video-mme")
