@@ -1,5 +1,6 @@
 """The annotation files of a data set in its published layout: in a folder, or in the cache of the Hugging Face hub."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def published_folder(data: Path | str, layout: Layout, *, more: Sequence[str] = 
     With `online`, files that fit a pattern of `layout` or `more` are downloaded to the cache first. Videos are not.
     Raise UserError if there is no such folder.
     """
-    if Path(data).is_dir():
+    if os.path.isdir(data):
         return Path(data)
     wanted = [pattern for patterns in layout.values() for pattern in patterns]
     return hub_folder(str(data), [*wanted, *more], online=online)

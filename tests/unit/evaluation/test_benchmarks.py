@@ -164,6 +164,18 @@ def test_mlvu_skips_published_questions_without_a_right_answer_and_names_them(fo
     assert BENCHMARKS["mlvu"].mean_over_tasks
 
 
+@of("mlvu")
+def test_blank_options_count_as_published(folder):
+    records = json.loads((folder / "json/1_plotQA.json").read_text())
+    records[0] |= {"candidates": ["2", "5", "10", ""], "answer": ""}
+    records[1] |= {"candidates": ["", "There is one", "There is none", ""], "answer": "there is one."}
+    save_json(folder / "json/1_plotQA.json", records)
+    first, second = read_benchmark("mlvu", folder)[:2]
+    assert (first.gold, first.gold_index) == ("", 3)
+    assert "(D) \nOnly" in first.prompt
+    assert (second.gold, second.gold_index) == ("There is one", 1)
+
+
 def test_mlvu_is_read_from_the_table_on_the_hub(tmp_path):
     rows = [
         {
@@ -284,7 +296,7 @@ MALFORMED = [
     ("video-mme", {"answer": "E"}, "row 3: answer is 'E', not a letter from A to D"),
     ("video-mme", {"answer": None}, "row 3: has no answer"),
     ("video-mme", {"options": ["A. one"]}, "row 3: options has 1 options, not 2 to 26"),
-    ("video-mme", {"options": ["A. one", " "]}, "row 3: options are not all texts"),
+    ("video-mme", {"options": ["", " "]}, "row 3: options are not all texts"),
     ("video-mme", {"duration": "endless"}, "row 3: duration is 'endless', not one of short, medium, long"),
     ("video-mme", {"question": " "}, "row 3: question is blank"),
     ("video-mme", {"videoID": "../../secret"}, "row 3: the path ../../secret does not stay below the media folder"),
@@ -465,6 +477,7 @@ def test_annotations_alone_are_downloaded_if_wanted(folder, tmp_path_factory):
         ("A. he", "A. he", ()),
         ("Who?\n(B) she\n(A) he", "Who?\n(B) she\n(A) he", ()),
         ("A man. A dog.\nWho?", "A man. A dog.\nWho?", ()),
+        ("Who? (A) he (B) she", "Who?", ("he", "she")),
     ],
 )
 def test_options_in_a_question_are_found(text, question, options):
