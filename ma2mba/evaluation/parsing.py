@@ -9,13 +9,10 @@ from collections.abc import Sequence
 
 from ma2mba.evaluation.words import Words, places_of, plain, words
 
-PARSER = "ma2mba-1"
-"""The name of the rules in this file, which stands in every record of an answer. Count up when they change."""
-
 _NEAR = 40
 """How many characters beside a letter are looked at."""
 _CHOSEN = re.compile(
-    r"""(?:\b(?:(?:answer|option|choice|alternative|letter)s?(?:\s+(?:here|to\s+(?:the|this)\s+question))?
+    r"""(?:\b(?:(?:answer|option|choice|alternative|letter)(?:\s+(?:here|to\s+(?:the|this)\s+question))?
             \s*(?:\bis\b|\bare\b|\bwould\s+be\b|\bshould\s+be\b|\bmust\s+be\b|:|=|->|-(?=\s))?
           |(?:i|we|i'll|i'd|would)\s+(?:would\s+|will\s+|\bhave\s+to\s+)?(?:choose|pick|select|say|go\s+with|answer))
         |答案\s*(?:是|为|為|应该是|選|选)?|(?:我)?(?:选择|選擇|选|選)(?:项|項)?|正解は|答えは|정답은?)
@@ -24,6 +21,8 @@ _CHOSEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """Words that announce the choice, and the letter after them."""
+_OPTION = re.compile(r"(?:option|choice|alternative|letter)\W*[A-Z]", re.IGNORECASE)
+"""An announcement that may also be a mere mention: "option B"."""
 _LINE = re.compile(
     r"""^[^\w\n+#]*(?P<letter>[A-Z])
         (?:[)\]}]+["'.:,]*(?=\W|\w\w|$)|["']+[.:,]?(?=\s|$)|\s*[.:](?=\s|$|["'(]|[^\W\d_]{2})|,(?=\s)|\s+-(?=\s)|\s+\((?=\w)|\s*$|(?=[^\x00-\x7F]))""",
@@ -185,18 +184,25 @@ def _letter(text: str) -> str | None:
 
 
 def _announced(text: str, letters: str) -> tuple[str | None, bool]:
-    """Return the letter after "the answer is", and True if there is one. The last such letter counts."""
-    found: list[str | None] = []
+    """Return the letter that is announced, and True if one is: the last one after "the answer is".
+
+    Without such words, an "option B" counts, unless there is an "option C" too.
+    """
+    chosen: list[str | None] = []
+    mentioned = set[str | None]()
     beside = 0  # where the second letter of "option A or option B" ends
     for match in _CHOSEN.finditer(text):
         letter, after = match["letter"].upper(), text[match.end() : match.end() + _NEAR]
         denied, joined = match["before"] or _DENIED.match(after), _JOINED.match(after)
-        word = not joined and _is_word(match["letter"], after)
+        option = _OPTION.fullmatch(match[0]) and match["letter"].isupper()
+        word = not joined and not option and _is_word(match["letter"], after)
         if match.end() <= beside or denied or word or letter not in letters:
             continue
-        found.append(None if joined else letter)
+        (mentioned.add if option else chosen.append)(None if joined else letter)
         beside = match.end() + joined.end() if joined else 0
-    return (found[-1], True) if found else (None, False)
+    if chosen:
+        return chosen[-1], True
+    return (mentioned.pop() if len(mentioned) == 1 else None, True) if mentioned else (None, False)
 
 
 def _leading(text: str, letters: str) -> tuple[str | None, bool]:
