@@ -298,6 +298,8 @@ def hub_folder(name: str, patterns: Sequence[str], *, online: bool) -> Path:
             name, repo_type="dataset", allow_patterns=["README.md", *patterns], local_files_only=not online
         )
     except Exception as error:  # the hub's client raises errors of many libraries
+        if not online and (incomplete := getattr(error, "snapshot_path", None)):
+            return Path(incomplete)  # files that fit a pattern, and were never wanted, are missing
         if online:
             raise UserError(f"{name}: cannot be downloaded ({_line(error)}). Check the name and the network") from error
         raise UserError(

@@ -1,5 +1,6 @@
 """The annotation files of a data set in its published layout: in a folder, or in the cache of the Hugging Face hub."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from ma2mba.files import inside
 
 Layout = Mapping[str, Sequence[str]]
 """Split -> patterns of its annotation files below the folder. The first pattern that fits any file counts."""
+ELSEWHERE = tuple(
+    f"{folder}/*{suffix}"
+    for folder in ("annotations", "annotation", "data")
+    for suffix in (".parquet", ".csv", ".jsonl", ".json")
+)
+"""Patterns of annotation files in no published layout, where people keep them."""
 
 
 def published_folder(data: Path | str, layout: Layout, *, more: Sequence[str] = (), online: bool = False) -> Path:
@@ -18,7 +25,7 @@ def published_folder(data: Path | str, layout: Layout, *, more: Sequence[str] = 
     With `online`, files that fit a pattern of `layout` or `more` are downloaded to the cache first. Videos are not.
     Raise UserError if there is no such folder.
     """
-    if Path(data).is_dir():
+    if os.path.isdir(data):
         return Path(data)
     wanted = [pattern for patterns in layout.values() for pattern in patterns]
     return hub_folder(str(data), [*wanted, *more], online=online)
@@ -32,8 +39,8 @@ def annotation_files(folder: Path, layout: Layout, split: str | None) -> tuple[s
     """
     if split and split not in layout:
         raise UserError(f"--split {split}: unknown. This benchmark has the splits {', '.join(layout)}")
-    for name in [split] if split else layout:
-        for pattern in layout[name]:
+    for name in [split] if split else [*layout, ""]:
+        for pattern in layout[name] if name else ELSEWHERE:
             if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
                 for path in found:
                     inside(folder, str(path.relative_to(folder)), folder)

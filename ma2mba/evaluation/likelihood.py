@@ -17,7 +17,7 @@ from ma2mba.errors import UserError
 from ma2mba.inference.chat import VideoChat
 from ma2mba.inference.decoder import Decoder
 from ma2mba.inference.session import Session
-from ma2mba.model.plain_text import UnencodableText, plain_text
+from ma2mba.model.plain_text import END, UnencodableText, plain_text
 from ma2mba.ops import product_of_norm
 
 
@@ -33,6 +33,8 @@ class OptionScore:
 def score_options(chat: VideoChat, prompt: str, options: Sequence[str]) -> list[OptionScore]:
     """Return the score of each option as the answer to `prompt`. The chat stays as it is.
 
+    A blank option is the answer that ends at once.
+
     Raise UserError for a prompt or an option that the tokenizer cannot encode, and if the model's output is not finite.
     """
     session = chat.asked(prompt)
@@ -41,7 +43,7 @@ def score_options(chat: VideoChat, prompt: str, options: Sequence[str]) -> list[
     if not all(total == total and total != -torch.inf for total in totals):
         raise UserError("the model's output is not a number (NaN). Use the weights of another checkpoint")
     return [
-        OptionScore(total, total / len(option), len(ids))
+        OptionScore(total, total / max(1, len(option)), len(ids))
         for total, option, ids in zip(totals, options, tokens, strict=True)
     ]
 
@@ -57,9 +59,9 @@ def _encode(session: Session, option: str) -> list[int]:
         ids = plain_text(session.tokenizer).ids(option)
     except UnencodableText as error:
         raise UserError(f"the option {option!r:.100} {error}. Write it in other words") from error
-    if not ids:
-        raise UserError(f"the option {option!r:.100} has no tokens. Give every option a text")
-    return ids
+    end = session.tokenizer.token_to_id(END)
+    assert end is not None, "load_tokenizer refuses a tokenizer without it"
+    return ids or [end]
 
 
 @torch.no_grad()

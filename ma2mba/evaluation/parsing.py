@@ -9,13 +9,10 @@ from collections.abc import Sequence
 
 from ma2mba.evaluation.words import Words, places_of, plain, words
 
-PARSER = "ma2mba-1"
-"""The name of the rules in this file, which stands in every record of an answer. Count up when they change."""
-
 _NEAR = 40
 """How many characters beside a letter are looked at."""
 _CHOSEN = re.compile(
-    r"""(?:\b(?:(?:answer|option|choice|alternative|letter)s?(?:\s+(?:here|to\s+(?:the|this)\s+question))?
+    r"""(?:\b(?:(?:answer|option|choice|alternative|letter)(?:\s+(?:here|to\s+(?:the|this)\s+question))?
             \s*(?:\bis\b|\bare\b|\bwould\s+be\b|\bshould\s+be\b|\bmust\s+be\b|:|=|->|-(?=\s))?
           |(?:i|we|i'll|i'd|would)\s+(?:would\s+|will\s+|\bhave\s+to\s+)?(?:choose|pick|select|say|go\s+with|answer))
         |答案\s*(?:是|为|為|应该是|選|选)?|(?:我)?(?:选择|選擇|选|選)(?:项|項)?|正解は|答えは|정답은?)
@@ -24,23 +21,41 @@ _CHOSEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 """Words that announce the choice, and the letter after them."""
+_OPTION = re.compile(r"(?:option|choice|alternative|letter)\W*[A-Z]", re.IGNORECASE)
+"""An announcement that may also be a mere mention: "option B"."""
 _LINE = re.compile(
     r"""^[^\w\n+#]*(?P<letter>[A-Z])
-        (?:[)\]}]+["'.:,]*(?=\W|\w\w|$)|["']+[.:,]?(?=\s|$)|\s*[.:](?=\s|$|["'(]|[^\W\d_]{2})|,(?=\s)|\s+-(?=\s)|\s*$|(?=[^\x00-\x7F]))""",
+        (?:[)\]}]+["'.:,]*(?=\W|\w\w|$)|["']+[.:,]?(?=\s|$)|\s*[.:](?=\s|$|["'(]|[^\W\d_]{2})|,(?=\s)|\s+-(?=\s)|\s+\((?=\w)|\s*$|(?=[^\x00-\x7F]))""",
     re.VERBOSE | re.MULTILINE,
 )
 """A letter at the start of a line, set off from what follows: "B.", "(B) training", "B: training", "B" alone."""
-_LOWER = re.compile(r"""^[\s"'(\[{]*(?P<letter>[a-z])(?:[)\]}"']+[.:,]?|[.:])?(?:\s*$|\s+(?=\S))""")
+_LOWER = re.compile(r"""^[\s"'(\[{]*(?P<letter>[a-z])(?:[)\]}"']+[.:,]?|[.:]|[,;!?](?=\s*$))?(?:\s*$|\s+(?=\S))""")
 """The same in lower case, at the start of the answer only, and with a sign: "b", "b) training"."""
 _ENCLOSED = re.compile(r"[(\[](?P<letter>[A-Z])[)\]]")
 _ALONE = re.compile(
     r"""(?P<before>\w+(?:'\w+)?)?[\s"',:]*(?<![\w'.+/-])(?P<letter>[A-Z])(?![\w'+#&/-]|\.[A-Za-z])
-        (?P<after>\s+\w+|,\s*\w+)?""",
+        (?=(?P<after>\s+\w+|,\s*\w+)?)""",
     re.VERBOSE,
 )
 """A capital letter that stands alone, and the words beside it."""
 _LEADS = frozenset(
-    ("is", "be", "its", "it's", "so", "say", "think", "guess", "believe", "choose", "pick", "select", "with", "for")
+    (
+        "but",
+        "is",
+        "be",
+        "its",
+        "it's",
+        "so",
+        "say",
+        "think",
+        "guess",
+        "believe",
+        "choose",
+        "pick",
+        "select",
+        "with",
+        "for",
+    )
     + (
         "option",
         "answer",
@@ -63,6 +78,12 @@ _JOINED = re.compile(
     re.IGNORECASE,
 )
 """What follows a letter if a second letter is named beside it: "B or C"."""
+_DENIED = re.compile(r"\s+(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't|wasn't)\b", re.IGNORECASE)
+"""What follows a letter that is not chosen: "A is wrong"."""
+_PLACE = re.compile(
+    r"\b(first|second|third|fourth|fifth)\s+(?:option|choice|answer)\b|\boption\s+#?(\d)\b", re.IGNORECASE
+)
+"""An option named by its place: "the second option", "option 2"."""
 _LEAD_IN = re.compile(
     r"""^\W*(?:(?:so|well|okay|ok|therefore|thus)\s*,?\s+)?
         (?:i\s+(?:think|believe|guess)\s+(?:that\s+)?)?
@@ -73,6 +94,7 @@ _LEAD_IN = re.compile(
 """Words before the answer itself: "I think it is"."""
 _LETTERED = re.compile(r"^\s*[(\[]?([A-Z])(?:[)\]][.:]?|[.:])\s*(?=\S)")
 _SENTENCE = re.compile(r"[.!?;](?=\s|$)|\n|\bbecause\b", re.IGNORECASE)
+_SUBJECTS = frozenset(("he", "she", "it", "they", "there", "i", "we", "you", "this", "that", "these", "those"))
 _NEGATED = frozenset(("not", "never", "isn't", "wasn't", "aren't", "neither", "nor"))
 
 
@@ -95,7 +117,7 @@ def parse_choice(answer: str, options: Sequence[str]) -> str | None:
     named = _named(words(text), texts)
     if len(named) == 1:
         return letters[named.pop()]
-    return None if named else _bare(text, letters)
+    return None if named else _bare(text, letters) or _placed(text, letters)
 
 
 def judge(answer: str, gold: str, options: Sequence[str] = ()) -> bool:
@@ -116,7 +138,7 @@ def judge(answer: str, gold: str, options: Sequence[str] = ()) -> bool:
         return _letter(text) == lettered[1] or _core(text) == words(_LETTERED.sub("", plain(gold)))
     if _is_letter(plain(gold)):
         return _letter(text) == plain(gold).strip(string.punctuation + string.whitespace).upper()
-    return wanted in (("yes",), ("no",)) and words(re.split(r"[,.;:!\n]", text.strip())[0]) == wanted
+    return wanted in (("yes",), ("no",)) and _yes_or_no(text) == wanted
 
 
 def find_gold(gold: str, options: Sequence[str]) -> int | None:
@@ -125,6 +147,12 @@ def find_gold(gold: str, options: Sequence[str]) -> int | None:
         return options.index(gold)
     found = parse_choice(gold, options)
     return string.ascii_uppercase.index(found) if found else None
+
+
+def _yes_or_no(text: str) -> Words:
+    """Return the word before a comma or a clause: "Yes, he does", "No he does not"."""
+    first, *following = words(re.split(r"[,.;:!\n]", text.strip())[0]) or ("",)
+    return (first,) if not following or following[0] in _SUBJECTS else ()
 
 
 def _core(text: str) -> Words:
@@ -156,14 +184,25 @@ def _letter(text: str) -> str | None:
 
 
 def _announced(text: str, letters: str) -> tuple[str | None, bool]:
-    """Return the letter after "the answer is", and True if there is one. The last such letter counts."""
-    found: list[str | None] = []
+    """Return the letter that is announced, and True if one is: the last one after "the answer is".
+
+    Without such words, an "option B" counts, unless there is an "option C" too.
+    """
+    chosen: list[str | None] = []
+    mentioned = set[str | None]()
+    beside = 0  # where the second letter of "option A or option B" ends
     for match in _CHOSEN.finditer(text):
         letter, after = match["letter"].upper(), text[match.end() : match.end() + _NEAR]
-        if match["before"] or letter not in letters or _is_word(match["letter"], after):
+        denied, joined = match["before"] or _DENIED.match(after), _JOINED.match(after)
+        option = _OPTION.fullmatch(match[0]) and match["letter"].isupper()
+        word = not joined and not option and _is_word(match["letter"], after)
+        if match.end() <= beside or denied or word or letter not in letters:
             continue
-        found.append(None if _JOINED.match(after) else letter)
-    return (found[-1], True) if found else (None, False)
+        (mentioned.add if option else chosen.append)(None if joined else letter)
+        beside = match.end() + joined.end() if joined else 0
+    if chosen:
+        return chosen[-1], True
+    return (mentioned.pop() if len(mentioned) == 1 else None, True) if mentioned else (None, False)
 
 
 def _leading(text: str, letters: str) -> tuple[str | None, bool]:
@@ -182,6 +221,14 @@ def _leading(text: str, letters: str) -> tuple[str | None, bool]:
         if dressed or not text[lower.end() :].strip():
             return lower["letter"].upper(), True
     return None, False
+
+
+def _placed(text: str, letters: str) -> str | None:
+    """Return the letter of the one option that is named by its place."""
+    ordinals = ("first", "second", "third", "fourth", "fifth")
+    named = {ordinals.index(m[1].lower()) if m[1] else int(m[2]) - 1 for m in _PLACE.finditer(text)}
+    place = named.pop() if len(named) == 1 else -1
+    return letters[place] if 0 <= place < len(letters) else None
 
 
 def _is_word(letter: str, after: str) -> bool:
@@ -213,7 +260,7 @@ def _bare(text: str, letters: str) -> str | None:
         first = not before and text[: match.start("letter")][-_NEAR:].rstrip(" \"'(\n")[-1:] in ("", ".", "!", "?")
         if not (first or before in _LEADS or (before in ("or", "and") and found)):
             continue
-        if _is_word(match["letter"], after):
+        if _is_word(match["letter"], after) or _DENIED.match(text[match.end("letter") :][:_NEAR]):
             continue
         found.add(match["letter"])
     found &= {*letters}

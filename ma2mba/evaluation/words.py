@@ -48,7 +48,10 @@ def plain(text: str) -> str:
     text = _THINKING.sub(" ", text)
     text = next((piece for piece in _CONTROL.split(text) if piece.strip()), "")
     text = unicodedata.normalize("NFKC", text).translate(_PUNCTUATION)
-    text = re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", _TAG.sub(" ", text))
+    text = _TAG.sub(" ", text)
+    for command in (r"\\(?:text|mathrm|mathbf)", r"\\boxed"):
+        text = re.sub(command + r"\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\$\s*([A-Za-z])\s*\$", r"\1", text)
     return re.sub(r"\*\*|__|^[ \t]*(?:#+|[-*•])[ \t]+|(?<!\w)[*_](?=\w)|(?<=[\w.)])[*_](?!\w)", "", text, flags=re.M)
 
 

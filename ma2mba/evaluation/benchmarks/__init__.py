@@ -1,5 +1,6 @@
 """Benchmarks by name: `read_benchmark` returns the questions of one, with its authors' prompts."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -52,7 +53,7 @@ def read_benchmark(
     if subtitles and not benchmark.subtitles:
         having = ", ".join(other.name for other in _ALL if other.subtitles)
         raise UserError(f"--subtitles: {benchmark.title} has none. Benchmarks with subtitles: {having}")
-    if media is not None and not Path(media).is_dir():
+    if media is not None and not os.path.isdir(media):
         raise UserError(f"--media {media}: this folder does not exist. Give the folder of the videos")
     more = benchmark.subtitles if subtitles else ()
     folder = published_folder(data, benchmark.layout, more=more, online=online)

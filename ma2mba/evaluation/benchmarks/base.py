@@ -1,5 +1,6 @@
 """What every benchmark has: where its files are, how its questions are read, and how its results are summed up."""
 
+import os
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -47,6 +48,7 @@ class Source:
     def __init__(self, folder: Path, media: Path, files: Files, *, subtitles: bool = False):
         self.folder, self.media, self.files, self.subtitles = folder, media, files, subtitles
         self._videos = MediaFolder(media)
+        self._found: dict[tuple[tuple[str, ...], tuple[str, ...]], Path] = {}
 
     def records(self, read: Reader[R | BadRecord], media: Path | None = None) -> Iterator[R]:
         """Yield the records of the annotation files. Raise UserError at the first malformed one, with its place."""
@@ -63,6 +65,12 @@ class Source:
         A name may have any suffix of a video, or none. If no such video exists, return where the first would be. Raise
         UserError, with the record's place `where`, for a name that leads out of the folder.
         """
+        key = tuple(names), tuple(places)
+        if key not in self._found:
+            self._found[key] = self._look(where, names, places)
+        return self._found[key]
+
+    def _look(self, where: str, names: Sequence[str], places: Sequence[str]) -> Path:
         try:
             for place in places:
                 for name in names:
@@ -77,11 +85,11 @@ class Source:
     def _in(self, place: str, name: str) -> str | None:
         """Return the path of an existing video below the media folder."""
         path = self._videos.path(str(Path(place, name)))
-        if path.is_file():
+        if os.path.isfile(path):  # False for a name that is too long
             return str(Path(place, name))
         stem = name if not VIDEO_SUFFIX.fullmatch(Path(name).suffix) else str(Path(name).with_suffix(""))
         found = self._videos.find(str(Path(place, stem)))
-        return found if (self.media / found).is_file() else None
+        return found if os.path.isfile(self.media / found) else None
 
 
 def lettered(options: Sequence[str], form: str = "{letter}. {text}") -> str:

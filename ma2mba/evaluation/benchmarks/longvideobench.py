@@ -5,6 +5,7 @@ there, only the subtitles that are spoken at the sampled frames are given. The l
 they stand before the question.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ def _subtitles(source: Source, record: longvideobench.LongVideoBenchRecord) -> t
     The subtitles may be those of a longer film, in which the video begins at `starting_timestamp`.
     """
     path = inside(source.media, f"subtitles/{record.subtitle_path}", record.where)
-    if not record.subtitle_path or not path.is_file():
+    if not record.subtitle_path or not os.path.isfile(path):
         return ()
     try:
         lines = [_line(line, record) for line in read_json(path)]

@@ -4,6 +4,7 @@ Prompts and folders are from the authors' notebook (github.com/OpenGVLab/Ask-Any
 the answer starts with "Best option:("; here the model writes the whole answer.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def _medium(source: Source, task: str, where: str, name: str) -> tuple[Path, boo
         if task == "episodic_reasoning" and _folder(source, place, name, where):
             return source.media / place / name, True, place.endswith("_segment")
     path = source.video(where, [name], places)
-    pictures = task == "episodic_reasoning" and not path.is_file()
+    pictures = task == "episodic_reasoning" and not os.path.isfile(path)
     return (source.media / places[0] / name if pictures else path), pictures, path.parent.name.endswith("_segment")
 
 
@@ -97,7 +98,7 @@ def _folder(source: Source, place: str, name: str, where: str) -> bool:
         MediaFolder(source.media).path(name)
     except RecordError as error:
         raise UserError(f"{where}: {error}. Correct this record") from error
-    return inside(source.media, f"{place}/{name}", where).is_dir()
+    return os.path.isdir(inside(source.media, f"{place}/{name}", where))
 
 
 BENCHMARK = Benchmark("mvbench", "MVBench", LAYOUT, items)

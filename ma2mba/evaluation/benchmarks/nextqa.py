@@ -20,7 +20,13 @@ def _layout(kind: str, folder: str) -> dict[str, tuple[str, ...]]:
             pattern.format(split=split, long=long)
             for pattern in (f"{folder}/{{split}}.csv", f"dataset/{folder}/{{split}}.csv", f"{kind}/{{long}}-*.parquet")
         )
-        + (f"{split}.csv", f"{long}-*.parquet", f"*/{long}-*.parquet", *(("*.csv",) if split == "train" else ()))
+        + (
+            f"{split}.csv",
+            f"annotations/{split}.csv",
+            f"{long}-*.parquet",
+            f"*/{long}-*.parquet",
+            *(("*.csv",) if split == "train" else ()),
+        )
         for split, long in (("test", "test"), ("val", "validation"), ("train", "train"))
     }
 

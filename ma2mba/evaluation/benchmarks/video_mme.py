@@ -4,6 +4,7 @@ Prompts are from the authors' README (github.com/MME-Benchmarks/Video-MME, "Eval
 only the subtitles that are spoken at the sampled frames are given.
 """
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -49,7 +50,7 @@ def _subtitles(source: Source, video: str, where: str) -> tuple[Line, ...]:
     """Return the lines of subtitle/{videoID}.srt; () for a video without, as the authors ask about it without."""
     for place in ("subtitle", "subtitles"):
         path = inside(source.media, f"{place}/{video}.srt", where)
-        if path.is_file():
+        if os.path.isfile(path):
             return srt_lines(read_bounded(path, JSON_BYTES).decode("utf-8-sig", errors="replace"))
     return ()
 

@@ -164,6 +164,18 @@ def test_mlvu_skips_published_questions_without_a_right_answer_and_names_them(fo
     assert BENCHMARKS["mlvu"].mean_over_tasks
 
 
+@of("mlvu")
+def test_blank_options_count_as_published(folder):
+    records = json.loads((folder / "json/1_plotQA.json").read_text())
+    records[0] |= {"candidates": ["2", "5", "10", ""], "answer": ""}
+    records[1] |= {"candidates": ["", "There is one", "There is none", ""], "answer": "there is one."}
+    save_json(folder / "json/1_plotQA.json", records)
+    first, second = read_benchmark("mlvu", folder)[:2]
+    assert (first.gold, first.gold_index) == ("", 3)
+    assert "(D) \nOnly" in first.prompt
+    assert (second.gold, second.gold_index) == ("There is one", 1)
+
+
 def test_mlvu_is_read_from_the_table_on_the_hub(tmp_path):
     rows = [
         {
@@ -194,6 +206,15 @@ def test_lvbench_splits_options_from_the_question(folder):
     assert first.options == ("1636", "1366", "1363", "1633")
     assert first.question == "What year appears in caption 0?"
     assert (first.id, first.task) == ("0", "key information retrieval")
+
+
+def test_lvbench_is_read_from_a_table(tmp_path):
+    row = {"video_path": "videos/a.mp4", "question": "Who?", "options": ["A. he", "B. she"], "answer": "B"}
+    save_json(tmp_path / "annotations/test.json", [row, row | {"options": ["he", "she"], "question_type": "reasoning"}])
+    first, second = read_benchmark("lvbench", tmp_path)
+    assert first.options == second.options == ("he", "she")
+    assert (first.id, second.id, second.task) == ("1", "2", "reasoning")
+    assert first.medium == tmp_path / "all_videos/videos/a.mp4"
 
 
 @of("longtimescope")
@@ -275,7 +296,7 @@ MALFORMED = [
     ("video-mme", {"answer": "E"}, "row 3: answer is 'E', not a letter from A to D"),
     ("video-mme", {"answer": None}, "row 3: has no answer"),
     ("video-mme", {"options": ["A. one"]}, "row 3: options has 1 options, not 2 to 26"),
-    ("video-mme", {"options": ["A. one", " "]}, "row 3: options are not all texts"),
+    ("video-mme", {"options": ["", " "]}, "row 3: options are not all texts"),
     ("video-mme", {"duration": "endless"}, "row 3: duration is 'endless', not one of short, medium, long"),
     ("video-mme", {"question": " "}, "row 3: question is blank"),
     ("video-mme", {"videoID": "../../secret"}, "row 3: the path ../../secret does not stay below the media folder"),
@@ -420,6 +441,11 @@ def test_a_name_on_the_hub_is_read_from_the_cache(folder, tmp_path_factory, monk
     assert [item.id for item in items] == [item.id for item in expected]
     assert all(item.medium.is_file() for item in items)
     assert items[0].subtitles
+    trees = stored / "trees"  # the list of files that the hub's client keeps names one more
+    trees.mkdir()
+    entries = {name: {"size": 1, "blob_id": "0"} for name in ("README.md", FIRST["video-mme"])}
+    (trees / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": entries}))
+    assert len(read_benchmark("video-mme", "some/set")) == QUESTIONS
 
 
 @of("video-mme")
@@ -451,6 +477,7 @@ def test_annotations_alone_are_downloaded_if_wanted(folder, tmp_path_factory):
         ("A. he", "A. he", ()),
         ("Who?\n(B) she\n(A) he", "Who?\n(B) she\n(A) he", ()),
         ("A man. A dog.\nWho?", "A man. A dog.\nWho?", ()),
+        ("Who? (A) he (B) she", "Who?", ("he", "she")),
     ],
 )
 def test_options_in_a_question_are_found(text, question, options):

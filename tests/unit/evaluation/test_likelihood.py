@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ma2mba.errors import UserError
 from ma2mba.evaluation.likelihood import OptionScore, likeliest, score_options
 from ma2mba.inference.chat import VideoChat
 from ma2mba.model.conversation import ASSISTANT, SYSTEM, USER, Encoded
@@ -87,8 +86,10 @@ def test_what_the_model_answers_is_likely(model, tokenizer, picture):
     assert scores[1].total / scores[1].tokens > scores[0].total / scores[0].tokens
 
 
-def test_an_option_without_text_is_refused(model, tokenizer, picture):
+def test_a_blank_option_is_the_answer_that_ends_at_once(model, tokenizer, picture):
     chat = VideoChat(model, tokenizer)
     chat.watch(picture)
-    with pytest.raises(UserError, match="has no tokens"):
-        score_options(chat, QUESTION, ["a", ""])
+    logs_V = chat.asked(QUESTION).logits().log_softmax(-1)
+    (score,) = score_options(chat, QUESTION, [""])
+    assert score.total == pytest.approx(float(logs_V[tokenizer.token_to_id(END)]), abs=1e-4)
+    assert score.per_letter == score.total
