@@ -23,6 +23,7 @@ from ma2mba.cli.output import (
 )
 from ma2mba.cli.stopping import keeping_answers
 from ma2mba.errors import UserError
+from ma2mba.files import refuse_link
 from ma2mba.terminal import one_line
 from ma2mba.text import LISTED
 
@@ -146,6 +147,7 @@ def evaluate_command(
 
 def require_folder(path: Path) -> None:
     """Raise UserError if the value of --out is a file, or names one as it did in earlier versions."""
+    refuse_link(path)
     if path.suffix in (".json", ".jsonl"):
         raise UserError(f"--out {path}: names a file. Name a folder: report.json in it will hold the result")
     if path.exists() and not path.is_dir():
