@@ -82,6 +82,16 @@ def test_the_charts_are_drawn(folder):
     assert (pixels == [97, 110, 124]).all(1).sum() > 10_000, "the bars of the paper's 3.1B are missing"
 
 
+def test_odd_names_are_drawn(folder):
+    run = RunFile(OPTIONS | {"parts": 1}, ABOUT | {"benchmark": "", "questions": "a$b^{.jsonl" * 9}, [2])
+    run.claim(folder / "run.json", fresh=True)
+    with AnswersFile(folder / "answers.jsonl", run.id) as file:
+        for number, task in enumerate(("$\\frac{$", "\x1b[31m\n" * 40)):
+            file.add(answer(number, 1.0, task=task, duration_group=task))
+    assert len(write_report(collect(folder), folder)["tasks"]) == 2
+    assert (folder / "by_task.png").is_file()
+
+
 def test_without_length_groups_the_seconds_count(folder):
     run = RunFile(OPTIONS | {"parts": 1}, ABOUT | {"benchmark": ""}, [4])
     run.claim(folder / "run.json", fresh=True)
