@@ -20,7 +20,10 @@ from ma2mba.evaluation.sharing import Part
 from ma2mba.files import atomic_path, atomic_write
 
 RUN, ANSWERS, REPORT = "run.json", "answers.jsonl", "report.json"
-IN_REPORT = ("id", "task", "video", "answer", "prediction", "parser", "choice", "correct", "score", "frames", "error")
+IN_REPORT = (
+    *("id", "task", "video", "question", "answer", "prediction", "parser", "choice", "correct", "score", "frames"),
+    "error",
+)
 """The fields of a record that the report repeats."""
 Report = dict[str, Any]
 
