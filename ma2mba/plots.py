@@ -209,9 +209,9 @@ PAPER = ("#c5ccd3", "#9aa5b1", "#616e7c")
 
 
 def draw_bars(
-    title: str, below: str, ours: Mapping[str, Share], theirs: Mapping[str, Mapping[str, float]], path: Path
+    title: str, below: str, ours: Mapping[str, Share], theirs: Mapping[str, Mapping[str, float]], note: str, path: Path
 ) -> None:
-    """Draw the accuracy of each group, beside the accuracies that other models have there."""
+    """Draw the accuracy of each group, beside the accuracies that other models have there. The note stands below."""
     names, bars = list(ours), len(theirs) + 1
     with _figure(path, max(NARROWEST, 1.2 + 0.75 * bars * len(names)), 4.8, 150) as figure:
         axes, width = figure.subplots(), 0.8 / bars
@@ -233,6 +233,7 @@ def draw_bars(
         axes.set_xticks(range(len(names)), [_cut(name, LETTERS) for name in names])
         _few(axes, len(names))
         _up_to(axes, [*ours.values()], [share for shares in theirs.values() for share in shares.values()])
+        axes.set_xlabel(note, color=FAINT, labelpad=8)
         figure.legend(loc="outside lower center", ncols=bars + 1, frameon=False)
         _title(axes, title, below)
 

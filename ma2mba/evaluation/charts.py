@@ -26,7 +26,7 @@ def charts(report: Mapping[str, Any]) -> dict[str, Draw]:
     name = one_line(name)
     title = f"Accuracy on {name if len(name) <= TITLE else f'{name[: TITLE - 1]}…'}"
     drawn: dict[str, Draw] = {
-        ACCURACY: partial(draw_bars, title, below, *_beside_the_paper(report)),
+        ACCURACY: partial(draw_bars, title, below, *_beside_the_paper(report), (report["paper"] or {}).get("note", "")),
         LENGTHS: partial(draw_by_length, f"{title} by length", below, _shares(report["lengths"])),
     }
     if len(report["tasks"]) > 1:
