@@ -30,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "xtick.color": INK,
     "ytick.color": INK,
+    "text.parse_math": False,  # "$" in a name is a letter
 }
 
 
@@ -201,14 +202,16 @@ class Share:
 
 NARROWEST = 8.5
 """Inches of the narrowest chart of an evaluation: room for its title."""
+LETTERS = 18
+"""Letters of a group's name below a bar; beside a row, twice as many."""
 PAPER = ("#c5ccd3", "#9aa5b1", "#616e7c")
 """The bars of the paper's models, from the smallest to the largest."""
 
 
 def draw_bars(
-    title: str, below: str, ours: Mapping[str, Share], theirs: Mapping[str, Mapping[str, float]], path: Path
+    title: str, below: str, ours: Mapping[str, Share], theirs: Mapping[str, Mapping[str, float]], note: str, path: Path
 ) -> None:
-    """Draw the accuracy of each group, beside the accuracies that other models have there."""
+    """Draw the accuracy of each group, beside the accuracies that other models have there. The note stands below."""
     names, bars = list(ours), len(theirs) + 1
     with _figure(path, max(NARROWEST, 1.2 + 0.75 * bars * len(names)), 4.8, 150) as figure:
         axes, width = figure.subplots(), 0.8 / bars
@@ -227,9 +230,10 @@ def draw_bars(
             _percent(axes, at, max(share.accuracy, *(share.interval or [0])), COLOURS[0], share.accuracy)
             axes.hlines(share.chance, x - 0.46, x + 0.46, color=ACCENT, linestyle=(0, (4, 3)), linewidth=1.4, zorder=3,
                         label="chance" if x == 0 else "")  # fmt: skip
-        axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), [_cut(name, LETTERS) for name in names])
         _few(axes, len(names))
         _up_to(axes, [*ours.values()], [share for shares in theirs.values() for share in shares.values()])
+        axes.set_xlabel(note, color=FAINT, labelpad=8)
         figure.legend(loc="outside lower center", ncols=bars + 1, frameon=False)
         _title(axes, title, below)
 
@@ -245,7 +249,7 @@ def draw_by_length(title: str, below: str, groups: Mapping[str, Share], path: Pa
         for x, share in enumerate(groups.values()):
             _interval(axes, x, share, COLOURS[0])
             _percent(axes, x, max(share.accuracy, *(share.interval or [0])), COLOURS[0], share.accuracy)
-        axes.set_xticks(places, [f"{name}\n{share.n:,} questions" for name, share in groups.items()])
+        axes.set_xticks(places, [f"{_cut(name, LETTERS)}\n{share.n:,} questions" for name, share in groups.items()])
         _few(axes, len(groups))
         _up_to(axes, [*groups.values()], [])
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
@@ -264,13 +268,17 @@ def draw_rows(title: str, below: str, groups: Mapping[str, Share], path: Path) -
                         label="chance" if y == 0 else "")  # fmt: skip
             axes.annotate(f"{share.accuracy:.1%} of {share.n:,}", (max(high, share.accuracy, share.chance), y), (6, 0),
                           textcoords="offset points", va="center", color=INK)  # fmt: skip
-        axes.set_yticks(places, [name if len(name) <= 32 else f"{name[:31]}…" for name in groups])
+        axes.set_yticks(places, [_cut(name, 2 * LETTERS) for name in groups])
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.set_xlim(0, 1.15)
         axes.set_xticks(np.linspace(0, 1, 6), [f"{share:.0%}" for share in np.linspace(0, 1, 6)])
         axes.grid(axis="x", color=GRID, zorder=0)
         figure.legend(loc="outside lower center", ncols=2, frameon=False)
         _title(axes, title, below)
+
+
+def _cut(name: str, letters: int) -> str:
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
 
 
 def _interval(axes: Axes, x: float, share: Share, colour: str) -> None:

@@ -15,6 +15,7 @@ LONGEST = (
     "dist/test_training.py",
     "dist/test_two_nodes.py",
     "dist/test_zero.py",
+    "unit/cli/test_eval_killed.py",
     "unit/data_prep/test_long_video.py",
     "dist/test_failures.py",
     "dist/test_refusals.py",

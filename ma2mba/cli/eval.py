@@ -23,6 +23,7 @@ from ma2mba.cli.output import (
 )
 from ma2mba.cli.stopping import keeping_answers
 from ma2mba.errors import UserError
+from ma2mba.files import refuse_link
 from ma2mba.terminal import one_line
 from ma2mba.text import LISTED
 
@@ -114,8 +115,10 @@ def evaluate_command(
         return _report(report, as_json)
     if model is None:
         raise UserError("--model is missing. Give the folder of a model")
+    from ma2mba.evaluation.sharing import Part, choose_gpu
+
+    choose_gpu()
     from ma2mba.evaluation.evaluate import evaluate
-    from ma2mba.evaluation.sharing import Part
     from ma2mba.inference.chat import parse_frames
 
     parse_frames(frames)
@@ -128,7 +131,7 @@ def evaluate_command(
     choice: dict[str, Any] = {
         "scoring": scoring,
         "dtype": dtype_name(dtype),
-        "device": gpu_of_rank(device_name(device)),
+        "device": device_name(device),
     }
     with (
         tempfile.TemporaryDirectory() if out_folder is None else nullcontext(str(out_folder)) as folder,
@@ -146,21 +149,11 @@ def evaluate_command(
 
 def require_folder(path: Path) -> None:
     """Raise UserError if the value of --out is a file, or names one as it did in earlier versions."""
+    refuse_link(path)
     if path.suffix in (".json", ".jsonl"):
         raise UserError(f"--out {path}: names a file. Name a folder: report.json in it will hold the result")
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path}: is not a folder. Name a folder")
-
-
-def gpu_of_rank(device: str) -> str:
-    """Let a process that shares its machine with others use its own GPU. Return the device."""
-    if device == "cuda":
-        import torch
-
-        from ma2mba.evaluation.sharing import local_rank
-
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    return device
 
 
 def _questions(
@@ -250,7 +243,7 @@ def _accuracy_table(report: dict[str, Any]) -> Table:
     for heading in ("questions", "right", "95% interval", "by chance"):
         table.add_column(heading, justify="right")
     for heading, groups in (("task", report["tasks"]), ("length", report["lengths"])):
-        if len(groups) > 1:
+        if len(groups) > 1 or (heading == "task" and "all" not in groups):
             for name, means in groups.items():
                 _add_row(table, f"{heading}: {one_line(name)}", means)
             table.add_section()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ma2mba.cli.eval import Fresh, PartOption, gpu_of_rank
+from ma2mba.cli.eval import Fresh, PartOption
 from ma2mba.cli.output import (
     Device,
     Dtype,
@@ -70,14 +70,15 @@ def generate_command(
     questions: their lines have an error instead of an answer. Exit code 0 if every question was answered, 1 if some
     were not.
     """
-    from ma2mba.evaluation.sharing import Part
+    from ma2mba.evaluation.sharing import Part, choose_gpu
     from ma2mba.inference.sampling import Sampling
 
     if out_file.suffix != ".jsonl":
         raise UserError(f"--out {out_file}: give a name that ends in .jsonl")
     require_writable(out_file)
     sampling = Sampling(temperature, top_p, top_k, min_p, seed, max_tokens, stop or (), repetition_stop)
-    share, where = Part.choose(part), gpu_of_rank(device_name(device))
+    share = Part.choose(part)
+    choose_gpu()
     from ma2mba.evaluation.bulk import generate
 
     with progress("questions") as tell, keeping_answers(out_file) as count:
@@ -88,7 +89,7 @@ def generate_command(
             sampling,
             frames,
             media=media,
-            device=where,
+            device=device_name(device),
             dtype=dtype_name(dtype),
             part=share,
             fresh=fresh,

@@ -45,11 +45,13 @@ class AnswersFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def sync(self) -> None:
+        """Flush the file to the disk: a power failure then loses no record of it."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        """Flush the file to the disk, and release the lock."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        """Release the lock."""
+        self._file.close()
 
     def add(self, record: Record) -> None:
         """Append a record. It stays whatever happens to this process afterwards."""

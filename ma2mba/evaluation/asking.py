@@ -83,6 +83,7 @@ class Asking(Generic[Q]):
                         file.add(record)
                     done += 1
                     progress(done, len(wanted))
+            file.sync()
 
     def _ask(self, chat: VideoChat, group: Sequence[int], answered: set[int], reader: FrameReader) -> Iterable[Record]:
         """Watch the seconds that a group asks about, and yield the records of its questions without an answer."""

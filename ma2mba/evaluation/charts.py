@@ -7,11 +7,14 @@ from typing import Any
 
 from ma2mba.evaluation.benchmarks import BENCHMARKS
 from ma2mba.plots import Share, draw_bars, draw_by_length, draw_rows
+from ma2mba.terminal import one_line
 
 PICTURES = ACCURACY, LENGTHS, TASKS = "accuracy.png", "by_length.png", "by_task.png"
 Draw = Callable[[Path], None]
 MOST_BARS, MOST_ROWS = 6, 60
 """Tasks that a chart shows as bars, and as rows."""
+TITLE = 40
+"""Letters of a name in a title."""
 
 
 def charts(report: Mapping[str, Any]) -> dict[str, Draw]:
@@ -20,9 +23,10 @@ def charts(report: Mapping[str, Any]) -> dict[str, Draw]:
     name = BENCHMARKS[benchmark].title if benchmark else Path(report["questions_from"]).name
     frames = "1 frame per second" if report["frames"] == "1fps" else f"{report['frames']} frames"
     below = f"{report['n']:,} questions about {report['videos']:,} videos, {frames}, 95% intervals"
-    title = f"Accuracy on {name}"
+    name = one_line(name)
+    title = f"Accuracy on {name if len(name) <= TITLE else f'{name[: TITLE - 1]}…'}"
     drawn: dict[str, Draw] = {
-        ACCURACY: partial(draw_bars, title, below, *_beside_the_paper(report)),
+        ACCURACY: partial(draw_bars, title, below, *_beside_the_paper(report), (report["paper"] or {}).get("note", "")),
         LENGTHS: partial(draw_by_length, f"{title} by length", below, _shares(report["lengths"])),
     }
     if len(report["tasks"]) > 1:
@@ -49,7 +53,7 @@ def _beside_the_paper(report: Mapping[str, Any]) -> tuple[dict[str, Share], dict
 
 def _shares(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Share]:
     return {
-        name: Share(of["accuracy"], of["ci95"], of["chance"], of["n"])
+        one_line(name): Share(of["accuracy"], of["ci95"], of["chance"], of["n"])
         for name, of in groups.items()
         if of["accuracy"] is not None
     }

@@ -13,14 +13,17 @@ from ma2mba.errors import UserError
 from ma2mba.evaluation.answers_file import Record, read_answers
 from ma2mba.evaluation.benchmarks import BENCHMARKS
 from ma2mba.evaluation.charts import charts
-from ma2mba.evaluation.paper import MODELS, NOTES, RESULTS
+from ma2mba.evaluation.paper import published
 from ma2mba.evaluation.run_file import RunFile
 from ma2mba.evaluation.scores import by_length, grouped, mean_of_tasks, means
 from ma2mba.evaluation.sharing import Part
 from ma2mba.files import atomic_path, atomic_write
 
 RUN, ANSWERS, REPORT = "run.json", "answers.jsonl", "report.json"
-IN_REPORT = ("id", "task", "video", "answer", "prediction", "parser", "choice", "correct", "score", "frames", "error")
+IN_REPORT = (
+    *("id", "task", "video", "question", "answer", "prediction", "parser", "choice", "correct", "score", "frames"),
+    "error",
+)
 """The fields of a record that the report repeats."""
 Report = dict[str, Any]
 
@@ -63,6 +66,7 @@ def build(collected: Collected) -> Report:
     tasks = grouped(records, lambda record: record["task"])
     benchmark = about["benchmark"]
     options = dict(collected.run.options)
+    paper = published(benchmark, options["frames"])
     return {
         "benchmark": benchmark or None,
         "questions_from": about["questions"],
@@ -78,7 +82,7 @@ def build(collected: Collected) -> Report:
         "tasks": {task: means(group) for task, group in sorted(tasks.items())},
         "lengths": {name: means(group) for name, group in by_length(records).items()},
         "unreadable_videos": unreadable,
-        "paper": _paper(benchmark),
+        "paper": {"accuracy_percent": paper.percent, "note": paper.note} if paper else None,
         "records": [{key: record[key] for key in IN_REPORT if key in record} for record in records],
     }
 
@@ -87,13 +91,6 @@ def _nothing_answered(source: str, unreadable: list[dict[str, Any]]) -> str:
     more = f". {len(unreadable) - 1:,} more videos cannot be used either" if len(unreadable) > 1 else ""
     reason = f". {unreadable[0]['reason']}" if unreadable else ""
     return f"{source}: no question can be answered{reason}{more}"
-
-
-def _paper(benchmark: str) -> dict[str, Any] | None:
-    if benchmark not in RESULTS:
-        return None
-    results = {group: dict(zip(MODELS, values, strict=True)) for group, values in RESULTS[benchmark].items()}
-    return {"accuracy_percent": results, "note": NOTES.get(benchmark, "")}
 
 
 def write_report(collected: Collected, folder: Path) -> Report:

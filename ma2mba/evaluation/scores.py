@@ -8,6 +8,7 @@ from ma2mba.evaluation.answers_file import Record
 from ma2mba.evaluation.bootstrap import interval
 
 Means = dict[str, Any]
+NAMED = ("short", "medium", "long")
 MINUTE, HOUR = 60.0, 3600.0
 LENGTHS = (
     (15.0, "under 15 s"),
@@ -85,13 +86,17 @@ def by_length(records: Sequence[Record]) -> dict[str, list[Record]]:
     """
     if any(record["duration_group"] for record in records):
         groups = grouped(records, lambda record: record["duration_group"] or "none")
-        return dict(sorted(groups.items(), key=lambda pair: _length(pair[1])))
+        return dict(sorted(groups.items(), key=lambda pair: _length(*pair)))
     known = [record for record in records if "video_seconds" in record]
     groups = grouped(known, lambda record: next(name for end, name in LENGTHS if record["video_seconds"] < end))
     return {name: groups[name] for _, name in LENGTHS if name in groups}
 
 
-def _length(records: Sequence[Mapping[str, Any]]) -> float:
-    """Return the mean seconds of the videos that were watched."""
+def _length(name: str, records: Sequence[Mapping[str, Any]]) -> float:
+    """Return what a length group is sorted by: its name if that tells, else the mean of the seconds watched."""
+    if name in NAMED:
+        return NAMED.index(name)
+    if name.isdecimal():
+        return float(name)
     seconds = mean([record["video_seconds"] for record in records if "video_seconds" in record])
     return math.inf if seconds is None else seconds

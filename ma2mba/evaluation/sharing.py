@@ -1,8 +1,9 @@
 """Share out the media of an evaluation between processes, without any communication between them."""
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from ma2mba.errors import UserError
@@ -64,10 +65,14 @@ def _of_environment(environment: Mapping[str, str], rank: str, size: str) -> Par
         raise UserError(f"{given}: not a rank below a number of ranks. Unset them, or give --part") from None
 
 
-def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of this process among those on its host, which chooses its GPU."""
-    given = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
-    return int(given) if given.isdecimal() else 0
+def choose_gpu(environment: MutableMapping[str, str] = os.environ, devices: Path = Path("/dev")) -> None:
+    """Let a rank see its own GPU alone, of those of its host. Call it before PyTorch is imported."""
+    place = environment.get("LOCAL_RANK", environment.get("SLURM_LOCALID", ""))
+    listed = environment.get("CUDA_VISIBLE_DEVICES")
+    found = range(len(list(devices.glob("nvidia[0-9]*"))))
+    gpus = [str(number) for number in found] if listed is None else listed.split(",")
+    if place.isdecimal() and len(gpus) > 1:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[int(place) % len(gpus)]
 
 
 def in_order(keys: Iterable[T]) -> dict[T, list[int]]:

@@ -119,12 +119,12 @@ def test_an_evaluation_without_a_usable_video_is_refused(model, tmp_path):
     task = task_of(tmp_path, {"video": "bad.png"}, {"video": "worse.mkv"})
     for name in ("bad.png", "worse.mkv"):
         (tmp_path / name).write_bytes(b"no picture")
-    outcome = evaluate(task, model, "--out", tmp_path / "out.json")
+    outcome = evaluate(task, model, "--out", tmp_path / "out")
     assert outcome.refused, outcome
     assert "no question can be answered" in outcome.err
     assert "bad.png: " in outcome.err
     assert "1 more videos cannot be used" in outcome.err
-    assert not (tmp_path / "out.json").exists()
+    assert not (tmp_path / "out/report.json").exists()
 
 
 def test_frames_that_are_not_held_need_no_room(model, tmp_path, limited):

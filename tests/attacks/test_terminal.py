@@ -47,8 +47,9 @@ for number, command in enumerate(commands):
 class Answers(list):
     answers = [SimpleNamespace(reason=None), SimpleNamespace(reason="end")]
 print_answers(Answers([(0, "an "), (0, "answer " + evil[:4]), (0, evil[4:])]), [evil, evil])
-means = {"n": 1, "accuracy": 1.0, "chance": 0.5}
-out.print(_accuracy_table(means | {"unreadable": 0, "seconds": 1.0, "tasks": {evil: means, "b": means}}))
+means = {"n": 1, "accuracy": 1.0, "chance": 0.5, "ci95": None, "unreadable": 0, "empty": 0, "unparsed": 0}
+groups = {"tasks": {evil: means, "b": means}, "lengths": {evil: means, "b": means}}
+out.print(_accuracy_table(means | groups | {"headline": "accuracy", "mean_of_tasks": means}))
 report = {"already_built": True, "by_dataset": {evil: {"samples": 1}}}
 print_summary(Path(evil), report, [Reject(evil, evil, evil, evil)])
 damage = [Damage(evil, evil, evil)]

@@ -81,7 +81,7 @@ def test_a_wheel_trains_and_answers(ma2mba):
     assert {*code_files(), "README.md", "processor_config.json", "chat_template.jinja"} <= written
     video = next((ma2mba.folder / "toy/media/heldout").glob("*.mp4"))
     ma2mba("ask", str(video), "Which symbol appeared?", "--model", "model", "--max-tokens", "4")
-    assert "questions in" in ma2mba("eval", "--model", "model", "--task", "toy/eval.jsonl", "--limit", "2")
+    assert "questions answered" in ma2mba("eval", "--model", "model", "--task", "toy/eval.jsonl", "--limit", "2")
 
 
 def tiny_model(folder: Path) -> str:

@@ -99,7 +99,7 @@ def test_a_wrong_recipe_starts_no_ranks(ma2mba, recipe, monkeypatch):
 
 
 COMMANDS = [[], ["train"], ["data"], ["data", "build"], ["data", "toy-eval"], ["recipes"], ["recipes", "copy"]]
-COMMANDS += [[name] for name in ("ask", "eval", "export", "inspect", "plan", "replay", "doctor")]
+COMMANDS += [[name] for name in ("ask", "eval", "generate", "export", "inspect", "plan", "replay", "doctor")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -9,6 +9,7 @@ from PIL import Image
 from ma2mba.errors import UserError
 from ma2mba.evaluation.answers_file import AnswersFile
 from ma2mba.evaluation.bootstrap import interval
+from ma2mba.evaluation.paper import published
 from ma2mba.evaluation.results import collect, write_report
 from ma2mba.evaluation.run_file import RunFile
 
@@ -25,7 +26,7 @@ def answer(number: int, score: float, **fields) -> dict:
     )
 
 
-LONG = {"duration_group": "long", "video_seconds": 3000.0}
+LONG = {"duration_group": "long", "video_seconds": 3.0}
 RECORDS = [
     answer(0, 1.0, video="a"),
     answer(1, 0.0, video="a", task="order", prediction="", choice=None),
@@ -80,6 +81,35 @@ def test_the_charts_are_drawn(folder):
     with Image.open(folder / "accuracy.png") as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
     assert (pixels == [97, 110, 124]).all(1).sum() > 10_000, "the bars of the paper's 3.1B are missing"
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "frames", "group", "percent", "note"),
+    [
+        ("video-mme", "1fps", "all", {"0.7B": 33.1, "1.8B": 40.3, "3.1B": 45.2}, ""),
+        ("video-mme", "8", "all", {"3.1B": 41.6}, ""),
+        ("video-mme", "9", "short", {"0.7B": 37.4, "1.8B": 49.4, "3.1B": 57.6}, "the paper saw 1 frame per second"),
+        ("mvbench", "1fps", "all", {"0.7B": 41.1, "1.8B": 44.4, "3.1B": 48.3}, ""),
+        ("longvideobench", "1fps", "all", {"0.7B": 34.0, "1.8B": 38.0, "3.1B": 43.0}, "the validation set"),
+        ("activitynet-qa", "1fps", "all", {"0.7B": 43.8, "1.8B": 50.0, "3.1B": 51.7}, "judged by a language model"),
+    ],
+)
+def test_the_papers_results_are_those_of_the_same_frames(benchmark, frames, group, percent, note):
+    paper = published(benchmark, frames)
+    assert paper
+    assert paper.percent[group] == percent
+    assert note in paper.note
+    assert published("mlvu", frames) is None
+
+
+def test_odd_names_are_drawn(folder):
+    run = RunFile(OPTIONS | {"parts": 1}, ABOUT | {"benchmark": "", "questions": "a$b^{.jsonl" * 9}, [2])
+    run.claim(folder / "run.json", fresh=True)
+    with AnswersFile(folder / "answers.jsonl", run.id) as file:
+        for number, task in enumerate(("$\\frac{$", "\x1b[31m\n" * 40)):
+            file.add(answer(number, 1.0, task=task, duration_group=task))
+    assert len(write_report(collect(folder), folder)["tasks"]) == 2
+    assert (folder / "by_task.png").is_file()
 
 
 def test_without_length_groups_the_seconds_count(folder):

@@ -3,7 +3,7 @@
 import pytest
 
 from ma2mba.errors import UserError
-from ma2mba.evaluation.sharing import Part, in_order, local_rank
+from ma2mba.evaluation.sharing import Part, choose_gpu, in_order
 
 
 @pytest.mark.parametrize("of", [1, 2, 3, 10])
@@ -43,10 +43,27 @@ def test_a_wrong_rank_is_refused_with_its_variables():
         Part.choose(None, {"RANK": "4", "WORLD_SIZE": "4"})
 
 
-def test_names_and_devices_of_parts():
+def test_names_of_parts():
     assert Part().name("answers.jsonl") == "answers.jsonl"
     assert Part(1, 4).name("answers.jsonl") == "answers-1-of-4.jsonl"
-    assert [local_rank({"LOCAL_RANK": "3"}), local_rank({"SLURM_LOCALID": "2"}), local_rank({})] == [3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpu"),
+    [
+        ({"LOCAL_RANK": "3"}, "3"),
+        ({"SLURM_LOCALID": "5"}, "1"),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "6,2"}, "2"),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "6"}, "6"),
+        ({"LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": ""}, ""),
+        ({}, None),
+    ],
+)
+def test_a_rank_sees_its_own_gpu(environment, gpu, tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl"):
+        (tmp_path / name).touch()
+    choose_gpu(environment, tmp_path)
+    assert environment.get("CUDA_VISIBLE_DEVICES") == gpu
 
 
 def test_keys_stand_in_the_order_of_their_first_places():
