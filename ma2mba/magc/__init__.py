@@ -14,10 +14,10 @@ Where do the gradients go?
 - The gradient of a group's input goes to the group of layers before it. `Chain.backward` (`chain.py`) passes it on. The
   first group's goes to x, or to the front of `stream`.
 - The gradients of parameters are summed over all cells in fp32 (`gradients.py`). Autograd gets each sum once
-  (`api.py`).
+  (`run.py`).
 
-Read `plan.py`, `api.py`, `cell.py`, `chain.py` and `scan.py` in this order. The engine needs only PyTorch and knows
-nothing about video or Mamba. `attach` and `detach` are in `ma2mba.adapters.attach`.
+Read `plan.py`, `api.py`, `run.py`, `cell.py`, `chain.py` and `scan.py` in this order. The engine needs only
+PyTorch and knows nothing about video or Mamba. `attach` and `detach` are in `ma2mba.adapters.attach`.
 
 All functions are imported on first use: recipes are validated with `Plan` before torch is imported, which takes
 seconds.
