@@ -29,8 +29,9 @@ from ma2mba.magc.plan import Plan
 
 if TYPE_CHECKING:
     from ma2mba.magc.api import Streamer, checkpoint, stream
+    from ma2mba.magc.comparison import check
 
-__all__ = ["Plan", "Streamer", "attach", "checkpoint", "detach", "stream"]
+__all__ = ["Plan", "Streamer", "attach", "check", "checkpoint", "detach", "stream"]
 
 
 def __getattr__(name: str) -> Any:
@@ -42,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from ma2mba.magc import api
 
         return getattr(api, name)
+    if name == "check":
+        from ma2mba.magc import comparison
+
+        return comparison.check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
