@@ -38,6 +38,7 @@ class GradientSums:
         for parameter in tuple(self._sums):
             self._detach(parameter)
         self._sums.clear()
+        self._unused.clear()
 
     def add(self, parameter: Tensor, gradient: Tensor | None) -> None:
         """Add a gradient to the parameter's sum; None adds nothing."""

@@ -132,3 +132,13 @@ def test_persistent_sums_allocate_once(monkeypatch):
         with sums:
             pass
     assert made == [(3,)]
+
+
+def test_a_sum_that_no_operation_has_added_to_is_none():
+    """An operation may add to `main_grad` itself and give autograd None: the sum's version tells."""
+    used, unused = OnGpu(torch.ones(3)), OnGpu(torch.ones(3))
+    with gradients.GradientSums([used, unused]) as sums:
+        torch._foreach_add_([used.main_grad], [torch.ones(3)])
+        assert torch.equal(sums.take(used), torch.ones(3))
+        assert sums.take(unused) is None
+    assert not hasattr(unused, "main_grad")
