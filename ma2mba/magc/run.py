@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ma2mba.magc.cell import Cell, State, Step
 from ma2mba.magc.chunk_io import ChunkIO
@@ -61,6 +62,11 @@ def apply(run: Run, x: Tensor | None, states: Sequence[State]) -> tuple[Tensor, 
             cell.examined = True
         outputs, final, _ = run.root.forward(run.chunk_io.cut(x), states, keep=False)
         return run.chunk_io.join(outputs), final
+    if torch._C._are_functorch_transforms_active() or getattr(forward_ad, "_current_level", -1) >= 0:
+        raise RuntimeError(
+            "torch.func transforms (grad, vmap, jvp) and forward-mode AD are not supported: MA-GC computes gradients "
+            "in backward. Use torch.autograd.grad, and torch.func.functional_call for other weights"
+        )
     sizes = [len(state) for state in states]
     flat = [t for state in states for t in state]
     y, *flat_final = _MultiAxis.apply(run, sizes, x, *flat, *run.weights.parameters)

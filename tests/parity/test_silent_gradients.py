@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from ma2mba.magc import Plan, Streamer, checkpoint, stream
@@ -480,6 +481,93 @@ def test_second_derivatives_are_refused():
     loss = loss_of(*checkpoint(layers, x, None, PLANS[1]))
     with pytest.raises(RuntimeError, match="create_graph=True is not supported"):
         torch.autograd.grad(loss, [*layers.parameters()], create_graph=True)
+
+
+def derivative_by_func(layers, x: Tensor):
+    weights = {f"layers.{name}": p.detach() for name, p in layers.named_parameters()}
+    return torch.func.grad(lambda w: functional_call(Model(layers, with_engine, PLANS[1]), w, (x,)))(weights)
+
+
+def derivative_along_weights(layers, x: Tensor):
+    with forward_ad.dual_level():
+        weights = {
+            f"layers.{name}": forward_ad.make_dual(p.detach(), torch.ones_like(p))
+            for name, p in layers.named_parameters()
+        }
+        return functional_call(Model(layers, with_engine, PLANS[1]), weights, (x,))
+
+
+@pytest.mark.parametrize("derivative", [derivative_by_func, derivative_along_weights])
+def test_other_kinds_of_derivatives_are_refused(derivative):
+    """BEFORE: forward-mode AD along weights gave no derivative, without a word."""
+    layers, x = given()
+    with pytest.raises(RuntimeError, match=r"torch\.func transforms .* and forward-mode AD are not supported"):
+        derivative(layers, x.detach())
+
+
+class Inside(nn.Module):
+    """A layer that runs another layer under a checkpoint of its own."""
+
+    def __init__(self, layer: nn.Module, run):
+        super().__init__()
+        self.layer, self.run = layer, run
+
+    def forward(self, x, state):
+        return self.run(self.layer, x, state)
+
+    def initial_state(self, x):
+        return self.layer.initial_state(x)
+
+
+def by_engine(layer, x, state):
+    y, (after,) = checkpoint([layer], x, [state], Plan("layer", 2, 1))
+    return y, after
+
+
+def by_torch(layer, x, state):
+    return torch.utils.checkpoint.checkpoint(layer, x, state, use_reentrant=False)
+
+
+@every_plan
+@pytest.mark.parametrize("inner", [by_engine, by_torch])
+def test_checkpoints_inside_a_layer(inner, plan):
+    layers, x = given()
+    layers[1] = Inside(layers[1], inner)
+    found = gradients(with_engine, layers, x, plan)
+    layers[1].run = lambda layer, x, state: layer(x, state)
+    assert max(differences(found, gradients(plain, layers, x, plan)).values()) < BOUND
+
+
+@every_plan
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_engine_inside_a_checkpoint_of_torch(reentrant, plan):
+    layers, x = given()
+
+    def around(layers, x, plan):
+        run = torch.utils.checkpoint.checkpoint
+        return run(lambda x: checkpoint(layers, x, None, plan)[0], x, use_reentrant=reentrant), []
+
+    found = gradients(around, layers, x, plan)
+    right = gradients(lambda layers, x, plan: (plain(layers, x)[0], []), layers, x, plan)
+    assert max(differences(found, right).values()) < BOUND
+
+
+@every_plan
+def test_a_parameter_with_a_hook_that_is_used_outside_as_well(plan):
+    """The hook gets the sum of both gradients."""
+    layers, x = given()
+    weight = layers[0].gru.weight_hh_l0
+    weight.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+
+    def scaled(run):
+        def run_scaled(layers, x, plan):
+            y, after = run(layers, x, plan=plan)
+            return y * weight.mean().exp(), after
+
+        return run_scaled
+
+    found, right = (gradients(scaled(run), layers, x, plan) for run in (with_engine, plain))
+    assert max(differences(found, right).values()) < BOUND
 
 
 class Returns(nn.Module):
