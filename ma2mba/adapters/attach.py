@@ -44,11 +44,11 @@ class Adapter(Protocol):
         """Return what a block returns if it does nothing."""
 
 
-ADAPTERS: dict[str, Adapter] = {
-    "MambaLMHeadModel": MambaSsmAdapter(),
-    "Mamba2ForCausalLM": TransformersAdapter(),
+ADAPTERS: dict[tuple[str, str], Adapter] = {
+    ("mamba_ssm", "MambaLMHeadModel"): MambaSsmAdapter(),
+    ("transformers", "Mamba2ForCausalLM"): TransformersAdapter(),
 }
-"""Name of a model's class -> how to adapt the model."""
+"""Package and name of a model's class -> how to adapt the model."""
 
 
 def attach(model: Model, plan: Plan | None = None) -> Model:
@@ -60,17 +60,31 @@ def attach(model: Model, plan: Plan | None = None) -> Model:
     Parameters and results stay the same. Calls without gradients and calls with a cache (generation) run the model's
     own code. The model still returns the logits of all tokens, which need as much memory as before.
     Raises ValueError for an unsupported model or block, and for a model that is already attached. Later calls raise
-    ValueError for unsupported arguments, for example a mask with padding.
+    ValueError for unsupported arguments, for example a mask with padding, and for hooks added to blocks since then.
     """
     if MARK in vars(model):
         raise ValueError("the model is already attached. Detach it first")
-    adapter = next((ADAPTERS[cls.__name__] for cls in type(model).__mro__ if cls.__name__ in ADAPTERS), None)
+    adapter = find_adapter(model)
     if adapter is None:
-        raise ValueError(
-            f"{type(model).__name__} is not supported. Attach a {' or '.join(ADAPTERS)}, or use ma2mba.magc.checkpoint"
-        )
+        raise ValueError(_not_supported(model))
     setattr(model, MARK, Attachment(model, adapter, plan))
     return model
+
+
+def find_adapter(model: nn.Module) -> Adapter | None:
+    """Return the adapter for a model's class or for a class that it inherits from; None if there is none."""
+    classes = ((cls.__module__.split(".")[0], cls.__name__) for cls in type(model).__mro__)
+    return next((ADAPTERS[key] for key in classes if key in ADAPTERS), None)
+
+
+def _not_supported(model: nn.Module) -> str:
+    """Return why a model cannot be attached. A wrapper (PeftModel, torch.compile, DDP) has a model inside."""
+    kind = f"{type(model).__name__} of {type(model).__module__.split('.')[0]} is not supported"
+    inner = next((name for name, module in model.named_modules() if find_adapter(module)), None)
+    if inner is not None:
+        return f"{kind}: it wraps a {type(model.get_submodule(inner)).__name__}. Attach that: attach(model.{inner})"
+    names = " or ".join(f"{name} of {package}" for package, name in ADAPTERS)
+    return f"{kind}. Attach a {names}, or use ma2mba.magc.checkpoint"
 
 
 def detach(model: Model) -> Model:
@@ -88,7 +102,6 @@ class Attachment:
         self._adapter, self._plan, self._backbone = adapter, plan, model.backbone
         self._head, self._auto_plan, self._warned = model.lm_head, AutoPlan(), False
         self._layers()  # raises ValueError for an unsupported block before anything changes
-        self._own_forwards = [vars(block).get("forward") for block in self._blocks]
         # Methods bound to this object: a deep copy of the model then runs the copy's blocks.
         for i, block in enumerate(self._blocks):
             block.forward = partial(self._forward, i)
@@ -96,17 +109,27 @@ class Attachment:
 
     def remove(self) -> None:
         self._hook.remove()
-        for block, own_forward in zip(self._blocks, self._own_forwards, strict=True):
-            del block.forward
-            if own_forward is not None:
-                block.forward = own_forward
+        for block in self._blocks:
+            if self._is_ours(vars(block).get("forward")):
+                del block.forward
 
     @property
     def _blocks(self) -> Sequence[Any]:
         return self._backbone.layers
 
     def _layers(self) -> list[nn.Module]:
+        """Return the blocks as layers. Raises ValueError for a block that is unsupported, or became so since attach."""
+        for i, block in enumerate(self._blocks):
+            forward = vars(block).get("forward")
+            if forward is not None and not self._is_ours(forward):
+                raise ValueError(
+                    f"block {i} has a replaced forward, which magc.attach would ignore. Some packages (accelerate) "
+                    "replace it: undo that first"
+                )
         return [self._adapter.layer(block) for block in self._blocks]
+
+    def _is_ours(self, forward: Any) -> bool:
+        return isinstance(forward, partial) and forward.func == self._forward
 
     def _check(self, backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
@@ -117,8 +140,7 @@ class Attachment:
         uses_cache = self._adapter.uses_cache(*args, **kwargs)
         if uses_cache or not torch.is_grad_enabled():
             self._warn_once(uses_cache and torch.is_grad_enabled())
-            own_forward = self._own_forwards[i] or partial(type(self._blocks[i]).forward, self._blocks[i])
-            return own_forward(*args, **kwargs)
+            return type(self._blocks[i]).forward(self._blocks[i], *args, **kwargs)
         if i > 0:
             return self._adapter.pass_through(*args, **kwargs)
         y = self._run_layers(self._adapter.first_input(*args, **kwargs))

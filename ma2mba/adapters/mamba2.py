@@ -86,6 +86,7 @@ class MambaSsmAdapter:
                 "a process_group": m.process_group is not None,
                 **_unequal(block.norm.eps, gated.eps if gated else block.norm.eps),
                 **_unlike(m),
+                **_own_code(block, "mamba_ssm"),
             }
         )
         return AdaptedLayer(block.norm, m, LayerShape(m.headdim, m.ngroups, m.d_state, m.chunk_size, block.norm.eps))
@@ -135,6 +136,7 @@ class TransformersAdapter:
                 ),
                 **_unequal(block.norm.variance_epsilon, m.norm.variance_epsilon),
                 **_unlike(m),
+                **_own_code(block, "transformers"),
             }
         )
         eps = block.norm.variance_epsilon
@@ -193,18 +195,44 @@ def _raise_for_arguments(others: dict[str, Any]) -> None:
         raise ValueError(f"{', '.join(given)}: not supported by magc.attach. Omit it, or detach the model first")
 
 
-def _unlike(mixer: Any) -> dict[str, bool]:
-    """Return what a layer would compute wrongly or skip in this mixer, and whether the mixer has it.
+def _own_code(block: nn.Module, package: str) -> dict[str, bool]:
+    """Return hooks and changed code of a block. A layer reads the weights and runs no code of the block.
 
-    A layer reads the weights of the submodules. It does not call the submodules, so it runs no hooks.
+    package  The package whose code a layer computes, besides PyTorch's.
     """
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in mixer.modules() if m is not mixer)
+    found: dict[str, bool] = {}
+    for path, module in block.named_modules():
+        name = f"`{path}`" if path else "itself"
+        codes = type(module), type(module).forward
+        found |= {
+            f"a hook on {name}": any(_package(hook) != "transformers" for hook in _hooks(module)),
+            f"a replaced forward on {name}": bool(path) and "forward" in vars(module),
+            f"code of other packages ({type(module).__name__} as {name})": any(
+                _package(code) not in ("torch", "ma2mba", package) for code in codes
+            ),
+        }
+    return found
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks of a module. transformers' own only record outputs, for `output_hidden_states`."""
+    m = module
+    tables = m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks
+    return [hook for table in tables for hook in table.values()]
+
+
+def _package(code: Any) -> str:
+    return (getattr(code, "__module__", None) or "").split(".")[0]
+
+
+def _unlike(mixer: Any) -> dict[str, bool]:
+    """Return what a layer would compute wrongly in this mixer, and whether the mixer has it."""
     projections = mixer.in_proj, mixer.out_proj
     return {
         "a bias in their projections (use_bias, bias)": any(p.bias is not None for p in projections),
         "a convolution without bias": mixer.conv1d.bias is None,
         "projections that are not plain nn.Linear": any(type(p) is not nn.Linear for p in projections),
-        "hooks inside their mixers": hooked,
+        "a convolution that is not a plain nn.Conv1d": type(mixer.conv1d) is not nn.Conv1d,
     }
 
 

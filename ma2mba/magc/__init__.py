@@ -14,10 +14,10 @@ Where do the gradients go?
 - The gradient of a group's input goes to the group of layers before it. `Chain.backward` (`chain.py`) passes it on. The
   first group's goes to x, or to the front of `stream`.
 - The gradients of parameters are summed over all cells in fp32 (`gradients.py`). Autograd gets each sum once
-  (`api.py`).
+  (`run.py`).
 
-Read `plan.py`, `api.py`, `cell.py`, `chain.py` and `scan.py` in this order. The engine needs only PyTorch and knows
-nothing about video or Mamba. `attach` and `detach` are in `ma2mba.adapters.attach`.
+Read `plan.py`, `api.py`, `run.py`, `cell.py`, `chain.py` and `scan.py` in this order. The engine needs only
+PyTorch and knows nothing about video or Mamba. `attach` and `detach` are in `ma2mba.adapters.attach`.
 
 All functions are imported on first use: recipes are validated with `Plan` before torch is imported, which takes
 seconds.
@@ -29,8 +29,9 @@ from ma2mba.magc.plan import Plan
 
 if TYPE_CHECKING:
     from ma2mba.magc.api import Streamer, checkpoint, stream
+    from ma2mba.magc.comparison import check
 
-__all__ = ["Plan", "Streamer", "attach", "checkpoint", "detach", "stream"]
+__all__ = ["Plan", "Streamer", "attach", "check", "checkpoint", "detach", "stream"]
 
 
 def __getattr__(name: str) -> Any:
@@ -42,4 +43,8 @@ def __getattr__(name: str) -> Any:
         from ma2mba.magc import api
 
         return getattr(api, name)
+    if name == "check":
+        from ma2mba.magc import comparison
+
+        return comparison.check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

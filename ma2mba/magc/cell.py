@@ -22,9 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ma2mba.magc.context import ForwardContext
+from ma2mba.magc.contract import check_result
 from ma2mba.magc.gradients import GradientSums
+from ma2mba.magc.leaves import Recorded, check_leaves, operations_so_far
 from ma2mba.magc.packing import State
+from ma2mba.magc.weights import Owned, Weights, modules_of, tensors_of, version
 
+IN_PLACE = "leaf Variable that requires grad"
+"""Part of PyTorch's error for a change in place of an input of a recomputation."""
 Values = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, ...]
 
@@ -45,50 +50,92 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """One element of a cell: a layer with a state (`depth` 1), or a function of the values alone (`depth` 0)."""
+    """One element of a cell: a layer with a state (`depth` 1), or a function of the values alone (`depth` 0).
+
+    name     The piece's name in messages.
+    modules  All modules whose parameters the piece uses.
+    """
 
     run: Callable[[Values, Sequence[State]], tuple[Values, list[State]]]
     depth: int
-    parameters: tuple[nn.Parameter, ...]
+    name: str
+    modules: tuple[Owned, ...]
     layer: Any = None
 
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """The parameters that need a gradient now, each once."""
+        found = dict.fromkeys(p for _, module in self.modules for p in module._parameters.values())
+        return tuple(p for p in found if p is not None and p.requires_grad)
+
     @staticmethod
-    def of_layer(layer: nn.Module) -> "Piece":
+    def of_layer(layer: nn.Module, name: str = "the layer") -> "Piece":
         """Return a layer as a piece. The layer changes the first value, x; the other values pass by unchanged."""
 
         def run(values: Values, states: Sequence[State]) -> tuple[Values, list[State]]:
-            x, state = layer(values[0], states[0])
-            return (x, *values[1:]), [tuple(state)]
+            x, state = check_result(name, values[0], states[0], layer(values[0], states[0]))
+            return (x, *values[1:]), [state]
 
-        return Piece(run, 1, _trainable([layer]), layer)
+        return Piece(run, 1, name, modules_of(name, [layer]), layer)
 
     @staticmethod
-    def of_function(function: Callable[..., Values], modules: Iterable[nn.Module]) -> "Piece":
+    def of_function(
+        function: Callable[..., Values], modules: Iterable[nn.Module], name: str = "the function"
+    ) -> "Piece":
         """Return `function(*values) -> values` as a piece. `modules` own the parameters that the function uses."""
-        return Piece(lambda values, states: (function(*values), []), 0, _trainable(modules))
+        owned = tuple(o for module in modules for o in modules_of(type(module).__name__, [module]))
+        return Piece(lambda values, states: (function(*values), []), 0, name, owned)
 
     def remember(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State], Any]:
-        """Do what `run` does and return the layer's memo as well; None if the layer has no `remember`."""
+        """Do what `run` does and return the memo as well; None if the layer has no `remember`."""
         if not hasattr(self.layer, "remember"):
             return *self.run(values, states), None
         x, state, memo = self.layer.remember(values[0], states[0])
-        return (x, *values[1:]), [tuple(state)], memo
+        x, state = check_result(self.name, values[0], states[0], (x, state))
+        return (x, *values[1:]), [state], memo
 
     def recall(self, values: Values, states: Sequence[State], memo: Any) -> tuple[Values, list[State]]:
         """Do what `run` does, with less work if there is a memo."""
         if memo is None:
             return self.run(values, states)
-        x, state = self.layer.recall(values[0], states[0], memo)
-        return (x, *values[1:]), [tuple(state)]
+        x, state = check_result(self.name, values[0], states[0], self.layer.recall(values[0], states[0], memo))
+        return (x, *values[1:]), [state]
 
 
 class Cell:
-    """The plain step: keeps its inputs in forward, and runs its pieces again, with an autograd graph, in backward."""
+    """The plain step: keeps its inputs in forward, and runs its pieces again, with an autograd graph, in backward.
+
+    weights   The tensors of the run that uses this cell; None outside of a run.
+    examined  False at the start of a run: the first chunk of forward then records a graph as well, so that a gradient
+              that would get lost is an error before the first backward.
+    """
 
     def __init__(self, pieces: Sequence[Piece]):
         self.pieces = tuple(pieces)
         self.depth = sum(piece.depth for piece in pieces)
         self.parameters = tuple(dict.fromkeys(p for piece in pieces for p in piece.parameters))
+        self.name = ", ".join(piece.name for piece in pieces)
+        self.weights: Weights | None = None
+        self.examined = True
+        self._borrowed: tuple[Tensor, ...] = ()
+
+    def examine(self, recorded: Sequence[Recorded], inputs: Sequence[Tensor]) -> None:
+        """Raise ValueError if a piece uses a tensor that would get no gradient.
+
+        Layers are examined once in a run, front and head on every chunk: they may use other modules for other chunks.
+        """
+        if self.weights is None:
+            return
+        borrowed = dict.fromkeys(self._borrowed if self.examined else ())
+        for piece, record in zip(self.pieces, recorded, strict=True):
+            if not (self.examined and piece.depth):
+                borrowed |= dict.fromkeys(check_leaves(record, inputs, recorded[0].began, self.weights))
+        self._borrowed, self.examined = tuple(borrowed), True
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        """Return all tensors that need a gradient: those of the modules, and those that a piece uses of others."""
+        own = (t for piece in self.pieces for _, module in piece.modules for t in tensors_of(module))
+        return tuple(dict.fromkeys((*(t for t in own if t.requires_grad), *self._borrowed)))
 
     def run(self, values: Values, states: Sequence[State]) -> tuple[Values, list[State]]:
         """Run the pieces in order. Autograd records a graph if gradients are enabled."""
@@ -106,14 +153,24 @@ class Cell:
 
     def recall(self, values: Values, states: Sequence[State], memos: Sequence[Any]) -> tuple[Values, list[State]]:
         """Do what `run` does, with less work for each piece that has a memo."""
+        return self.record(values, states, memos, [])
+
+    def record(
+        self, values: Values, states: Sequence[State], memos: Sequence[Any], recorded: list[Recorded]
+    ) -> tuple[Values, list[State]]:
+        """Do what `recall` does, and append what each piece has recorded to `recorded`."""
         final: list[State] = []
         for piece, memo in zip(self.pieces, memos, strict=True):
+            began = operations_so_far()
             values, piece_states = piece.recall(values, states[len(final) : len(final) + piece.depth], memo)
+            recorded.append(Recorded(piece.name, (*values, *(t for state in piece_states for t in state)), began))
             final += piece_states
         return values, final
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
         residual = self.residual(values, states) if keep else None
+        if not self.examined:
+            return *Tape(self, values, states).outputs(), residual
         with torch.no_grad():
             values, final = self.run(values, states)
         return values, final, residual
@@ -174,15 +231,33 @@ class GraphCell:
 
 
 class Tape:
-    """One forward of a cell with an autograd graph. The inputs are leaves, so the graph ends at the cell's edge."""
+    """One forward of a cell with an autograd graph. The inputs are leaves, so the graph ends at the cell's edge.
+
+    parameters  The other leaves of the graph: all tensors that get a gradient, whoever owns them.
+    """
 
     def __init__(self, cell: Cell, values: Values, states: Sequence[State], memos: Sequence[Any] | None = None):
-        self.cell = cell
         self.values = tuple(_leaf(t) for t in values)
         self.states = [tuple(_leaf(t) for t in state) for state in states]
-        with torch.enable_grad():
-            memos = [None] * len(cell.pieces) if memos is None else memos
-            self.values_out, self.states_out = cell.recall(self.values, self.states, memos)
+        recorded: list[Recorded] = []
+        memos = [None] * len(cell.pieces) if memos is None else memos
+        versions = [version(t) for t in self._inputs()]
+        try:
+            with torch.enable_grad():
+                self.values_out, self.states_out = cell.record(self.values, self.states, memos, recorded)
+            unchanged = versions == [version(t) for t in self._inputs()]
+        except RuntimeError as error:
+            unchanged = IN_PLACE not in str(error)
+            if unchanged:
+                raise
+        if not unchanged:
+            name = cell.pieces[len(recorded)].name if len(recorded) < len(cell.pieces) else cell.name
+            raise ValueError(f"{name} changes its input or its state in place. Clone it first, and return the result")
+        cell.examine(recorded, self._inputs())
+        self.parameters = cell.leaves()
+
+    def _inputs(self) -> list[Tensor]:
+        return [*self.values, *(t for state in self.states for t in state)]
 
     def outputs(self) -> tuple[Values, list[State]]:
         """Return values and final states without their graph."""
@@ -195,21 +270,17 @@ class Tape:
         pairs: list[tuple[Tensor, Tensor | None]] = [*zip(self.values_out, d_values, strict=True)]
         for state, d_state in zip(self.states_out, d_states, strict=True):
             pairs += zip(state, d_state, strict=True)
-        inputs = [*self.values, *(t for state in self.states for t in state)]
-        gradients = _gradients(pairs, [*inputs, *self.cell.parameters])
-        for parameter, gradient in zip(self.cell.parameters, gradients[len(inputs) :], strict=True):
+        inputs = self._inputs()
+        gradients = _gradients(pairs, [*inputs, *self.parameters])
+        for parameter, gradient in zip(self.parameters, gradients[len(inputs) :], strict=True):
             sums.add(parameter, gradient)
         taken = iter(gradients)
         d_values_in = tuple(next(taken) for _ in self.values)
         return d_values_in, [tuple(_compact(next(taken)) for _ in state) for state in self.states]
 
 
-def _trainable(modules: Iterable[nn.Module]) -> tuple[nn.Parameter, ...]:
-    return tuple(p for module in modules for p in module.parameters() if p.requires_grad)
-
-
 def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_(tensor.is_floating_point())
+    return tensor.detach().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
 
 
 def _compact(gradient: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ma2mba.magc.cell import Gradients, Values
+from ma2mba.magc.weights import version
 
 
 class ChunkIO(Protocol):
@@ -17,6 +18,9 @@ class ChunkIO(Protocol):
 
     def join(self, outputs: Sequence[Values]) -> Tensor:
         """Return the outputs of all chunks as one tensor, y."""
+
+    def check(self, when: str) -> None:
+        """Raise RuntimeError if a chunk has changed in place since `cut`. `when` completes the message."""
 
     def spread(self, d_y: Tensor | None) -> list[Gradients]:
         """Return the gradient of each chunk's output from the gradient of y."""
@@ -37,6 +41,9 @@ class Tokens:
     def cut(self, x: Tensor | None) -> Sequence[Values]:
         assert x is not None
         return [(chunk,) for chunk in x.split(self.lengths, dim=1)]
+
+    def check(self, when: str) -> None:
+        """Do nothing: the chunks are views of x, which autograd checks."""
 
     def join(self, outputs: Sequence[Values]) -> Tensor:
         return torch.cat([values[0] for values in outputs], dim=1)
@@ -66,9 +73,24 @@ class Summed:
 
     def __init__(self, chunks: Sequence[Values], when_done: Callable[[], None] | None = None):
         self.chunks, self._when_done = chunks, when_done
+        self._versions: list[list[int]] = []
 
     def cut(self, x: Tensor | None) -> Sequence[Values]:
+        self._versions = self._now()
         return self.chunks
+
+    def check(self, when: str) -> None:
+        for i, (before, now) in enumerate(zip(self._versions, self._now(), strict=True)):
+            if before != now:
+                raise RuntimeError(
+                    f"chunk {i} was changed in place {when}. Backward reads it again: change it after backward"
+                )
+
+    def _now(self) -> list[list[int]]:
+        """Return the version of every tensor. A sequence that makes its chunks when it is asked has none yet."""
+        if not isinstance(self.chunks, (list, tuple)):
+            return []
+        return [[version(tensor) for tensor in chunk] for chunk in self.chunks]
 
     def join(self, outputs: Sequence[Values]) -> Tensor:
         return torch.stack([values[0] for values in outputs]).sum()

@@ -1,11 +1,42 @@
 """What a recomputation must share with its forward: the random numbers and the autocast mode."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Return the function, which `torch.compile` leaves alone. Its compiler is not imported for this: that is slow."""
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        dynamo = sys.modules.get("torch._dynamo")
+        return dynamo.disable(function)(*args, **kwargs) if dynamo else function(*args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def without_cast_cache() -> Iterator[None]:
+    """Let autocast cast a weight anew in every use while a block runs.
+
+    Before torch 2.13, a cast that was made under no_grad is used again with gradients, and the weight gets none.
+    """
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,9 @@ class CapturedCell:
             (y,), final = capture.tape.outputs()
             return (y.clone(), *values[1:]), pack(final), capture
 
+        if capture.runs.get("forward"):
+            self.cell.examined = True  # in the first run; a captured forward must record no graph for backward
+
         def run() -> None:
             (capture.y,), states_out, _ = self.cell.forward((capture.x,), capture.states, keep=False)
             capture.states.load(states_out)

@@ -106,8 +106,8 @@ class Stash:
             self.memory.give(self._on_host.pop()[1])
 
     def __del__(self) -> None:
-        """Return the buffers of a forward that had no backward."""
-        for _, buffer in self._on_host:
+        """Return the buffers of a forward that had no backward. torch.compile also makes objects without __init__."""
+        for _, buffer in vars(self).get("_on_host", ()):
             self.memory.give(buffer)
 
     def _send(self, states: PackedStates) -> None:

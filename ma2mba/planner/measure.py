@@ -115,7 +115,7 @@ class _CountedGradients(GradientSums):
 
     nbytes = 0
 
-    def add(self, parameter: nn.Parameter, gradient: Tensor | None) -> None:
+    def add(self, parameter: Tensor, gradient: Tensor | None) -> None:
         self.nbytes += 0 if gradient is None else gradient.nbytes
 
 

@@ -73,7 +73,7 @@ def build_streamer(model: VideoMa2mba, plan: Plan, group: dist.ProcessGroup | No
     backbone = model.language_model.backbone
     outside_layers = [model.vision, model.projector, backbone.embedding, backbone.norm_f, model.language_model.lm_head]
     layers = [layer.split(group) for layer in model.layers] if group else model.layers
-    return Streamer(front, layers, head, outside_layers, plan)
+    return Streamer(front, layers, head, outside_layers, plan, zeros_for_unused=True)
 
 
 class Chunks(Sequence[tuple[Tensor, ...]]):

@@ -34,6 +34,8 @@ def add_norm(hidden: Tensor, norm: nn.Module, residual: Tensor | None, residual_
 class Mamba2(Mamba2Mixer):
     """This project's mixer with the attributes of mamba-ssm's mixer, and a forward from zero states."""
 
+    __module__ = "mamba_ssm.like"
+
     def __init__(self, config: Mamba2Config, norm_before_gate: bool):
         super().__init__(config)
         self.headdim, self.ngroups, self.d_state = config.headdim, config.ngroups, config.d_state
@@ -57,6 +59,8 @@ class Mamba2(Mamba2Mixer):
 
 
 class Block(nn.Module):
+    __module__ = "mamba_ssm.like"
+
     def __init__(self, config: Mamba2Config, switches: SimpleNamespace):
         super().__init__()
         self.residual_in_fp32, self.fused_add_norm = switches.residual_in_fp32, switches.fused_add_norm
@@ -92,6 +96,8 @@ class Backbone(nn.Module):
 
 
 class MambaLMHeadModel(nn.Module):
+    __module__ = "mamba_ssm.like"
+
     def __init__(self, config: Mamba2Config, **switches):
         super().__init__()
         defaults = {"fused_add_norm": True, "residual_in_fp32": True, "norm_epsilon": 1e-5, "norm_before_gate": False}
@@ -109,3 +115,7 @@ def _norm(width: int, eps: float) -> RMSNorm:
     norm = RMSNorm(width, eps)
     norm.register_parameter("bias", None)
     return norm
+
+
+for forward in (Mamba2.forward, Block.forward):
+    forward.__module__ = "mamba_ssm.like"  # `attach` takes code of mamba-ssm only

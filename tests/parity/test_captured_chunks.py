@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ma2mba.magc import Plan, Streamer, gradients, graphs
-from ma2mba.magc.api import _apply, _nest_captured, _Run
+from ma2mba.magc.api import _nest_captured
 from ma2mba.magc.cell import Cell, Piece
 from ma2mba.magc.chunk_io import Summed
 from ma2mba.magc.gradients import PersistentSums
 from ma2mba.magc.graphs import CapturedCell
+from ma2mba.magc.run import Run, apply, weights_of
 from tests.parity.recurrent_layers import gru_layers, mamba_layers, run_plainly
 
 WIDTH = 16
@@ -63,7 +64,7 @@ def test_gradients_are_those_of_a_plain_run(make_layers, every, tokens, run_agai
     states = [layer.initial_state(x) for layer in layers]
     sums = PersistentSums(parameters)
     for _ in range(2):
-        total, _ = _apply(_Run(root, parameters, Summed(chunks), sums), None, states)
+        total, _ = apply(Run(root, cells, weights_of(cells), Summed(chunks), True, sums), None, states)
         found = torch.autograd.grad(total, parameters)
     y, _ = run_plainly(layers, x * 2, states)
     parts = zip(y.split(4, 1), (weigh * scale).exp().split(4, 1), places, strict=True)
@@ -131,3 +132,13 @@ def test_persistent_sums_allocate_once(monkeypatch):
         with sums:
             pass
     assert made == [(3,)]
+
+
+def test_a_sum_that_no_operation_has_added_to_is_none():
+    """An operation may add to `main_grad` itself and give autograd None: the sum's version tells."""
+    used, unused = OnGpu(torch.ones(3)), OnGpu(torch.ones(3))
+    with gradients.GradientSums([used, unused]) as sums:
+        torch._foreach_add_([used.main_grad], [torch.ones(3)])
+        assert torch.equal(sums.take(used), torch.ones(3))
+        assert sums.take(unused) is None
+    assert not hasattr(unused, "main_grad")

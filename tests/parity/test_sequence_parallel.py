@@ -28,10 +28,10 @@ SLICES = {
 }
 """Tokens of every rank in every chunk. The convolution reads the last 3 inputs."""
 PLANS = [
-    Plan("sequence", 4, 1),
-    Plan("sequence", 4, 2),
-    Plan("sequence", 4, 2, stash_every=2),
-    Plan("layer", 4, 1),
+    Plan("sequence", 64, 1),
+    Plan("sequence", 64, 2),
+    Plan("sequence", 64, 2, stash_every=2),
+    Plan("layer", 64, 1),
 ]
 BOUND = 1e-10
 """Relative error; measured at most 2e-15 in any value, state or gradient."""
