@@ -217,6 +217,9 @@ def test_bf16_keeps_what_this_project_keeps_in_fp32(own, hf_folder, tmp_path):
     assert kept == {n for n, _ in own.named_parameters() if n.rsplit(".", 1)[-1] in ("A_log", "dt_bias", "D")}
     values = dict(own.named_parameters())
     assert all(torch.equal(dict(model.named_parameters())[name], values[name]) for name in kept)
+    new = AutoModelForImageTextToText.from_config(model.config, dtype=torch.bfloat16, trust_remote_code=True)
+    assert {name for name, p in new.named_parameters() if p.dtype == torch.float32} == kept
+    assert model._keep_in_fp32_modules_strict == {"mixer.A_log", "mixer.dt_bias", "mixer.D"}
     model.save_pretrained(tmp_path / "saved")
     again = load(tmp_path / "saved", dtype="auto")
     assert again.dtype == torch.bfloat16
