@@ -62,7 +62,7 @@ def read_whole(session: Session, prompt, found) -> Session:
 def test_the_states_have_the_bits_of_a_video_that_is_read_whole(
     model, tokenizer, video, prompt, chunk_tokens, count, monkeypatch
 ):
-    monkeypatch.setattr("ma2mba.video.frames.BLOCK_BYTES", 3 * 3 * SIZE * SIZE)
+    monkeypatch.setattr("ma2mba.video.blocks.BLOCK_BYTES", 3 * 3 * SIZE * SIZE)
     started, told = Session(model, tokenizer, chunk_tokens), []
     started.feed_text([3, 1, 4])
     before = bits(started)
@@ -192,7 +192,7 @@ def test_two_items_exist_at_most():
 def test_a_damaged_video_may_be_kept_up_to_the_damage(
     model, tokenizer, video, prompt, chunk_tokens, count, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("ma2mba.video.frames.BLOCK_BYTES", 3 * 3 * SIZE * SIZE)
+    monkeypatch.setattr("ma2mba.video.blocks.BLOCK_BYTES", 3 * 3 * SIZE * SIZE)
     broken, session = tmp_path / "broken.mkv", Session(model, tokenizer, chunk_tokens)
     content = video.read_bytes()
     broken.write_bytes(content[: len(content) // 2])

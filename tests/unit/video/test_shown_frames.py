@@ -302,7 +302,7 @@ def test_frames_that_contradict_their_packets_are_decoded_again(blocks, monkeypa
     assert facts.by_packet
     wrong = replace(facts, pts=[time for number, time in enumerate(facts.pts) if number != 35])
     monkeypatch.setattr("ma2mba.video.decode.read_times", lambda path, beat: wrong)
-    monkeypatch.setattr("ma2mba.video.frames.BLOCK_BYTES", blocks)
+    monkeypatch.setattr("ma2mba.video.blocks.BLOCK_BYTES", blocks)
     frames = read_frames(path, SIDE).frames_NHWC
     assert [number_in(frame) for frame in frames] == list(range(0, 60, 10))
 
