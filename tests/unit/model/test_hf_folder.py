@@ -271,6 +271,22 @@ def test_an_old_folder_is_read_and_converted(tmp_path, folder):
     assert ModelSource(None, old).read_config() == ModelSource(None, new).read_config() == CONFIG
 
 
+def test_answers_and_state_files_outlive_a_conversion(tmp_path):
+    old, new, state = make_old_model(tmp_path / "old"), tmp_path / "new", tmp_path / "picture.state"
+    Image.effect_noise((64, 64), 90).save(tmp_path / "picture.png")
+    assert export(old, "--out", new).exit_code == 0
+    exact = ("--device", "cpu", "--dtype", "fp32")
+    assert run("ingest", tmp_path / "picture.png", "--model", old, "--out", state, *exact).code == 0
+    options = (*exact, "--logprobs", "--temperature", 9, "--seed", 2)
+    said = [run("ask", tmp_path / "picture.png", "a a", "--model", model, *options, "--json") for model in (old, new)]
+    said.append(run("ask", "--state", state, "a a", "--model", new, *options, "--json"))
+    assert [done.code for done in said] == [0, 0, 0], [done.err for done in said]
+    answers = [json.loads(done.out)["answers"][0] for done in said]
+    assert answers[0]["logprobs"]
+    for key in ("answer", "logprobs"):
+        assert answers[0][key] == answers[1][key] == answers[2][key]
+
+
 def test_a_run_of_old_checkpoints_is_exported(tmp_path):
     step = make_run(tmp_path / "run")
     shutil.rmtree(step / "model")
