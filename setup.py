@@ -55,6 +55,7 @@ setup(
         "av>=16",
         "datasets>=5.1",
         "deepspeed>=0.19",
+        "huggingface_hub>=1.33",
         "matplotlib>=3.9",
         "numpy>=2",
         "Pillow>=11",
