@@ -74,8 +74,9 @@ _LEADS = frozenset(
 _AFTER_A = frozenset(("is", "because", "since", "as", "seems", "was", "would", "it", "i", "due", "for"))
 """Words after an "A" that is the letter, not the article, or an "I" that is the letter."""
 _JOINED = re.compile(
-    r"""^[)\]}"'.]*\s*(?:,|/|&|\+|\bor\b|\band\b|或|和)\s*(?:option\s+)?["'(\[{]*[A-Za-z]\b(?!\s*\w{2})""",
-    re.IGNORECASE,
+    r"""^[)\]}"'.:]*(?:\s*(?:,|;|/|&|\+|\bor\b|\band\b|或|和)\s*(?:option\s+)?["'(\[{]*[A-Za-z]
+        |\s+["'(\[{]*(?-i:[A-Z]))(?![\w'+#&-]|\.\w|\s*\w{2})""",
+    re.IGNORECASE | re.VERBOSE,
 )
 """What follows a letter if a second letter is named beside it: "B or C"."""
 _DENIED = re.compile(r"\s+(?:(?:is|was)\s+(?:not|wrong|incorrect|false)|isn't|wasn't)\b", re.IGNORECASE)
@@ -260,6 +261,8 @@ def _bare(text: str, letters: str) -> str | None:
         first = not before and text[: match.start("letter")][-_NEAR:].rstrip(" \"'(\n")[-1:] in ("", ".", "!", "?")
         if not (first or before in _LEADS or (before in ("or", "and") and found)):
             continue
+        if _JOINED.match(text[match.end("letter") :][:_NEAR]):
+            return None
         if _is_word(match["letter"], after) or _DENIED.match(text[match.end("letter") :][:_NEAR]):
             continue
         found.add(match["letter"])
