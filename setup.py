@@ -47,7 +47,7 @@ setup(
     package_dir=SHIPPED,
     package_data={"data_prep": ["recipes/*.yaml"], "ma2mba.recipes": ["*.yaml"], "ma2mba.policies": ["*.json"]},
     install_requires=[
-        "av>=16",
+        "av>=15.1",
         "datasets>=5.1",
         "deepspeed>=0.19",
         "matplotlib>=3.9",
