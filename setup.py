@@ -71,6 +71,7 @@ setup(
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
+        "lmms-eval": ["filelock<4", "lmms-eval>=0.7.2,<0.8"],  # lmms-eval 0.7 imports parts of filelock 3
         "dev": [
             "duckdb>=1.2",
             "imageio-ffmpeg>=0.8",
@@ -83,5 +84,8 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["ma2mba = ma2mba.cli.app:main"]},
+    entry_points={
+        "console_scripts": ["ma2mba = ma2mba.cli.app:main"],
+        "lmms_eval.models": ["ma2mba = ma2mba.evaluation.lmms_eval.manifest:manifest"],
+    },
 )

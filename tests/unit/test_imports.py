@@ -51,6 +51,7 @@ ONE_DOOR = {
     "ray": ("data_prep/ray_executor.py",),
     "datasets": ("ma2mba/annotations/huggingface.py",),
     "matplotlib": ("ma2mba/plots.py",),
+    "lmms_eval": ("ma2mba/evaluation/lmms_eval/",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""
 
