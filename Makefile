@@ -77,7 +77,7 @@ test-oldest: ## all tests with the oldest version of every requirement that setu
 	@python=$$(.ci/find-python $(OLDEST)) && $(MAKE) test PYTHON="$$python" VENV=.venv-oldest CONSTRAINTS=.ci/constraints-oldest.txt
 
 lmms-eval-test: ## run the plugin for lmms-eval on local files, in an environment of its own, .venv-lmms-eval (docs/lmms_eval.md)
-	@$(MAKE) lmms-eval-tests VENV=$(if $(filter command,$(origin VENV)),$(VENV),.venv-lmms-eval) CONSTRAINTS=.ci/constraints-lmms-eval.txt
+	@$(MAKE) lmms-eval-tests VENV=.venv-lmms-eval CONSTRAINTS=.ci/constraints-lmms-eval.txt
 
 .PHONY: lmms-eval-tests
 lmms-eval-tests: $(VENV)/.lmms-eval

@@ -61,7 +61,7 @@ class Responder:
             raise UserError(f"batch_size: {batch_size} is not a whole number from 1")
         self.frames, self.batch_size = frames, batch_size
         self._empty, self._reader = empty, FrameReader()
-        self._last: tuple[tuple[Medium, ...], VideoChat] | None = None
+        self._last: tuple[tuple[tuple[Medium, ...], str], VideoChat] | None = None
 
     @property
     def model(self) -> VideoMa2mba:
@@ -73,11 +73,12 @@ class Responder:
 
     def chat_about(self, media: tuple[Medium, ...]) -> VideoChat:
         """Return a chat that has watched these media. Raise UserError if one of them cannot be used."""
-        if self._last is None or self._last[0] != media:
+        wanted = media, str(self.frames)
+        if self._last is None or self._last[0] != wanted:
             chat = self._empty.fork()
             for medium in media:
                 chat.watch(medium.path, self.frames, reader=self._reader, hashed=False, window=medium.window)
-            self._last = (media, chat)
+            self._last = wanted, chat
         return self._last[1].fork()
 
     def answer(

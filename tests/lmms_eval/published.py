@@ -1,10 +1,15 @@
 """Small files in the published format of tasks that lmms-eval ships, and the prompts that these tasks make of them."""
 
+import json
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import lmms_eval
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ma2mba.video.synthetic.movie import plan_movie, write_movie
 
@@ -18,7 +23,10 @@ class ShippedTask:
     """A task of lmms-eval.
 
     shipped    its YAML, below `lmms_eval/tasks`
-    videos     where the task looks for videos, below HF_HOME
+    benchmark  its name in `ma2mba eval --benchmark`
+    data       the file of its records, as `ma2mba eval` looks for it
+    media      its folder below HF_HOME: the folder of the media for `ma2mba eval`
+    videos     where the task looks for videos, below `media`
     split      the split that the task reads
     metric     the metric that holds its score, and what the score of a perfect model is
     records    the records as published
@@ -28,6 +36,9 @@ class ShippedTask:
     """
 
     shipped: str
+    benchmark: str
+    data: str
+    media: str
     videos: str
     split: str
     metric: str
@@ -36,20 +47,30 @@ class ShippedTask:
     file: Callable[[Record], str]
     prompt: Callable[[Record], str]
     gold: Callable[[Record], str]
-    extra: str = ""
 
     @property
     def names(self) -> list[str]:
         return sorted({self.file(record) for record in self.records})
 
+    def write(self, folder: Path) -> Path:
+        """Write the records below `folder`, and return their file."""
+        path = folder / self.data
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(self.records), path)
+        elif path.suffix == ".jsonl":
+            path.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        else:
+            path.write_text(json.dumps(self.records))
+        return path
+
     def yaml(self, name: str, data: Path) -> str:
         """Return a task that includes the shipped one and reads `data`."""
-        import lmms_eval
-
         shipped = Path(lmms_eval.__file__).parent / "tasks" / self.shipped
+        reader = "parquet" if data.suffix == ".parquet" else "json"
         return (
-            f"include: {shipped}\ntask: local_{name}\ndataset_path: json\ndataset_name: null\n"
-            f"dataset_kwargs:\n  data_files:\n    {self.split}: {data}\n{self.extra}"
+            f"include: {shipped}\ntask: local_{name}\ndataset_path: {reader}\ndataset_name: null\n"
+            f"dataset_kwargs:\n  data_files:\n    {self.split}: {data}\n"
         )
 
 
@@ -103,7 +124,10 @@ def video_mme() -> ShippedTask:
 
     return ShippedTask(
         "videomme/videomme.yaml",
-        "videomme/data",
+        "video-mme",
+        "test.jsonl",
+        "videomme",
+        "data",
         "test",
         "videomme_perception_score",
         100.0,
@@ -145,7 +169,10 @@ def long_video_bench() -> ShippedTask:
 
     return ShippedTask(
         "longvideobench/longvideobench_val_v.yaml",
-        "datasets/longvideobench/videos",
+        "longvideobench",
+        "lvb.jsonl",
+        "datasets/longvideobench",
+        "videos",
         "validation",
         "lvb_acc",
         1.0,
@@ -177,7 +204,10 @@ def mv_bench() -> ShippedTask:
 
     return ShippedTask(
         "mvbench/mvbench_action_sequence.yaml",
-        "mvbench_video/star/Charades_segment",
+        "mvbench",
+        "json/action_sequence.json",
+        "mvbench_video",
+        "star/Charades_segment",
         "train",
         "mvbench_accuracy",
         100.0,
@@ -211,7 +241,10 @@ def nextqa() -> ShippedTask:
 
     return ShippedTask(
         "nextqa/nextqa_mc_test.yaml",
-        "nextqa/NExTVideo",
+        "nextqa-mc",
+        "MC/test-00000-of-00001.parquet",
+        "nextqa",
+        "NExTVideo",
         "test",
         "exact_match",
         1.0,
@@ -245,7 +278,10 @@ def perception_test() -> ShippedTask:
 
     return ShippedTask(
         "perceptiontest/val/perceptiontest_mc.yaml",
-        "perceptiontest_val/videos",
+        "perception-test",
+        "validation-00000-of-00001.parquet",
+        "perceptiontest_val",
+        "videos",
         "validation",
         "accuracy",
         1.0,
@@ -268,7 +304,7 @@ def mlvu() -> ShippedTask:
                 "video_name": f"v{n // 3}.mp4",
                 "duration": 5.0,
                 "question": "\n".join([question, *lettered(options, "({}) {}")]),
-                "candidates": str(options),
+                "candidates": options,
                 "answer": "ABCD"[right],
                 "task_type": MLVU_TYPES[n % len(MLVU_TYPES)],
             }
@@ -276,6 +312,9 @@ def mlvu() -> ShippedTask:
     return ShippedTask(
         "mlvu/mlvu_dev.yaml",
         "mlvu",
+        "dev.jsonl",
+        "mlvu",
+        "",
         "test",
         "mlvu_percetion_score",
         100.0,
@@ -308,6 +347,9 @@ def lvbench() -> ShippedTask:
     return ShippedTask(
         "lvbench/lvbench.yaml",
         "lvbench",
+        "video_info.meta.jsonl",
+        "lvbench",
+        "",
         "train",
         "lvbench_score",
         1.0,
@@ -335,6 +377,9 @@ def long_time_scope() -> ShippedTask:
     return ShippedTask(
         "longtimescope/longtimescope.yaml",
         "longtimescope",
+        "test.jsonl",
+        "longtimescope",
+        "",
         "test",
         "timescope_perception_score",
         100.0,
