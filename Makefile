@@ -32,7 +32,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow fuzz test-newest test-oldest demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-RUN
+.PHONY: help setup check test test-slow fuzz test-newest test-oldest lmms-eval-test demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-RUN
 
 help: ## list the targets
 	@echo "make <target> [VARIABLE=value ...]"
@@ -75,6 +75,25 @@ test-newest: ## ruff, mypy and all tests with the newest version of every requir
 
 test-oldest: ## all tests with the oldest version of every requirement that setup.py allows, in .venv-oldest (OLDEST=3.11)
 	@python=$$(.ci/find-python $(OLDEST)) && $(MAKE) test PYTHON="$$python" VENV=.venv-oldest CONSTRAINTS=.ci/constraints-oldest.txt
+
+lmms-eval-test: ## run the plugin for lmms-eval on local files, in an environment of its own, .venv-lmms-eval (docs/lmms_eval.md)
+	@$(MAKE) lmms-eval-tests VENV=.venv-lmms-eval CONSTRAINTS=.ci/constraints-lmms-eval.txt
+
+.PHONY: lmms-eval-tests
+lmms-eval-tests: $(VENV)/.lmms-eval
+	@.ci/with-args $(BIN)/python -m pytest tests/lmms_eval
+
+# PyPI's torchvision needs a torch with CUDA, else its import fails, and with it lmms-eval's. Without torchvision,
+# lmms-eval runs.
+$(VENV)/.lmms-eval: setup.py $(CONSTRAINTS)
+	@"$$PYTHON" -c '' 2>/dev/null || { printf 'error: %s is not installed. Name another interpreter: make lmms-eval-test PYTHON=python3.12\n' "$$PYTHON" >&2; exit 2; }
+	@test -x $(BIN)/python || { printf 'lmms-eval-test: %s with %s\n' "$$VENV" "$$PYTHON"; ARGS="$$VENV_ARGS $$VENV" .ci/with-args "$$PYTHON" -m venv; }
+	@echo "lmms-eval-test: torch"
+	@$(PIP) "setuptools>=77" torch $(if $(TORCH_INDEX),--extra-index-url "$$TORCH_INDEX")
+	@echo "lmms-eval-test: ma2mba, lmms-eval and their requirements"
+	@$(PIP) --editable '.[lmms-eval,decord]' pytest pytest-timeout $(if $(TORCH_INDEX),--extra-index-url "$$TORCH_INDEX")
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(BIN)/python -m pip uninstall -qq --yes torchvision
+	@touch $@
 
 demo: setup ## train on toy videos through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
 	@.ci/with-args $(BIN)/python examples/demo/run.py

@@ -52,7 +52,7 @@ setup(
         "ma2mba.policies": ["*.json"],
     },
     install_requires=[
-        "av>=16",
+        "av>=15.1",
         "datasets>=5.1",
         "deepspeed>=0.19",
         "huggingface_hub>=1.33",
@@ -77,6 +77,7 @@ setup(
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
+        "lmms-eval": ["filelock<4", "lmms-eval>=0.7.2,<0.8"],  # lmms-eval 0.7 imports parts of filelock 3
         "dev": [
             "accelerate>=1.1",
             "duckdb>=1.2",
@@ -90,5 +91,8 @@ setup(
             "types-PyYAML",
         ],
     },
-    entry_points={"console_scripts": ["ma2mba = ma2mba.cli.app:main"]},
+    entry_points={
+        "console_scripts": ["ma2mba = ma2mba.cli.app:main"],
+        "lmms_eval.models": ["ma2mba = ma2mba.evaluation.lmms_eval.manifest:manifest"],
+    },
 )

@@ -1,4 +1,4 @@
-"""Open videos with PyAV. What differs between the versions of PyAV (16 to 19) is handled here."""
+"""Open videos with PyAV. What differs between the versions of PyAV (15 to 19) is handled here."""
 
 import contextlib
 import errno

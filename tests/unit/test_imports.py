@@ -55,6 +55,7 @@ ONE_DOOR = {
     "datasets": ("ma2mba/annotations/huggingface.py",),
     "huggingface_hub": ("ma2mba/hub.py", "ma2mba/hub_upload.py", "ma2mba/annotations/huggingface.py"),
     "matplotlib": ("ma2mba/plots.py",),
+    "lmms_eval": ("ma2mba/evaluation/lmms_eval/",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""
 

@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
+
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
 from tests.unit.video.ffmpeg import number_in, numbers_shown
@@ -64,9 +66,14 @@ def judge(path: Path, kind: Kind, fps: int) -> Outcome:
 
 
 def same(ours: list[int], theirs: list[int]) -> bool:
-    """Return True if all frames are equal. ffmpeg may end one sample earlier or later than the last frame does."""
+    """Return True if all frames are equal. ffmpeg may end one sample earlier or later than the last frame does.
+
+    FFmpeg 7, in PyAV 15, may not know how long the last frame of a copied stream is shown: more of its samples may be
+    missing.
+    """
     shared = min(len(ours), len(theirs))
-    return ours[:shared] == theirs[:shared] and abs(len(ours) - len(theirs)) <= 1
+    last_is_short = av.__version__.startswith("15.") and len(set(theirs[shared:])) == 1
+    return ours[:shared] == theirs[:shared] and (abs(len(ours) - len(theirs)) <= 1 or last_is_short)
 
 
 def said(reason: str) -> str:
