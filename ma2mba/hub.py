@@ -46,8 +46,8 @@ class HubName:
         except Exception as error:  # the hub's client raises errors of many libraries
             raise UserError(
                 f"{self}: no such folder, and {name} of the hub's repository with this name cannot be downloaded "
-                f"({_reason(error)}). Correct the path or the name. docs/training.md shows under 'Published weights' "
-                "how to import weights"
+                f"({_reason(error)}). Correct the path or the name. docs/training.md shows how to import weights "
+                "(Published weights)"
             ) from error
 
     def find(self, name: str) -> Path | None:
