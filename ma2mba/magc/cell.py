@@ -151,20 +151,21 @@ class Cell:
             memos.append(memo)
         return values, final, memos
 
-    def recall(self, values: Values, states: Sequence[State], memos: Sequence[Any]) -> tuple[Values, list[State]]:
-        """Do what `run` does, with less work for each piece that has a memo."""
-        return self.record(values, states, memos, [])
-
-    def record(
-        self, values: Values, states: Sequence[State], memos: Sequence[Any], recorded: list[Recorded]
+    def recall(
+        self,
+        values: Values,
+        states: Sequence[State],
+        memos: Sequence[Any],
+        recorded: list[Recorded] | None = None,
     ) -> tuple[Values, list[State]]:
-        """Do what `recall` does, and append what each piece has recorded to `recorded`."""
+        """Do what `run` does, with less work for each piece that has a memo. Append to `recorded` for each piece."""
         final: list[State] = []
         for piece, memo in zip(self.pieces, memos, strict=True):
             began = operations_so_far()
             values, piece_states = piece.recall(values, states[len(final) : len(final) + piece.depth], memo)
-            recorded.append(Recorded(piece.name, (*values, *(t for state in piece_states for t in state)), began))
             final += piece_states
+            if recorded is not None:
+                recorded.append(Recorded.of(piece.name, (*values, *(t for s in piece_states for t in s)), began))
         return values, final
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
@@ -244,7 +245,7 @@ class Tape:
         versions = [version(t) for t in self._inputs()]
         try:
             with torch.enable_grad():
-                self.values_out, self.states_out = cell.record(self.values, self.states, memos, recorded)
+                self.values_out, self.states_out = cell.recall(self.values, self.states, memos, recorded)
             unchanged = versions == [version(t) for t in self._inputs()]
         except RuntimeError as error:
             unchanged = IN_PLACE not in str(error)
