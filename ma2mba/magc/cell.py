@@ -120,17 +120,18 @@ class Cell:
         self._borrowed: tuple[Tensor, ...] = ()
 
     def examine(self, recorded: Sequence[Recorded], inputs: Sequence[Tensor]) -> None:
-        """Raise ValueError if a piece uses a tensor that would get no gradient.
-
-        Layers are examined once in a run, front and head on every chunk: they may use other modules for other chunks.
-        """
+        """Raise ValueError if a piece uses a tensor that would get no gradient."""
         if self.weights is None:
             return
         borrowed = dict.fromkeys(self._borrowed if self.examined else ())
         for piece, record in zip(self.pieces, recorded, strict=True):
-            if not (self.examined and piece.depth):
+            if not self.skips(piece):
                 borrowed |= dict.fromkeys(check_leaves(record, inputs, recorded[0].began, self.weights))
         self._borrowed, self.examined = tuple(borrowed), True
+
+    def skips(self, piece: Piece) -> bool:
+        """Return True for a layer after the first chunk. Front and head may use other modules for other chunks."""
+        return self.examined and piece.depth > 0
 
     def leaves(self) -> tuple[Tensor, ...]:
         """Return all tensors that need a gradient: those of the modules, and those that a piece uses of others."""
@@ -165,7 +166,8 @@ class Cell:
             values, piece_states = piece.recall(values, states[len(final) : len(final) + piece.depth], memo)
             final += piece_states
             if recorded is not None:
-                recorded.append(Recorded.of(piece.name, (*values, *(t for s in piece_states for t in s)), began))
+                outputs = () if self.skips(piece) else (*values, *(t for state in piece_states for t in state))
+                recorded.append(Recorded.of(piece.name, outputs, began))
         return values, final
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
