@@ -120,17 +120,18 @@ class Cell:
         self._borrowed: tuple[Tensor, ...] = ()
 
     def examine(self, recorded: Sequence[Recorded], inputs: Sequence[Tensor]) -> None:
-        """Raise ValueError if a piece uses a tensor that would get no gradient.
-
-        Layers are examined once in a run, front and head on every chunk: they may use other modules for other chunks.
-        """
+        """Raise ValueError if a piece uses a tensor that would get no gradient."""
         if self.weights is None:
             return
         borrowed = dict.fromkeys(self._borrowed if self.examined else ())
         for piece, record in zip(self.pieces, recorded, strict=True):
-            if not (self.examined and piece.depth):
+            if not self.skips(piece):
                 borrowed |= dict.fromkeys(check_leaves(record, inputs, recorded[0].began, self.weights))
         self._borrowed, self.examined = tuple(borrowed), True
+
+    def skips(self, piece: Piece) -> bool:
+        """Return True for a layer after the first chunk. Front and head may use other modules for other chunks."""
+        return self.examined and piece.depth > 0
 
     def leaves(self) -> tuple[Tensor, ...]:
         """Return all tensors that need a gradient: those of the modules, and those that a piece uses of others."""
@@ -151,20 +152,22 @@ class Cell:
             memos.append(memo)
         return values, final, memos
 
-    def recall(self, values: Values, states: Sequence[State], memos: Sequence[Any]) -> tuple[Values, list[State]]:
-        """Do what `run` does, with less work for each piece that has a memo."""
-        return self.record(values, states, memos, [])
-
-    def record(
-        self, values: Values, states: Sequence[State], memos: Sequence[Any], recorded: list[Recorded]
+    def recall(
+        self,
+        values: Values,
+        states: Sequence[State],
+        memos: Sequence[Any],
+        recorded: list[Recorded] | None = None,
     ) -> tuple[Values, list[State]]:
-        """Do what `recall` does, and append what each piece has recorded to `recorded`."""
+        """Do what `run` does, with less work for each piece that has a memo. Append to `recorded` for each piece."""
         final: list[State] = []
         for piece, memo in zip(self.pieces, memos, strict=True):
             began = operations_so_far()
             values, piece_states = piece.recall(values, states[len(final) : len(final) + piece.depth], memo)
-            recorded.append(Recorded(piece.name, (*values, *(t for state in piece_states for t in state)), began))
             final += piece_states
+            if recorded is not None:
+                outputs = () if self.skips(piece) else (*values, *(t for state in piece_states for t in state))
+                recorded.append(Recorded.of(piece.name, outputs, began))
         return values, final
 
     def forward(self, values: Values, states: Sequence[State], keep: bool) -> tuple[Values, list[State], Any]:
@@ -244,7 +247,7 @@ class Tape:
         versions = [version(t) for t in self._inputs()]
         try:
             with torch.enable_grad():
-                self.values_out, self.states_out = cell.record(self.values, self.states, memos, recorded)
+                self.values_out, self.states_out = cell.recall(self.values, self.states, memos, recorded)
             unchanged = versions == [version(t) for t in self._inputs()]
         except RuntimeError as error:
             unchanged = IN_PLACE not in str(error)

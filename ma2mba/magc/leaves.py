@@ -17,13 +17,17 @@ from ma2mba.magc.weights import Weights, owner_in_words
 class Recorded(NamedTuple):
     """What one piece of a cell has recorded.
 
-    outputs  What the piece has returned.
-    began    `operations_so_far()` before the piece ran.
+    nodes  The operations that made what the piece has returned. They keep no memory that the graph does not keep.
+    began  `operations_so_far()` before the piece ran.
     """
 
     name: str
-    outputs: tuple[Tensor, ...]
+    nodes: list[Any]
     began: int
+
+    @staticmethod
+    def of(name: str, outputs: Iterable[Tensor], began: int) -> "Recorded":
+        return Recorded(name, [get_gradient_edge(tensor).node for tensor in outputs if tensor.requires_grad], began)
 
 
 def operations_so_far() -> int:
@@ -57,8 +61,8 @@ def check_leaves(piece: Recorded, inputs: Iterable[Tensor], cell_began: int, wei
 def _find_leaves(piece: Recorded, inputs: Iterable[Tensor], cell_began: int) -> list[Tensor] | None:
     """Walk a piece's graph back to its leaves. Return None if it uses an operation from before the cell."""
     own_inputs = {id(tensor) for tensor in inputs}
-    nodes: list[Any] = [get_gradient_edge(tensor).node for tensor in piece.outputs if tensor.requires_grad]
-    seen, leaves = set(nodes), []
+    nodes, leaves = list(piece.nodes), []
+    seen = set(nodes)
     while nodes:
         node = nodes.pop()
         following = node.next_functions

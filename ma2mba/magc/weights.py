@@ -82,7 +82,7 @@ class Weights:
         self._places: list[Place] = []
         leaves: dict[Tensor, Tensor] = {}
         for name, module in modules:
-            for table in (module._parameters, module._buffers):
+            for table in (_as_dict(module._parameters), _as_dict(module._buffers)):
                 for key, tensor in table.items():
                     if tensor is None:
                         continue
@@ -153,8 +153,13 @@ def owner_in_words(tensor: Tensor) -> str:
     return f"a tensor of shape {tuple(tensor.shape)}"
 
 
+def _as_dict(table: Any) -> dict[str, Any]:
+    """Return a module's table of tensors. A scripted module's is no dict, and its tensors cannot be replaced."""
+    return table if isinstance(table, dict) else dict(table.items())
+
+
 def _note(module: nn.Module) -> dict[str, Any]:
-    """Return identity and version of each tensor of a module, and its training mode.
+    """Return identity, version and dtype of each tensor of a module, and its training mode.
 
     A hook before forward may compute an attribute anew in every call (`torch.nn.utils.weight_norm`): it is no state.
     """
@@ -164,7 +169,7 @@ def _note(module: nn.Module) -> dict[str, Any]:
     for table in tables:
         for key, value in table.items():
             if isinstance(value, Tensor):
-                noted[key] = id(value), version(value)
+                noted[key] = id(value), version(value), value.dtype
     return noted
 
 
@@ -174,7 +179,8 @@ def _difference(name: str, module: nn.Module, noted: dict[str, Any], now: dict[s
     if key == "training":
         return f"{name}: train() or eval() was called {when}. Call it before forward or after backward"
     if key in module._parameters:
-        how = "changed in place" if key in noted and key in now and noted[key][0] == now[key][0] else "replaced"
+        same = key in noted and key in now and noted[key][0] == now[key][0]
+        how = ("converted" if noted[key][2] != now[key][2] else "changed in place") if same else "replaced"
         return f"{name}: the parameter `{key}` was {how} {when}. Its gradient would be wrong: change it after backward"
     if key in module._buffers:
         return (

@@ -277,6 +277,41 @@ def test_weights_changed_in_place_between_forward_and_backward(plan, which):
         loss_of(y, after).backward()
 
 
+def test_weights_converted_between_forward_and_backward():
+    layers, x = given("buffers")
+    y, after = checkpoint(layers.float(), x.float(), None, PLANS[1])
+    layers.double()
+    with pytest.raises(RuntimeError, match="the parameter `weight` was converted between forward and backward"):
+        loss_of(y, after).backward()
+
+
+class Scripted(nn.Module):
+    """A layer with a part that torch.jit has compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = torch.jit.script(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()).double())
+
+    def forward(self, x, state):
+        sums = state[0][:, None] + torch.cumsum(self.project(x), 1)
+        return x + sums.sin(), (sums[:, -1],)
+
+    def initial_state(self, x):
+        return (x.new_zeros(x.shape[0], x.shape[2]),)
+
+
+@every_plan
+def test_scripted_modules(plan):
+    _, x = given()
+    layers = nn.ModuleList(Scripted() for _ in range(3))
+    assert_exact(layers, x, plan)
+    y, after = checkpoint(layers, x, None, plan)
+    with torch.no_grad():
+        next(layers[0].parameters()).mul_(1.5)
+    with pytest.raises(RuntimeError, match="the parameter `weight` was changed in place"):
+        loss_of(y, after).backward()
+
+
 def test_train_or_eval_between_forward_and_backward():
     """BEFORE: dropout differed in the recomputation."""
     layers, x = given()
