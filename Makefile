@@ -9,13 +9,14 @@ OLDEST ?= 3.11
 TORCH_INDEX ?=
 GPUS ?= 1
 HOSTFILE ?=
+MASTER_PORT ?=
 ROUNDS ?= 2000
 ARGS ?=
 OMP_NUM_THREADS ?= 1
 
 # A value is data: make would run the $(shell ...) in it, and a shell the `...`. So each value is taken as it was given,
 # and recipes read it from the environment. ARGS is split into words by .ci/with-args.
-VALUES := PYTHON VENV VENV_ARGS CONSTRAINTS NEWEST OLDEST TORCH_INDEX GPUS HOSTFILE SEED ROUNDS ARGS DATA RUN OMP_NUM_THREADS
+VALUES := PYTHON VENV VENV_ARGS CONSTRAINTS NEWEST OLDEST TORCH_INDEX GPUS HOSTFILE MASTER_PORT SEED ROUNDS ARGS DATA RUN OMP_NUM_THREADS
 GIVEN := $(sort $(VALUES) $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 $(foreach name,$(GIVEN),$(if $(filter-out undefined,$(origin $(name))),$(eval override $(name) := $$(value $(name)))))
 SEED := $(or $(SEED),$(shell date +%s))
@@ -41,6 +42,7 @@ help: ## list the targets
 	@echo "  on a GPU machine with PyTorch preinstalled: make setup PYTHON=python3 VENV_ARGS=--system-site-packages CONSTRAINTS="
 	@echo "Stages: GPUS=1 ranks (over gloo on a CPU); ARGS='key=value ...' overrides keys of the recipe"
 	@echo "  on several nodes: HOSTFILE=hosts instead of GPUS (docs/cluster.md)"
+	@echo "  MASTER_PORT=29500: where rank 0 listens (default: a free port)"
 
 setup: $(STAMP) ## create .venv and install everything (again only if setup.py or the constraints changed)
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from ma2mba.errors import UserError
+from ma2mba.terminal import Terminal
 from ma2mba.training.launcher import run_launcher
 
 if __name__ == "__main__":
-    sys.exit(run_launcher(sys.argv[1:]))
+    try:
+        sys.exit(run_launcher(sys.argv[1:]))
+    except UserError as error:
+        Terminal(stderr=True).error(str(error))
+        sys.exit(2)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from ma2mba.evaluation.report import build_report, write_report
 from ma2mba.files import atomic_write
 from ma2mba.terminal import Arguments, Terminal
-from ma2mba.training.launcher import free_port
+from ma2mba.training.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("examples/demo/recipes")

@@ -109,6 +109,15 @@ class Dataset:
             digest.update(repr([(one.weight, len(one.samples)) for one in self.mixture]).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def contents(self) -> list[str]:
+        """Return for each folder a hash of what its samples teach: tokens, labels, places of frames, and frames.
+
+        Paths, file names and the build do not count. The sum of the hashes, modulo 2^128, does not depend on how the
+        samples are distributed over folders.
+        """
+        return [f"{sum(map(_content, rows)) % (1 << 128):032x}" for rows in self.rows]
+
     def __getitem__(self, index: int) -> Sample:
         """Read a sample. If it has more than `eager_frames` frames, they are read on request.
 
@@ -203,6 +212,14 @@ class StoredFrames:
 @cache
 def _decoders() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="ma2mba-decode")
+
+
+def _content(row: IndexRow) -> int:
+    """Return a hash of what a sample teaches."""
+    digest = xxhash.xxh3_128(f"{row.sample_id}\0{row.payload_xxh3}\0{len(row.token_ids)}\0".encode())
+    for values, dtype in ((row.token_ids, "<i4"), (row.supervised, "?"), (row.frame_positions, "<i4")):
+        digest.update(np.ascontiguousarray(values, dtype).tobytes())
+    return digest.intdigest()
 
 
 def _kind(features: FeatureInfo | None) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from deepspeed.utils import set_z3_leaf_modules
 from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
+from torch.distributed import DistNetworkError, ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 from torch.optim import Optimizer
 
@@ -33,18 +34,31 @@ from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.streaming import build_streamer, streaming_loss
 from ma2mba.training.world import World, ZeroPolicy, announce_alone
 
+IN_USE = "EADDRINUSE"
+"""A word in torch's error when rank 0 cannot listen on its port."""
 COLLECTIVE_LIMIT = timedelta(days=7)
 """How long a collective may take when the watchdog runs: the watchdog ends a hanging run earlier."""
 
 
 def start_processes(world: World) -> None:
-    """Join the process group that the launcher announced, without compiling any of DeepSpeed's kernels."""
+    """Join the process group that the launcher announced, without compiling any of DeepSpeed's kernels.
+
+    Raise UserError if another process listens on the port that the launcher chose for rank 0.
+    """
     announce_alone(os.environ)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    except DistNetworkError as error:
+        if IN_USE not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT: port {os.environ['MASTER_PORT']} is in use on {socket.gethostname()}. Set MASTER_PORT "
+            "(--master_port of deepspeed) to a free port, the same on all nodes, and start again"
+        ) from error
 
 
 def stop_processes() -> None:

@@ -57,6 +57,7 @@ class Job:
             "zero_stage": self.policy.stage,
             "dtype": str(self.world.dtype(self.recipe.precision)),
             "data_fingerprint": self.dataset.fingerprint,
+            "data_contents": self.dataset.contents,
             "recipe": self.recipe.model_dump(mode="json"),
             "code": code_version(),
         }
@@ -72,7 +73,7 @@ def build(recipe: Recipe, world: World) -> Job:
     world, policy = check_world(recipe, world)
     start = find_start(recipe)
     recipe = pin(recipe, start)
-    source = find_source(recipe, start)
+    source = choose_source(recipe, start)
     log.debug("weights: %s", source.describe())
     # ZeRO 3 cuts the weights into shards of the ranks: no device need hold them all.
     device = world.device if policy.stage < 3 else torch.device("cpu")
@@ -104,6 +105,18 @@ def check_world(recipe: Recipe, world: World) -> tuple[World, ZeroPolicy]:
     return world, load_policy(recipe.zero_config)
 
 
+def choose_source(recipe: Recipe, start: Start | None) -> ModelSource:
+    """Return where the model comes from. Raise UserError if the run would train around a random language model."""
+    source = find_source(recipe, start)
+    if source.draws_language_model and recipe.trainable.language_model is None:
+        raise UserError(
+            f"trainable: trains only {', '.join(recipe.trainable.components)}, for a language model of random weights, "
+            "from which nothing can be learned. Name weights under init_from.language_model (or a run or a model "
+            "under init_from), or train the language model too: trainable.language_model=1e-3"
+        )
+    return source
+
+
 @dataclass
 class Data:
     """The samples of a run and their order. `recipe` has the `micro_batch` that the sampler uses."""
@@ -127,8 +140,11 @@ def open_data(recipe: Recipe, world: World, source: ModelSource, config: ModelCo
     _require_frozen_vision(recipe, dataset)
     if start:
         start.check(recipe, world, dataset.fingerprint)
+        start.check_contents(dataset.folders, dataset.contents)
         log.info("resuming from %s, written by %s", start.folder, describe(start.state.code))
     sampler, recipe = build_sampler(recipe, world, dataset)
+    if start and recipe.order == "length":
+        _require_same_passes(recipe, start, sampler)
     log.debug("data: %d samples, %d rows in a micro-batch", len(dataset), recipe.micro_batch)
     return Data(recipe, dataset, sampler)
 
@@ -156,7 +172,7 @@ def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampl
         )
 
     finest = make(1, 1)
-    passes = recipe.epochs or -(-(recipe.steps or 0) * recipe.global_batch // finest.draws)
+    passes = passes_of(recipe.epochs, recipe.steps, recipe.global_batch, finest)
     if recipe.micro_batch_tokens is None:
         return make(recipe.micro_batch, passes), recipe
     finest = make(1, passes)
@@ -165,6 +181,24 @@ def build_sampler(recipe: Recipe, world: World, dataset: Dataset) -> tuple[Sampl
     micro_steps = next(count for count in range(-(-needed // world.groups), share + 1) if share % count == 0)
     recipe = recipe.model_copy(update={"micro_batch": share // micro_steps})
     return make(recipe.micro_batch, passes), recipe
+
+
+def passes_of(epochs: int | None, steps: int | None, global_batch: int, sampler: Sampler) -> int:
+    """Return how many passes over the data a run of so many epochs or steps makes, the last one perhaps in part."""
+    return epochs or -(-(steps or 0) * global_batch // sampler.draws)
+
+
+def _require_same_passes(recipe: Recipe, start: Start, sampler: Sampler) -> None:
+    """Raise UserError if a run with order "length" resumes with another number of passes, and so in another order."""
+    saved = {key: value for key in ("epochs", "steps") if isinstance(value := start.state.recipe.get(key), int)}
+    before = passes_of(saved.get("epochs"), saved.get("steps"), recipe.global_batch, sampler)
+    if sampler.passes != before:
+        key, old = "epochs" if recipe.epochs else "steps", ", ".join(f"{key}={value}" for key, value in saved.items())
+        raise UserError(
+            f"{key}: {recipe.epochs or recipe.steps} makes {sampler.passes} passes over the data, but the run began "
+            f"with {before} ({old}). With order: length all passes are sorted together, so the short samples of other "
+            f"passes would never be seen. Restore {old}, or train in a new run folder with init_from={start.folder}"
+        )
 
 
 def _check_tokenizer(source: ModelSource, config: ModelConfig, dataset: Dataset) -> None:

@@ -1,13 +1,12 @@
-"""Start the ranks of a run with the deepspeed launcher, pass signals on to them, and find a free port for rank 0.
+"""Start the ranks of a run with the deepspeed launcher, and pass signals on to them.
 
 On SIGTERM the deepspeed launcher ends at once and leaves its ranks running, or kills them after 30 seconds. Here
 SIGTERM and SIGUSR1 reach the ranks: they save a checkpoint and end, and the exit code is 0.
 """
 
+import argparse
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,10 +18,9 @@ import psutil
 
 from ma2mba.terminal import write_error
 from ma2mba.training import nodes
+from ma2mba.training.ports import choose_port
 
 RANK_MODULE = "ma2mba.training.rank"
-PORTS = range(10000, 20000)
-"""Below the ports that Linux assigns by itself (32768 and above), and below the ports of launch/slurm.sbatch."""
 
 
 def launch(arguments: Sequence[str], gpus: int | None = None, hostfile: Path | None = None) -> int:
@@ -34,7 +32,7 @@ def launch(arguments: Sequence[str], gpus: int | None = None, hostfile: Path | N
     count = ["--num_gpus", str(gpus)] if gpus else []
     if hostfile is None:
         quiet = [] if "--verbose" in arguments else ["--quiet"]  # else DeepSpeed logs 15 lines before the first step
-        options = [*quiet, *count, "--master_port", str(free_port())]
+        options = [*quiet, *count, "--master_port", choose_port(os.environ)]
         return run_launcher([*options, "--module", RANK_MODULE, *arguments])
     options = [*nodes.options(hostfile, os.environ), *count, "--module", RANK_MODULE]
     with nodes.variables(os.environ) as environment:
@@ -42,7 +40,12 @@ def launch(arguments: Sequence[str], gpus: int | None = None, hostfile: Path | N
 
 
 def run_launcher(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Run `deepspeed` with these arguments, pass SIGTERM and SIGUSR1 on to its ranks, and return its exit code."""
+    """Run `deepspeed` with these arguments, pass SIGTERM and SIGUSR1 on to its ranks, and return its exit code.
+
+    Raise UserError if a hostfile is wrong: deepspeed trains nothing, or on this host alone, and ends with exit code 0.
+    """
+    for hostfile in hostfiles(arguments):
+        nodes.slots(hostfile)
     launcher = Path(sys.executable).with_name("deepspeed")
     # In a session of its own, so that a signal to this process group reaches only this process.
     command = [sys.executable, str(launcher), *arguments]
@@ -65,6 +68,13 @@ def run_launcher(arguments: Sequence[str], environment: Mapping[str, str] | None
     return process.wait()
 
 
+def hostfiles(arguments: Sequence[str]) -> list[Path]:
+    """Return the hostfiles that the arguments of `deepspeed` name."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-H", "--hostfile", type=Path, action="append", default=[])
+    return parser.parse_known_args(list(arguments))[0].hostfile
+
+
 def ask(ranks: list[psutil.Process], number: int) -> None:
     """Send a signal to every rank that still runs."""
     for rank in ranks:
@@ -83,18 +93,3 @@ def is_rank(process: psutil.Process) -> bool:
         return any(word.startswith("--local_rank=") for word in process.cmdline())
     except psutil.Error:
         return False
-
-
-def free_port() -> int:
-    """Return a port on which no process listens, and that the system will not assign to another process.
-
-    Raise OSError when no port is free.
-    """
-    for port in random.SystemRandom().sample(PORTS, len(PORTS)):  # not the seeded generator: two runs must differ
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
-    raise OSError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")

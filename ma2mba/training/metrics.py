@@ -2,13 +2,17 @@
 
 import json
 import resource
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -94,14 +98,23 @@ class Metrics:
         self._reset()
 
     def __enter__(self) -> "Metrics":
+        self._report_thread = threading.excepthook
+        threading.excepthook = self._report_unless_board
         if self._console.is_terminal:
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._bar.stop()
-        self._file.close()
-        self._board.close()
+        # On a full disk, closing fails as the write before did: report the first error only.
+        with suppress(OSError) if kind else self._writing(), self._file:
+            self._board.close()
+        threading.excepthook = self._report_thread
+
+    def _report_unless_board(self, facts: threading.ExceptHookArgs) -> None:
+        """Report an error of a thread. TensorBoard's thread also raises its error in the next call of `_board`."""
+        if type(facts.thread).__module__ != EventFileWriter.__module__:
+            self._report_thread(facts)
 
     def add(self, step: int, result: StepResult, waited: float) -> None:
         """Count step number `step` (from 1) and report it if it is due.
@@ -139,7 +152,8 @@ class Metrics:
     def saved(self, step: int, folder: Path, seconds: float) -> None:
         """Report a checkpoint. The next line holds its duration; speeds exclude it."""
         self._saving += seconds
-        self._board.add_scalar("checkpoint_seconds", seconds, step)
+        with self._writing():
+            self._board.add_scalar("checkpoint_seconds", seconds, step)
         self.message(f"saved {folder} in {seconds:.1f} s")
 
     def message(self, text: str) -> None:
@@ -152,14 +166,26 @@ class Metrics:
 
     def _write(self, step: int, line: dict[str, Any]) -> None:
         self.last = line
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for key, value in line.items():
-            if key == "lr":
-                for component, rate in value.items():
-                    self._board.add_scalar(f"lr/{component}", rate, step)
-            elif key not in NOT_ON_BOARD and value is not None:
-                self._board.add_scalar(key, value, step)
+        with self._writing():
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for key, value in line.items():
+                if key == "lr":
+                    for component, rate in value.items():
+                        self._board.add_scalar(f"lr/{component}", rate, step)
+                elif key not in NOT_ON_BOARD and value is not None:
+                    self._board.add_scalar(key, value, step)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn an OSError raised while the block writes, such as a full disk, into a UserError."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path.parent}: cannot be written ({error.strerror}). Free disk space, then run the same command "
+                "again to resume from the latest checkpoint, which is complete"
+            ) from error
 
     def _show(self, step: int, line: dict[str, Any], tokens: int) -> None:
         loss, speed = f"{line['loss']:.4f}", f"{line['tokens_per_second']:,.0f} tokens/s"

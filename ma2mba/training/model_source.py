@@ -67,6 +67,11 @@ class ModelSource:
             return base_models(self.folder)
         return hub_names({"language_model": self.language_model, "vision": self.vision})
 
+    @property
+    def draws_language_model(self) -> bool:
+        """True if no file holds the weights of the language model: the seed draws them."""
+        return self.folder is None and self.language_model is None
+
     def describe(self) -> str:
         """Return where the weights come from, as text."""
         if self.folder:

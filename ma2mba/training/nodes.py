@@ -16,8 +16,9 @@ from pathlib import Path
 from ma2mba.errors import UserError
 from ma2mba.files import read_bounded
 from ma2mba.text import RECIPE_BYTES, brief, shorten
+from ma2mba.training.ports import choose_port, given_port
 
-PORT = "29500"
+PORT = 29500
 FORWARDED = re.compile(r"(NCCL|GLOO|TORCH|OMP|MA2MBA)_|DEEPSPEED_TIMEOUT$")
 """Variables for nodes that are started by ssh. DeepSpeed forwards those that begin with PYTHON, UCX, MV2 or MLFLOW."""
 
@@ -57,7 +58,9 @@ def options(hostfile: Path, environment: Mapping[str, str]) -> list[str]:
     """
     nodes = len(slots(hostfile))
     address, rank = environment.get("MASTER_ADDR"), environment.get("NODE_RANK")
-    found = ["--hostfile", str(hostfile), "--master_port", environment.get("MASTER_PORT") or PORT]
+    # By ssh, this command alone chooses the port. Started on every node, all commands must choose the same one.
+    port = given_port(environment) or (PORT if rank else int(choose_port({}, PORT)))
+    found = ["--hostfile", str(hostfile), "--master_port", str(port)]
     if address:
         found += ["--master_addr", address]
     if rank:

@@ -9,8 +9,8 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.checkpoint.folder import Start
 from ma2mba.training.checkpoint.resume import find_start
 from ma2mba.training.fit.fitting import FittedPlan, fit_run
-from ma2mba.training.job import Data, check_world, open_data
-from ma2mba.training.model_source import ModelSource, find_source
+from ma2mba.training.job import Data, check_world, choose_source, open_data
+from ma2mba.training.model_source import ModelSource
 from ma2mba.training.recipe.schema import Recipe
 from ma2mba.training.world import World, ZeroPolicy
 
@@ -44,7 +44,7 @@ def preview(recipe: Recipe, world: World) -> Preview:
     """Return what `train` would do on `world`. Read no weights and write nothing. Raise UserError as `train` would."""
     world, policy = check_world(recipe, world)
     start = find_start(recipe)
-    source = find_source(recipe, start)
+    source = choose_source(recipe, start)
     config = source.read_config()
     data = open_data(recipe, world, source, config, start)
     plan = fit_run(data.recipe, world, policy, config, data.dataset)

@@ -68,22 +68,24 @@ def run(recipe: Recipe) -> None:
     from ma2mba.training.kernel_check import check_operations
     from ma2mba.training.loop import train
     from ma2mba.training.opening import open_engine, open_loader, open_metrics
+    from ma2mba.training.run_lock import lock_run
     from ma2mba.training.world import World
 
-    job = build(recipe, World.from_environment())
-    if job.first_step >= job.steps:
-        say(f"{recipe.run}: is finished ({job.first_step} steps), nothing to do")
-        return
-    if RANK == 0:
-        failures.clear(recipe.run_folder)
-    processes.start_processes(job.world)
-    activity = Activity()
-    with open_loader(job) as loader, guard(job, activity):
-        check_operations(job.world.device, job.model)
-        engine = open_engine(job)
-        with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
-            train(job, engine, loader, metrics, activity)
-    processes.stop_processes()
+    with lock_run(recipe.run_folder) if RANK == 0 else nullcontext() as lock:
+        job = build(recipe, World.from_environment())
+        if job.first_step >= job.steps:
+            say(f"{recipe.run}: is finished ({job.first_step} steps), nothing to do")
+            return
+        if RANK == 0:
+            failures.clear(recipe.run_folder)
+        processes.start_processes(job.world)
+        activity = Activity()
+        with open_loader(job) as loader, guard(job, activity, lock.release if lock else None):
+            check_operations(job.world.device, job.model)
+            engine = open_engine(job)
+            with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
+                train(job, engine, loader, metrics, activity)
+        processes.stop_processes()
 
 
 def say(text: str) -> None:

@@ -40,6 +40,7 @@ def train_step(
         activity.enter("optimizer")
         engine.step()
         losses.append(loss.detach())
+    activity.end_micro_batches()
     losses_M = torch.stack(losses) / averaged_over
     return StepResult(
         loss=engine.sum_over_ranks(losses_M.sum()),

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from examples.demo.run import RECIPES, TINY, Journal, training_steps
 from ma2mba.training.checkpoint.folder import CHECKPOINTS, OPTIMIZER, STATE_HASH, is_complete, latest
-from ma2mba.training.launcher import free_port, ranks_of
+from ma2mba.training.launcher import ranks_of
+from ma2mba.training.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 900

@@ -1,9 +1,11 @@
-"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow|save:RANK:STEP, in that rank and that step.
+"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow|save|full:RANK:STEP, in that rank and step.
 
 The fault occurs in forward. From there on, a slow rank takes CHUNK_SECONDS for every chunk, and writes a file "slow".
-With "save", the save after that step takes SAVE_SECONDS more, in its middle.
+With "save", the save after that step takes SAVE_SECONDS more, in its middle. With "full", the disk is full when that
+step is reported.
 """
 
+import io
 import os
 import runpy
 import sys
@@ -17,6 +19,7 @@ from ma2mba.training import engine as deepspeed_engine  # noqa: E402
 from ma2mba.training import streaming  # noqa: E402
 from ma2mba.training.checkpoint import folder as checkpoint  # noqa: E402
 from ma2mba.training.faults.activity import Activity  # noqa: E402
+from ma2mba.training.metrics import Metrics  # noqa: E402
 
 CHUNK_SECONDS = 2.0
 SAVE_SECONDS = 5.0
@@ -24,6 +27,7 @@ KIND, RANK, STEP = os.environ["MA2MBA_TEST_FAULT"].split(":")
 sound = deepspeed_engine.Engine.forward
 begin_step = Activity.begin_step
 write_rank = checkpoint.write_rank
+add = Metrics.add
 
 
 class Now:
@@ -38,7 +42,7 @@ def noted(activity, step, tokens):
 
 
 def faulty(engine, batch, loss_scale, stop_points):
-    if KIND == "save" or Now.step != int(STEP) or engine.world.rank != int(RANK):
+    if KIND in ("save", "full") or Now.step != int(STEP) or engine.world.rank != int(RANK):
         return sound(engine, batch, loss_scale, stop_points)
     if KIND == "raise":
         raise ArithmeticError("the fault of this test")
@@ -60,9 +64,17 @@ def slow_save(temporary, rank, state):
     write_rank(temporary, rank, state)
 
 
+def on_a_full_disk(metrics, step, result, waited):
+    if step == int(STEP):
+        metrics._file = io.TextIOWrapper(io.FileIO("/dev/full", "w"))
+    add(metrics, step, result, waited)
+
+
 Activity.begin_step = noted
 deepspeed_engine.Engine.forward = faulty
 if KIND == "save":
     checkpoint.write_rank = slow_save
+if KIND == "full":
+    Metrics.add = on_a_full_disk
 sys.argv[0] = str(ROOT / "launch" / "train.py")
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from ma2mba.training.launcher import free_port
+from ma2mba.training.ports import free_port
 from tests.tiny import TINY_MODEL
 
 ROOT = Path(__file__).resolve().parents[2]

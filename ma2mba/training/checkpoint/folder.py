@@ -12,9 +12,10 @@ run folder.
 """
 
 import errno
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -33,13 +34,25 @@ from ma2mba.training.checkpoint.rng import RandomState
 from ma2mba.training.recipe.schema import COMPONENTS, Recipe
 from ma2mba.training.world import World
 
+log = logging.getLogger(__name__)
 OPTIMIZER, RANKS, STATE = "optimizer", "ranks", "trainer.json"
 STATE_HASH = f"{STATE}.xxh3"
-RUN_ENTRIES = (CHECKPOINTS, "recipe.yaml", "metrics.jsonl", "tensorboard", "replay", "failures", "stuck", "alive")
+RUN_ENTRIES = (
+    CHECKPOINTS,
+    "recipe.yaml",
+    "metrics.jsonl",
+    "tensorboard",
+    "replay",
+    "failures",
+    "stuck",
+    "alive",
+    "lock",
+)
 """What training writes in a run folder."""
 STATE_BYTES = 8 << 20
 """Bytes of the largest accepted trainer.json or file in ranks/."""
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class Damaged(UserError):
@@ -47,7 +60,10 @@ class Damaged(UserError):
 
 
 class TrainerState(BaseModel):
-    """The content of trainer.json. `epoch` and `cursor` are a `Position` in the data."""
+    """The content of trainer.json. `epoch` and `cursor` are a `Position` in the data.
+
+    `data_contents` are the hashes of `Dataset.contents`; None in checkpoints of older versions.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,6 +74,7 @@ class TrainerState(BaseModel):
     zero_stage: Count
     dtype: str
     data_fingerprint: str
+    data_contents: list[Digest] | None = None
     recipe: dict[str, Any]
     code: dict[str, str | None]
     files: list[FileEntry]
@@ -99,6 +116,21 @@ class Start:
                 f"{self.folder}: has different settings. Restore them, or start a new run with "
                 f"init_from={self.folder / MODEL}" + "".join(f"\n  {line}" for line in changed)
             )
+
+    def check_contents(self, folders: Sequence[Path], contents: Sequence[str]) -> None:
+        """Raise UserError, naming the folders, if shards hold other answers, labels or pictures than before."""
+        saved = self.state.data_contents
+        if saved is None:
+            log.info("%s: does not record what the shards hold, so that changed shards are not detected", self.folder)
+            return
+        if _total(saved) == _total(contents):
+            return
+        changed = [str(folder) for folder, content in zip(folders, contents, strict=True) if content not in saved]
+        raise UserError(
+            f"{', '.join(changed) or 'data'}: other answers, labels or pictures under the same sample ids than when "
+            f"{self.folder} was written. Restore these shards, or train in a new run folder with "
+            f"init_from={self.folder / MODEL}"
+        )
 
     def random_of(self, rank: int) -> RandomState | None:
         """Return the random number generators of a rank; None if the checkpoint has fewer ranks."""
@@ -287,6 +319,11 @@ def _entries(folder: Path) -> list[FileEntry]:
 
 def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.json"
+
+
+def _total(contents: Sequence[str]) -> int:
+    """Return the sum of hashes, which does not depend on how samples are distributed over folders."""
+    return sum(int(content, 16) for content in contents) % (1 << 128)
 
 
 def _hash_line(content: bytes) -> str:

@@ -67,6 +67,10 @@ class Activity:
         self.frames = len(batch.frames)
         self.enter("forward")
 
+    def end_micro_batches(self) -> None:
+        """Note that what follows in this step concerns all its samples."""
+        self.sample_ids = []
+
     def facts(self) -> dict[str, Any]:
         """Return the current activity as values for a JSON report."""
         return {

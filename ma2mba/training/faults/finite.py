@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ma2mba.data.sampler import StepPlan
 from ma2mba.errors import UserError
+from ma2mba.text import LISTED, shorten
 from ma2mba.training.checkpoint import folder as checkpoint
 from ma2mba.training.faults.replay import REPLAY, MicroBatchRecord, StepRecord, write
 from ma2mba.training.job import Job
@@ -30,17 +31,33 @@ def stop_unless_finite(job: Job, ranks: Ranks, step: int, plan: StepPlan, result
         return
     losses = summed_by_group(ranks.gather(result.losses_M), job.world.sequence)
     path = job.recipe.run_folder / REPLAY / f"step-{step:06d}.json"
+    record = keep(job, step, plan, result, losses)
     try:
         if job.world.rank == 0:
-            write(path, keep(job, step, plan, result, losses))
+            write(path, record)
     finally:
         ranks.barrier()
     what, value = ("gradient norm", result.gradient_norm) if math.isfinite(result.loss) else ("loss", result.loss)
     raise UserError(
-        f"step {step}: the {what} is {value}. `ma2mba replay {path}` runs each sample of this step separately. Remove "
-        "a bad sample from the data, or resume from the latest checkpoint with smaller learning rates under trainable, "
-        "or with precision=fp32"
+        f"step {step}: the {what} is {value} ({samples_of(record)}). `ma2mba replay {path}` runs each sample of this "
+        "step separately. Remove a bad sample from the data, or resume from the latest checkpoint with smaller "
+        "learning rates under trainable, or with precision=fp32"
     )
+
+
+def samples_of(record: StepRecord) -> str:
+    """Return the ids of a step's samples as text: first those of micro-batches whose loss is not finite."""
+    micro_batches = [micro_batch for rank in record.micro_batches for micro_batch in rank]
+    bad = [one for one in micro_batches if not math.isfinite(one.loss)]
+    rest = [one for one in micro_batches if math.isfinite(one.loss)]
+    groups = [("micro-batches with such a loss", bad), ("other samples" if bad else "samples", rest)]
+    return "; ".join(f"{name}: {_listed(group)}" for name, group in groups if group)
+
+
+def _listed(micro_batches: list[MicroBatchRecord]) -> str:
+    ids = [shorten(sample_id) for one in micro_batches for sample_id in one.sample_ids]
+    more = [f"and {len(ids) - LISTED:,} more in the file below"] if len(ids) > LISTED else []
+    return ", ".join(ids[:LISTED] + more)
 
 
 def summed_by_group(losses: list[list[float]], ranks: int) -> list[list[float]]:

@@ -3,7 +3,7 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +27,11 @@ OUT_OF_HOST_MEMORY = ("can't allocate memory", "cannot allocate memory", "cudaho
 
 
 @contextmanager
-def guard(job: Job, activity: Activity) -> Iterator[None]:
-    """Run the block under the watchdog. On an error, report it and end this process at once, with all its threads."""
+def guard(job: Job, activity: Activity, release: Callable[[], None] | None = None) -> Iterator[None]:
+    """Run the block under the watchdog. On an error, report it and end this process at once, with all its threads.
+
+    Before the process ends, it calls `release`: on rank 0, the release of the run folder's lock.
+    """
     run, rank = Path(job.recipe.run), job.world.rank
     try:
         with Watchdog(run, rank, job.world.size, activity, job.recipe.watchdog):
@@ -36,6 +39,8 @@ def guard(job: Job, activity: Activity) -> Iterator[None]:
     except Exception as error:
         raised = error  # Python deletes the name `error` at the end of this block
         code = report(error, run, rank, activity, lambda: explanation(raised, job, activity))
+        if release:
+            release()
         sys.stderr.flush()
         os._exit(code)  # a normal exit may wait for a collective or a thread, while the other ranks wait for this one
 

@@ -15,7 +15,7 @@ from ma2mba.model.conversation import END, Turn, encode_conversation
 from ma2mba.shards.format import INDEX_FILE, TOKENIZER_FILE, IndexRow
 from ma2mba.shards.manifest import FeatureInfo, Manifest, SourceEntry, file_entry, write_manifest
 from ma2mba.shards.reader import ShardReader
-from ma2mba.shards.writer import PayloadFrame, PayloadWriter, payload_name, write_index
+from ma2mba.shards.writer import PayloadFrame, PayloadWriter, payload_hash, payload_name, write_index
 
 WORDS = [END, "<|padding|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unknown|>", *(f"w{i}" for i in range(26))]
 
@@ -77,7 +77,7 @@ def write_shards(
                     source="noise",
                     source_bytes=0,
                     source_sha256="",
-                    payload_xxh3="",
+                    payload_xxh3=payload_hash(stored),
                     decoder="none",
                     decoder_version="0",
                     recipe_hash="toy",

@@ -100,7 +100,7 @@ def test_the_trainer_exits_with_2_before_it_opens_the_engine(kernels, monkeypatc
     from ma2mba.training import opening
     from ma2mba.training.faults import failures, guard
 
-    monkeypatch.setattr(guard, "guard", lambda job, activity: nullcontext())  # it would end this process
+    monkeypatch.setattr(guard, "guard", lambda job, activity, release: nullcontext())  # it would end this process
     job = SimpleNamespace(first_step=0, steps=1, world=SimpleNamespace(device=CPU), model=MODEL)
     monkeypatch.setattr(build, "build", lambda recipe, world: job)
     monkeypatch.setattr(deepspeed_engine, "start_processes", lambda world: None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ma2mba.errors import UserError
-from ma2mba.training import launcher, nodes
+from ma2mba.training import launcher, nodes, ports
 
 HOSTS = "node-1 slots=8\n# a comment\n\nnode-2 slots=4  # the small one\n"
 
@@ -39,6 +39,30 @@ def test_a_wrong_hostfile_is_refused(tmp_path, text, message):
         nodes.slots(tmp_path / "hosts")
 
 
+@pytest.fixture
+def all_ports_free(monkeypatch):
+    monkeypatch.setattr(ports, "is_free", lambda port: True)
+
+
+def test_a_port_in_use_is_replaced_where_one_command_chooses_it(hosts, monkeypatch):
+    monkeypatch.setattr(ports, "is_free", lambda port: port == 12345)
+    assert nodes.options(hosts, {})[-1] == "12345"
+    assert nodes.options(hosts, {"MASTER_PORT": "7000"})[-1] == "7000", "the first node may be another host"
+    assert "29500" in nodes.options(hosts, {"NODE_RANK": "0", "MASTER_ADDR": "node-1"})
+
+
+@pytest.mark.parametrize("given", [["--hostfile", "HOSTS"], ["-H", "HOSTS"], ["--hostfile=HOSTS", "--num_gpus", "2"]])
+def test_the_launcher_checks_hostfiles(hosts, monkeypatch, given):
+    started = []
+    monkeypatch.setattr(launcher.subprocess, "Popen", lambda *_, **__: started.append(1))
+    hosts.write_text("node-1 slots=0\n")
+    arguments = [word.replace("HOSTS", str(hosts)) for word in given]
+    with pytest.raises(UserError, match=r"hosts: the line 'node-1 slots=0' is not NODE slots=RANKS"):
+        launcher.run_launcher([*arguments, "launch/train.py", "recipe.yaml"])
+    assert not started
+
+
+@pytest.mark.usefixtures("all_ports_free")
 def test_options_follow_the_environment(hosts):
     assert nodes.options(hosts, {}) == ["--hostfile", str(hosts), "--master_port", "29500"]
     alone = {"NODE_RANK": "1", "MASTER_ADDR": "node-1", "MASTER_PORT": "7000"}
@@ -73,6 +97,7 @@ def test_variables_for_other_nodes(tmp_path, monkeypatch):
     assert lines.index("OMP_NUM_THREADS=3") > lines.index("OMP_NUM_THREADS=1"), "the last value counts"
 
 
+@pytest.mark.usefixtures("all_ports_free")
 def test_the_launcher_starts_the_module_of_a_rank(hosts, monkeypatch):
     asked = []
     monkeypatch.setattr(launcher, "run_launcher", lambda *given: asked.append(given) or 7)

@@ -1,11 +1,16 @@
 """What a run reports, and which lines it drops on resume."""
 
+import errno
+import io
 import json
+import threading
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
+from ma2mba.errors import UserError
 from ma2mba.model.config import ModelConfig
 from ma2mba.training.flops import ModelFlops
 from ma2mba.training.metrics import Metrics, StepResult, keep_until
@@ -74,3 +79,33 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
     keep_until(path, 10)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_disk_that_fills_between_saves_is_one_error_that_the_user_can_fix(tmp_path, monkeypatch):
+    write = Metrics._write
+
+    def on_a_full_disk(metrics, step, line):
+        if step == 3:
+            metrics._file = io.TextIOWrapper(io.FileIO("/dev/full", "w"))
+        write(metrics, step, line)
+
+    monkeypatch.setattr(Metrics, "_write", on_a_full_disk)
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}: cannot be written \(No space left on device\)\. Free disk space"
+    ):
+        run(tmp_path, 0, 4, log_every=1)
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_full_disk_in_the_thread_of_tensorboard_is_the_same_error(tmp_path, monkeypatch, capsys):
+    def write(writer, data):
+        if (tmp_path / "metrics.jsonl").stat().st_size:  # the file's head is written before the first step
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sound(writer, data)
+
+    sound = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", write)
+    monkeypatch.setattr(threading, "excepthook", lambda facts: print("reported", facts.exc_value))
+    with pytest.raises(UserError, match=rf"^{tmp_path}: cannot be written \(No space left on device\)"):
+        run(tmp_path, 0, 50, log_every=1)
+    assert "reported" not in capsys.readouterr().out

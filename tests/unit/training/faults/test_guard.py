@@ -18,6 +18,7 @@ from ma2mba.training.fit.pricing import Machine, config_of_size
 from ma2mba.training.job import Job, build
 from ma2mba.training.metrics import StepResult
 from ma2mba.training.recipe.loading import parse_recipe
+from ma2mba.training.recipe.schema import Trainable
 from ma2mba.training.world import World
 from tests.tiny import TINY_MODEL
 from tests.unit.data.toy_shards import write_shards
@@ -27,7 +28,13 @@ from tests.unit.data.toy_shards import write_shards
 def job(tmp_path) -> Job:
     write_shards(tmp_path / "shards", [(3, 4), (0, 5), (7, 2), (1, 9)])
     values = {"stage": "stage2", "data": str(tmp_path / "shards"), "run": str(tmp_path / "run"), "model": TINY_MODEL}
-    values |= {"trainable": {"projector": 1.0}, "global_batch": 4, "micro_batch": 2, "steps": 3, "precision": "bf16"}
+    values |= {
+        "trainable": {"projector": 1.0, "language_model": 1.0},
+        "global_batch": 4,
+        "micro_batch": 2,
+        "steps": 3,
+        "precision": "bf16",
+    }
     return build(parse_recipe(values), World(0, 1, torch.device("cpu")))
 
 
@@ -73,7 +80,7 @@ def test_a_plan_that_needs_less_is_named(job, activity, monkeypatch):
         job,
         model=SimpleNamespace(config=config_of_size("2.7b")),
         fitted_plan=replace(job.fitted_plan, plan=Plan(chunk_tokens=65536, group_layers=64)),
-        recipe=job.recipe.model_copy(update={"trainable": job.recipe.trainable.model_copy(update={"vision": 1.0})}),
+        recipe=job.recipe.model_copy(update={"trainable": Trainable(projector=1.0, vision=1.0)}),
     )
     activity.rows, activity.row_tokens, activity.frames = 1, 3600 * 144, 3600
     said = guard.out_of_memory(large, activity)
@@ -118,9 +125,14 @@ def test_loss_and_gradient_must_be_finite(job, loss, norm, what):
         finite.stop_unless_finite(job, engine, 2, plan, result)
         assert not path.exists()
         return
-    with pytest.raises(UserError, match=f"step 2: the {what}"):
+    with pytest.raises(UserError, match=f"step 2: the {what}") as error:
         finite.stop_unless_finite(job, engine, 2, plan, result)
     kept = json.loads(path.read_text())
+    good, bad = (", ".join(micro["sample_ids"]) for micro in kept["micro_batches"][0])
+    named = f"(samples: {good}, {bad})"
+    if what == "loss is nan":
+        named = f"(micro-batches with such a loss: {bad}; other samples: {good})"
+    assert named in str(error.value)
     first = kept["micro_batches"][0][0]
     assert first["sample_ids"] == [job.dataset.samples[i][1].sample_id for i in first["samples"]]
     own_targets = sum(job.dataset.targets_N[i] for i in first["samples"])
