@@ -121,7 +121,8 @@ def test_ranks_and_micro_batches_do_not_change_a_run(runs, run):
     print(f"\n{run}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {weight:.1e}")
     assert loss < 1e-6  # measured: 1.5e-7
     assert norm < 1e-6  # measured: 1.5e-7
-    assert weight < 1e-6  # measured: 5.7e-7 in the worst parameter
+    # Measured in the worst parameter: 5.7e-7, and 8.0e-7 with a head that is not the embedding.
+    assert weight < (2e-6 if run == "untied" else 1e-6)
 
 
 @pytest.mark.parametrize("name", [*ZERO, "bf16", "untied"])
