@@ -34,7 +34,7 @@ def state_spaces_config(**changes: Any) -> dict[str, Any]:
 
 def state_spaces(folder: Path, *, ngroups: int = 1, **changes: Any) -> MambaLMHeadModel:
     """Write a folder as state-spaces publishes it (config.json, pytorch_model.bin), and return its model."""
-    model = shaken(ssm_model(ngroups))
+    model = shaken(ssm_model(ngroups, tied=bool(changes.get("tie_embeddings", True))))
     folder.mkdir(parents=True)
     values = state_spaces_config(**changes)
     if ngroups > 1:

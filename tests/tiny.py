@@ -11,3 +11,5 @@ TINY_MODEL = {
         "patch_size": 7,
     },
 }
+UNTIED_MODEL = TINY_MODEL | {"language_model": TINY_MODEL["language_model"] | {"tie_embeddings": False}}
+"""The same, with a head of its own."""

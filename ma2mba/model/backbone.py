@@ -21,14 +21,15 @@ class Backbone(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, layers, final norm, and a head tied to the embedding. The caller runs the layers."""
+    """Embedding, layers, final norm, and a head, which may be the embedding. The caller runs the layers."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.backbone = Backbone(config)
         self.lm_head = nn.Linear(config.d_model, config.padded_vocab_size, bias=False)
         self._initialise()
-        self.lm_head.weight = self.backbone.embedding.weight
+        if config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """Apply the final norm and the head to the residual stream; return logits_BTV in the weights' dtype."""
@@ -36,7 +37,8 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """As state-spaces/mamba: embedding N(0, 0.02), and what the layers scale by the depth."""
+        """As state-spaces/mamba: embedding N(0, 0.02), and what the layers scale by the depth. A head of its own stays
+        as `nn.Linear` makes it."""
         self.backbone.embedding.weight.normal_(std=0.02)
         for layer in self.backbone.layers:
             layer.scale_init(len(self.backbone.layers))  # type: ignore[operator]

@@ -1,7 +1,7 @@
 """Language models alone: read in the published formats and in this project's own, and written in each of them.
 
 A folder of this project has config.json (model_type video_ma2mba_text and the fields of the layer's configuration),
-model.safetensors with the names of `LanguageModel` without the tied head, and origin.json: where the weights come from.
+model.safetensors with the names of `LanguageModel` without a tied head, and origin.json: where the weights come from.
 """
 
 import shutil
@@ -26,11 +26,11 @@ from ma2mba.model.mamba2_formats import BACKBONE_TYPE, STATE_SPACES, TRANSFORMER
 from ma2mba.model.pickled import PICKLE, Convert, convert_in, open_any
 from ma2mba.model.plain_text import END
 from ma2mba.model.tensor_file import FLOATS
-from ma2mba.model.weights import WEIGHTS, Weights
+from ma2mba.model.weights import WEIGHTS, Weights, stored_tensors
 from ma2mba.text import RECIPE_BYTES, read_json
 
 CONFIG = "config.json"
-TIED, EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
+HEAD, EMBEDDING = "lm_head.weight", "backbone.embedding.weight"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 FORMATS = {"state-spaces": STATE_SPACES, "transformers-mamba2": TRANSFORMERS}
 """The names that `ma2mba export --format` takes."""
@@ -46,7 +46,7 @@ END_ID = 0
 class Backbone:
     """A language model in a folder, before memory is taken for its weights.
 
-    weights  under the names of `LanguageModel`, without the tied head
+    weights  under the names of `LanguageModel`, without a tied head
     """
 
     folder: Path
@@ -57,8 +57,8 @@ class Backbone:
 def open_backbone(folder: Path, config: BackboneConfig | None, convert: Convert) -> Backbone:
     """Open a language model in one of the formats; a pickled checkpoint is converted by `convert`.
 
-    `config` is the architecture that is expected (default: what config.json says). Reads no weights but a stored head.
-    Raise UserError, naming a key or tensors, for another architecture and for a head that is not the embedding.
+    `config` is the architecture that is expected (default: what config.json says). Reads no weights but a tied head.
+    Raise UserError, naming a key or tensors, for another architecture and for a head that contradicts config.json.
     """
     path = inside(folder, CONFIG, folder)
     values = read_json(path, RECIPE_BYTES) if config is None or path.is_file() else {}
@@ -67,27 +67,31 @@ def open_backbone(folder: Path, config: BackboneConfig | None, convert: Convert)
     known = format_of(values)
     if known:
         weights = weights.renamed(lambda name: EMBEDDING if name == known.embedding else name)
-    weights.require(on_meta(lambda: LanguageModel(config), weights, path), TIED)
-    _require_tied(weights, known, values)
-    own = {name: stored for name, stored in weights.tensors.items() if name != TIED}
-    return Backbone(folder, config, Weights(weights.path, own))
+    key, default = (known.tied_key, known.tied) if known else ("tie_embeddings", True)
+    if isinstance(values, Mapping) and values and values.get(key, default) != config.tie_embeddings:
+        raise UserError(
+            f"{path}: {key} is {str(not config.tie_embeddings).lower()}, and model.language_model of the recipe says "
+            "otherwise. Change tie_embeddings in the recipe, or use another model"
+        )
+    outline = on_meta(lambda: LanguageModel(config), weights, path)
+    return Backbone(folder, config, _stored(weights, outline, key))
 
 
-def _require_tied(weights: Weights, known: Format | None, values: Mapping[str, Any]) -> None:
-    """Raise UserError if the head of the model is not its embedding."""
-    tied = not known or bool(values.get(known.tied_key, known.tied))
-    stored = TIED in weights.tensors
-    if stored and not same_bits(weights.tensors[TIED].read(), weights.tensors[EMBEDDING].read()):
-        key = f" ({known.tied_key} is {str(tied).lower()} in {CONFIG})" if known else ""
+def _stored(weights: Weights, outline: LanguageModel, key: str) -> Weights:
+    """Return the weights of a model without a tied head. Raise UserError, naming `key`, if it is not as `key` says."""
+    names, stored = stored_tensors(outline), HEAD in weights.tensors
+    if HEAD in names and not stored:
         raise UserError(
-            f"{weights.path}: {TIED} differs from the embedding{key}, but the head of this project's models is the "
-            "embedding. Use a model with a tied head"
+            f"{weights.path}: has no {HEAD}, but {key} is false in {CONFIG}. Set {key} to true if the head is the "
+            "embedding, or get the weights again"
         )
-    if not stored and not tied and known:
+    weights.require(outline)
+    if HEAD not in names and stored and not same_bits(weights.read(HEAD), weights.read(EMBEDDING)):
         raise UserError(
-            f"{weights.path.with_name(CONFIG)}: {known.tied_key} is false, but the head of this project's models is "
-            "the embedding. Use a model with a tied head"
+            f"{weights.path}: {HEAD} differs from the embedding, but {key} is true in {CONFIG}. Set {key} to false if "
+            "the model has a head of its own, or get the weights again"
         )
+    return Weights(weights.path, {name: weights.tensors[name] for name in names})
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -130,7 +134,7 @@ def export_backbone(backbone: Backbone, out: Path, wanted: Format) -> None:
     config = backbone.config
     if not isinstance(config, Mamba2Config):
         raise UserError(f"{backbone.folder}: its layer is {config.layer}, and {wanted.name} has only mamba2 layers")
-    values = wanted.write(config.model_dump())
+    values = wanted.write(dict(config))
     tensors = {
         wanted.embedding if name == EMBEDDING else name: stored.read()
         for name, stored in backbone.weights.tensors.items()
@@ -140,9 +144,10 @@ def export_backbone(backbone: Backbone, out: Path, wanted: Format) -> None:
         if wanted is TRANSFORMERS:
             values |= _token_ids(backbone.folder) | _kept(backbone.folder) | {"dtype": _dtype(backbone.weights)}
         else:
-            tensors[TIED] = tensors[wanted.embedding]
+            if config.tie_embeddings:
+                tensors[HEAD] = tensors[wanted.embedding]
             torch.save(tensors, temporary / PICKLE)
-            tensors[TIED] = tensors[TIED].clone()
+            tensors[HEAD] = tensors[HEAD].clone()
         _save(tensors, temporary / WEIGHTS)
         write_json(temporary / CONFIG, values)
         _copy_tokenizer(backbone.folder, temporary)

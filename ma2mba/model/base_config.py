@@ -9,6 +9,7 @@ from pydantic import (
     Field,
     NonNegativeFloat,
     SerializerFunctionWrapHandler,
+    StrictBool,
     ValidationError,
     model_serializer,
 )
@@ -45,13 +46,14 @@ class NamedConfig(StrictConfig):
     KEY: ClassVar[str]
     DEFAULT: ClassVar[str]
     LAST: ClassVar[tuple[str, ...]] = ()
+    UNWRITTEN: ClassVar[dict[str, Any]] = {}
 
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the default's name and write LAST at the end: as every existing config.json is written."""
-        values = handler(self)
-        if values.get(self.KEY) == self.DEFAULT:
-            del values[self.KEY]
+        """Leave out the default's name and the values in UNWRITTEN, and write LAST at the end: as every existing
+        config.json is written."""
+        unwritten = {self.KEY: self.DEFAULT} | self.UNWRITTEN
+        values = {name: v for name, v in handler(self).items() if name not in unwritten or v != unwritten[name]}
         return values | {name: values.pop(name) for name in self.LAST if name in values}
 
     @classmethod
@@ -65,9 +67,11 @@ class NamedConfig(StrictConfig):
 
 class BackboneConfig(NamedConfig):
     """What every language model has. A subclass adds the fields of its layer and declares its name:
-    `layer: Literal["NAME"] = "NAME"`."""
+    `layer: Literal["NAME"] = "NAME"`. With `tie_embeddings` the head is the embedding."""
 
-    KEY, DEFAULT, LAST = "layer", DEFAULT_LAYER, ("vocab_size", "pad_vocab_size_multiple", "norm_eps")
+    KEY, DEFAULT = "layer", DEFAULT_LAYER
+    LAST = ("vocab_size", "pad_vocab_size_multiple", "norm_eps", "tie_embeddings")
+    UNWRITTEN: ClassVar[dict[str, Any]] = {"tie_embeddings": True}
 
     layer: str
     d_model: Size
@@ -75,6 +79,7 @@ class BackboneConfig(NamedConfig):
     vocab_size: Size = 50277
     pad_vocab_size_multiple: Size = 16
     norm_eps: NonNegativeFloat = 1e-5
+    tie_embeddings: StrictBool = True
 
     @property
     def padded_vocab_size(self) -> int:

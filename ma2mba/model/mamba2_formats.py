@@ -68,16 +68,27 @@ class Format:
 
     tied_key   the key that says whether the head is the embedding, and `tied` its default
     embedding  the name of the embedding's tensor; all other names are ours
-    read       config.json -> our fields. Raises ValueError, or KeyError for a missing key, or TypeError
-    write      our fields -> config.json. Raises UserError if the format cannot represent them
+    fields     config.json -> our fields but tie_embeddings
+    values     our fields -> config.json but the tied key
     """
 
     name: str
     tied_key: str
     tied: bool
     embedding: str
-    read: Callable[[Values], dict[str, Any]]
-    write: Callable[[Values], dict[str, Any]]
+    fields: Callable[[Values], dict[str, Any]]
+    values: Callable[[Values], dict[str, Any]]
+
+    def read(self, values: Values) -> dict[str, Any]:
+        """Return our fields of a config.json. Raise ValueError, or KeyError for a missing key, or TypeError."""
+        tied = values.get(self.tied_key, self.tied)
+        if not isinstance(tied, bool):
+            raise ValueError(f"{self.tied_key} is {brief(tied)}, not true or false")
+        return self.fields(values) | {"tie_embeddings": tied}
+
+    def write(self, fields: Values) -> dict[str, Any]:
+        """Return the config.json of our fields. Raise UserError if the format cannot represent them."""
+        return self.values(fields) | {self.tied_key: fields["tie_embeddings"]}
 
 
 def _read_state_spaces(values: Values) -> dict[str, Any]:
@@ -107,7 +118,6 @@ def _write_state_spaces(fields: Values) -> dict[str, Any]:
         "residual_in_fp32": True,
         "fused_add_norm": True,
         "pad_vocab_size_multiple": fields["pad_vocab_size_multiple"],
-        "tie_embeddings": True,
     }
 
 
@@ -134,7 +144,6 @@ def _write_transformers(fields: Values) -> dict[str, Any]:
         "use_bias": False,
         "use_conv_bias": True,
         "residual_in_fp32": True,
-        "tie_word_embeddings": True,
     }
 
 
@@ -162,16 +171,16 @@ STATE_SPACES = Format(
     tied_key="tie_embeddings",
     tied=True,
     embedding="backbone.embedding.weight",
-    read=_read_state_spaces,
-    write=_write_state_spaces,
+    fields=_read_state_spaces,
+    values=_write_state_spaces,
 )
 TRANSFORMERS = Format(
     name="transformers",
     tied_key="tie_word_embeddings",
     tied=False,
     embedding="backbone.embeddings.weight",
-    read=_read_transformers,
-    write=_write_transformers,
+    fields=_read_transformers,
+    values=_write_transformers,
 )
 
 

@@ -34,11 +34,10 @@ from ma2mba.model.run_folder import CHECKSUMS, CONFIG, find_model
 from ma2mba.model.tensor_writer import TensorSpec
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import VisionEncoder
-from ma2mba.model.weights import INDEX, WEIGHTS, Weights, open_weights
+from ma2mba.model.weights import INDEX, WEIGHTS, Weights, open_weights, stored_tensors
 from ma2mba.text import RECIPE_BYTES, read_json
 
 log = logging.getLogger(__name__)
-TIED = "language_model.lm_head.weight"
 
 
 def save_model(
@@ -56,7 +55,8 @@ def save_model(
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"{folder}: exists already. Choose another folder, or remove this one")
-    tensors = {name: t for name, t in (weights or model.state_dict()).items() if name != TIED}
+    own = stored_tensors(model)
+    tensors = {name: weights[name] for name in own} if weights else own
     specs = {name: TensorSpec.of(name, t) for name, t in tensors.items()}
     card = model_card(model.config, specs, facts or CardFacts())
     content = folder_content(model.config, Path(tokenizer_path).read_bytes(), specs, card)
@@ -103,7 +103,7 @@ def load_model(
     opened = _open(find_model(folder), dtype, config)
     require_memory(opened.outline, device, opened.weights.path, dtype)
     model = build_empty(lambda: VideoMa2mba(opened.config), device, dtype)
-    opened.weights.copy_into(model, TIED, finite=finite)
+    opened.weights.copy_into(model, finite=finite)
     log.debug("model: %s, %s on %s", opened.folder, dtype, device)
     return model.eval(), opened.tokenizer
 
@@ -123,7 +123,7 @@ def copied_content(source: OpenModel, facts: CardFacts | None = None, license: s
 
     Without `facts`, the other one's card is kept, with another `license` if one is given.
     """
-    stored = {name: source.weights.tensors[name] for name in source.outline.state_dict() if name != TIED}
+    stored = {name: source.weights.tensors[name] for name in stored_tensors(source.outline)}
     specs = {name: TensorSpec(tensor.dtype, tensor.shape) for name, tensor in stored.items()}
     card = None if facts else read_card(source.folder)
     new = relicensed(card, license) if card else model_card(source.config, specs, facts or CardFacts(license=license))
@@ -148,6 +148,12 @@ def _open(
     sums = _read_sums(folder)
     verify(folder, sums, whole=whole)
     own, video_token_id = _read_config(folder)
+    tied = own.language_model.tie_embeddings
+    if config and config.language_model.tie_embeddings != tied:
+        raise UserError(
+            f"{folder / CONFIG}: tie_embeddings of the language model is {str(tied).lower()}, and model.language_model "
+            "of the recipe says otherwise. Change tie_embeddings in the recipe, or use another model"
+        )
     config = config or own
     if not sums and not any((folder / name).exists() for name in (WEIGHTS, INDEX)):
         raise UserError(f"{folder}: has no {WEIGHTS}. Save the model as safetensors: no other weights are read")
@@ -179,7 +185,7 @@ def is_model_folder(folder: Path) -> bool:
 def _outline(weights: Weights, config: ModelConfig, folder: Path, dtype: torch.dtype = torch.float32) -> VideoMa2mba:
     """Return the model of `config` on the meta device. Raise UserError unless `weights` have its names and shapes."""
     outline = on_meta(lambda: VideoMa2mba(config), weights, folder / CONFIG, dtype)
-    weights.require(outline, TIED)
+    weights.require(outline)
     return outline
 
 

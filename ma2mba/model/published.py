@@ -12,7 +12,7 @@ from ma2mba.errors import UserError
 from ma2mba.files import inside
 from ma2mba.hub import HubName, fetch, hub_name
 from ma2mba.model.backbone import LanguageModel
-from ma2mba.model.backbone_files import FORMATS, TIED, Backbone, export_backbone, open_backbone
+from ma2mba.model.backbone_files import FORMATS, Backbone, export_backbone, open_backbone
 from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, BackboneConfig, VisionConfig
 from ma2mba.model.clip import download_clip
 from ma2mba.model.clip_config import PREPROCESSOR
@@ -83,7 +83,7 @@ def open_language_model(source: str, config: BackboneConfig) -> Weights:
 
 def init_language_model(model: VideoMa2mba, source: str) -> None:
     """Load the language model from published weights (`open_language_model`)."""
-    open_language_model(source, model.config.language_model).copy_into(model.language_model, TIED)
+    open_language_model(source, model.config.language_model).copy_into(model.language_model)
 
 
 def init_vision(model: VideoMa2mba, source: str) -> None:
@@ -122,7 +122,7 @@ def start_model(
         weights = open_language_model(language_model, config.language_model)
         require_memory(model.language_model, device, weights.path, dtype)
         model.language_model = build_empty(lambda: LanguageModel(config.language_model), device, dtype)
-        weights.copy_into(model.language_model, TIED)
+        weights.copy_into(model.language_model)
     else:
         model.language_model = LanguageModel(config.language_model)
     return model.to(device, dtype)

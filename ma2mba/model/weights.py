@@ -46,13 +46,14 @@ class Weights:
         chosen = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
         return Weights(self.path, chosen)
 
-    def require(self, module: nn.Module, tied: str = "", *, extra: bool = False) -> None:
-        """Raise UserError that names tensors unless these are the tensors of `module`, without `tied`.
+    def require(self, module: nn.Module, *, extra: bool = False) -> None:
+        """Raise UserError that names tensors unless these are the tensors of `module`.
 
-        The module may be on the meta device. With `extra` there may be other tensors besides.
+        The module may be on the meta device. The weights may hold a tied parameter under its second name as well, and
+        with `extra` other tensors.
         """
-        wanted = {name: t for name, t in module.state_dict().items() if name != tied}
-        found = {name: t for name, t in self.tensors.items() if name != tied and (name in wanted or not extra)}
+        wanted, tied = stored_tensors(module), tied_names(module)
+        found = {name: t for name, t in self.tensors.items() if name not in tied and (name in wanted or not extra)}
         differ = [
             name
             for name in sorted(wanted.keys() | found.keys())
@@ -69,14 +70,14 @@ class Weights:
             )
 
     @torch.no_grad()
-    def copy_into(self, module: nn.Module, tied: str = "", *, finite: bool = True) -> None:
+    def copy_into(self, module: nn.Module, *, finite: bool = True) -> None:
         """Copy the tensors into a module that `require` accepts, on its device and in the dtypes of its parameters.
 
         The values come straight from the files, which are read once, and hashed meanwhile. Raise UserError if the
         checksum differs, and unless `finite` is False for a tensor with NaN or infinite values. The module must not be
         used then.
         """
-        targets = {name: target for name, target in module.state_dict().items() if name != tied}
+        targets = stored_tensors(module)
         by_file: dict[TensorFile, dict[str, Tensor]] = defaultdict(dict)
         for name, target in targets.items():
             stored = self.tensors[name]
@@ -109,6 +110,18 @@ class Weights:
                 f"{self.path}: the tensor {name} has NaN or infinite values. Use the weights of an earlier checkpoint, "
                 "or get the file again"
             )
+
+
+def tied_names(module: nn.Module) -> set[str]:
+    """Return the second names of parameters, such as the name of a head that is the embedding."""
+    every = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return every - {name for name, _ in module.named_parameters()}
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module that a file holds, by name: a tied parameter only under its first name."""
+    tied = tied_names(module)
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in tied}
 
 
 def is_finite(values: Tensor) -> bool:

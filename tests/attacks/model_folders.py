@@ -31,13 +31,13 @@ from tests.tiny import TINY_MODEL
 CPU = torch.device("cpu")
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, values: dict[str, Any] = TINY_MODEL) -> Path:
     torch.manual_seed(0)
     words = {"<|endoftext|>": 0, "a": 1}
     tokenizer = folder.with_name(f"{folder.name}-tokenizer.json")
     folder.parent.mkdir(parents=True, exist_ok=True)
     Tokenizer(models.WordLevel(words, unk_token="a")).save(str(tokenizer))
-    save_model(VideoMa2mba(ModelConfig.model_validate(TINY_MODEL)), tokenizer, folder)
+    save_model(VideoMa2mba(ModelConfig.model_validate(values)), tokenizer, folder)
     tokenizer.unlink()
     return folder
 

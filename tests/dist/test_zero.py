@@ -45,12 +45,14 @@ def runs(tmp_path_factory):
     (folder / "zero3.json").write_text(json.dumps(WHOLE_STAGE3))
     first = [[f"run={name}", f"zero_config={path}"] for name, path in ZERO.items()]
     bf16 = ["zero_config=ds_configs/zero1.json", "precision=bf16"]
-    launch(folder, 2, [*first, ["run=micro2", "micro_batch=2"], ["run=bf16", *bf16]])
+    untied = ["model.language_model.tie_embeddings=false", "zero_config=zero3.json"]
+    launch(folder, 2, [*first, ["run=micro2", "micro_batch=2"], ["run=bf16", *bf16], ["run=untied", *untied]])
     from_two = ["resume=zero1/checkpoints/step-000016", "checkpoint.every=18"]
     on_one = [["run=one1", *from_two], ["run=one3", *from_two, "zero_config=zero3.json"]]
     once = ["steps=1", "global_batch=64", "precision=bf16"]
     sums = [["run=sum-once", *once, "micro_batch=64"], ["run=sum-often", *once, "micro_batch=1"]]
-    launch(folder, 0, [["run=alone", "micro_batch=4"], *on_one, *sums])
+    alone = [["run=alone", "micro_batch=4"], ["run=untied-alone", "micro_batch=4", untied[0]]]
+    launch(folder, 0, [*alone, *on_one, *sums])
     again = [
         [f"run={name}-again", f"resume={name}/checkpoints/step-000016", *options]
         for name, options in ({name: [f"zero_config={path}"] for name, path in ZERO.items()} | {"bf16": bf16}).items()
@@ -61,6 +63,7 @@ def runs(tmp_path_factory):
         ["run=two-three", "resume=zero2/checkpoints/step-000016", "zero_config=zero3.json"],
         ["run=three-two", "resume=zero3/checkpoints/step-000016", "zero_config=ds_configs/zero2.json"],
     ]
+    again.append(["run=untied-again", "resume=untied/checkpoints/step-000016", *untied])
     launch(folder, 2, again + others)
     return folder
 
@@ -110,17 +113,19 @@ def apart(run, reference):
     return *worst, max(((ours[n] - theirs[n]).norm() / theirs[n].norm()).item() for n in names)
 
 
-@pytest.mark.parametrize("run", [*ZERO, "micro2"])
+@pytest.mark.parametrize("run", [*ZERO, "micro2", "untied"])
 def test_ranks_and_micro_batches_do_not_change_a_run(runs, run):
-    assert max(lines(runs / "alone", "gradient_norm")) > 3 * VALUES["clip"]  # clipping does something
-    loss, norm, weight = apart(runs / run, runs / "alone")
+    alone = runs / ("untied-alone" if run == "untied" else "alone")
+    assert max(lines(alone, "gradient_norm")) > 3 * VALUES["clip"]  # clipping does something
+    loss, norm, weight = apart(runs / run, alone)
     print(f"\n{run}: loss {loss:.1e}, gradient norm {norm:.1e}, weights {weight:.1e}")
     assert loss < 1e-6  # measured: 1.5e-7
     assert norm < 1e-6  # measured: 1.5e-7
-    assert weight < 1e-6  # measured: 5.7e-7 in the worst parameter
+    # Measured in the worst parameter: 5.7e-7, and 8.0e-7 with a head that is not the embedding.
+    assert weight < (2e-6 if run == "untied" else 1e-6)
 
 
-@pytest.mark.parametrize("name", [*ZERO, "bf16"])
+@pytest.mark.parametrize("name", [*ZERO, "bf16", "untied"])
 def test_on_the_same_ranks_a_run_goes_on_bit_for_bit(runs, name):
     again, undisturbed = runs / f"{name}-again", runs / name
     for key in ("loss", "gradient_norm"):

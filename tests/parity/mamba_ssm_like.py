@@ -103,7 +103,8 @@ class MambaLMHeadModel(nn.Module):
         defaults = {"fused_add_norm": True, "residual_in_fp32": True, "norm_epsilon": 1e-5, "norm_before_gate": False}
         self.backbone = Backbone(config, SimpleNamespace(**(defaults | switches)))
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.lm_head.weight = self.backbone.embedding.weight
+        if config.tie_embeddings:
+            self.lm_head.weight = self.backbone.embedding.weight
 
     def forward(self, input_ids: Tensor, position_ids=None, inference_params=None, num_last_tokens=0, **mixer_kwargs):
         hidden = self.backbone(input_ids, inference_params=inference_params, **mixer_kwargs)

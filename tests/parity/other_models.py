@@ -64,10 +64,11 @@ def hf_model(**changes) -> Mamba2ForCausalLM:
     return model.train()
 
 
-def ssm_model(ngroups: int = 1, **switches) -> MambaLMHeadModel:
+def ssm_model(ngroups: int = 1, *, tied: bool = True, **switches) -> MambaLMHeadModel:
     torch.manual_seed(0)
     sizes = {"d_model": 32, "n_layer": LAYERS, "vocab_size": VOCABULARY, "d_state": 16, "headdim": 8, "ssd_block": 16}
-    return MambaLMHeadModel(mamba2_config.Mamba2Config(**sizes, ngroups=ngroups), **switches)
+    config = mamba2_config.Mamba2Config(**sizes, ngroups=ngroups, tie_embeddings=tied)
+    return MambaLMHeadModel(config, **switches)
 
 
 def ids(batch: int, seed: int = 1) -> Tensor:

@@ -45,7 +45,9 @@ calls as all others."""
 def test_two_ranks_that_share_a_sequence_equal_one_process(tmp_path):
     shapes = [(slices, 1 + i % 2) for i, slices in enumerate(SLICES[2])]
     cases: list[Case] = [partial(layers_outcome, *shape, plan) for shape in shapes for plan in PLANS]
-    agree([*cases, *(partial(model_outcome, component, plan) for component, plan in TRAINED.items())], 2, tmp_path)
+    cases += [partial(model_outcome, component, plan) for component, plan in TRAINED.items()]
+    cases.append(partial(model_outcome, "language_model", Plan("sequence", 6, 2), tied=False))
+    agree(cases, 2, tmp_path)
 
 
 def test_three_ranks_equal_one_process(tmp_path):

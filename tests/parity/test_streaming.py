@@ -37,10 +37,15 @@ def make_batch() -> Batch:
     return collate([make_sample("a", [3] * 7), make_sample("b", [0, 0, 5, 5, 12]), make_sample("c", [])], K)
 
 
+def build_model(tied: bool = True) -> VideoMa2mba:
+    torch.manual_seed(0)
+    language_model = BACKBONE.model_copy(update={"tie_embeddings": tied})
+    return VideoMa2mba(ModelConfig(language_model=language_model, vision=VISION)).double()
+
+
 @pytest.fixture
 def model() -> VideoMa2mba:
-    torch.manual_seed(0)
-    return VideoMa2mba(ModelConfig(language_model=BACKBONE, vision=VISION)).double()
+    return build_model()
 
 
 def gradients(model: VideoMa2mba, loss: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -76,6 +81,19 @@ def test_streamed_step_equals_plain_step(model, vision, nesting, chunk_tokens, g
     assert loss.item() == pytest.approx(0.25 * expected_loss.item(), rel=1e-12)
     assert got.keys() == expected.keys()
     assert any(name.startswith("vision") for name in got) == (vision == "trained")
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("nesting", ["sequence", "layer"])
+@pytest.mark.parametrize("chunk_tokens", [3, 17])
+def test_a_head_of_its_own_gets_the_gradients_of_a_plain_step(nesting, chunk_tokens):
+    model, batch = build_model(tied=False), make_batch()
+    expected = gradients(model, plain_loss(model, batch))
+    got = gradients(model, streaming_loss(model, batch, Plan(nesting, chunk_tokens, 2), 1.0))
+    assert got.keys() == expected.keys() == {name for name, _ in model.named_parameters()}
+    ends = [got["language_model.lm_head.weight"], got["language_model.backbone.embedding.weight"]]
+    assert all(end.any() for end in ends)
+    assert not torch.equal(*ends)
     assert_same(got, expected)
 
 

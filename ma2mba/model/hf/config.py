@@ -1,9 +1,9 @@
 """`config.json` of a model folder of format 2: a `ModelConfig` as transformers reads it. Imports no torch."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from ma2mba.model.base_config import DEFAULT_ENCODER, DEFAULT_LAYER, StrictConfig
 from ma2mba.model.config import Backbone, Encoder, ModelConfig
@@ -73,10 +73,17 @@ class HfConfig(StrictConfig):
 
     model_type: Literal["video_ma2mba"]
     format_version: Literal[2] = 2
-    tie_word_embeddings: Literal[True] = True
+    tie_word_embeddings: bool = True
     video_token_id: int
     text_config: Annotated[Backbone, BeforeValidator(_ours(TEXT_TYPE, BACKBONES, DEFAULT_LAYER))]
     vision_config: Annotated[Encoder, BeforeValidator(_ours(VISION_TYPE, VISION_ENCODERS, DEFAULT_ENCODER))]
+
+    @model_validator(mode="after")
+    def _ties_alike(self) -> Self:
+        if self.tie_word_embeddings != self.text_config.tie_embeddings:
+            own = str(self.text_config.tie_embeddings).lower()
+            raise ValueError(f"tie_word_embeddings is not {own}, but text_config.tie_embeddings is {own}")
+        return self
 
     @property
     def model(self) -> ModelConfig:
@@ -111,7 +118,7 @@ def hf_config(config: ModelConfig, end: int, video: int, dtype: str) -> dict[str
         "model_type": MODEL_TYPE,
         **({"auto_map": AUTO_MAP} if has_code(config) else {}),
         "dtype": dtype,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.language_model.tie_embeddings,
         "video_token_id": video,
         "bos_token_id": end,
         "eos_token_id": end,

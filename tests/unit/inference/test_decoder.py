@@ -20,9 +20,12 @@ def sessions(model, tokenizer, count):
     return opened
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_steps_give_what_feeds_give(model, tokenizer, count):
+@pytest.mark.parametrize(("count", "tied"), [(1, True), (3, True), (3, False)])
+def test_steps_give_what_feeds_give(model, tokenizer, count, tied):
     model = copy.deepcopy(model).double()
+    if not tied:
+        model.language_model.lm_head = copy.deepcopy(model.language_model.lm_head)
+        torch.nn.init.normal_(model.language_model.lm_head.weight, std=0.02)
     fed = sessions(model, tokenizer, count)
     decoder = Decoder(model, [session.states for session in fed])
     for ids_B in TOKENS[:, :count]:

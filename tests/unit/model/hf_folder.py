@@ -57,7 +57,7 @@ def write_folder(model: VideoMa2mba, folder: Path, video_token_id: int = VOCABUL
             "AutoModelForMultimodalLM": CLASS,
         },
         "dtype": "float32",
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": model.config.language_model.tie_embeddings,
         "video_token_id": video_token_id,
         "bos_token_id": END,
         "eos_token_id": END,
@@ -67,7 +67,9 @@ def write_folder(model: VideoMa2mba, folder: Path, video_token_id: int = VOCABUL
         "format_version": 2,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    tensors = {name: t.contiguous() for name, t in model.state_dict().items() if not name.endswith("lm_head.weight")}
+    tensors = {name: t.contiguous() for name, t in model.state_dict().items()}
+    if model.config.language_model.tie_embeddings:
+        del tensors["language_model.lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

@@ -36,7 +36,7 @@ from tests.attacks.model_folders import (
     sign_state,
 )
 from tests.forked import call, run
-from tests.tiny import TINY_MODEL
+from tests.tiny import TINY_MODEL, UNTIED_MODEL
 
 CONFIG = ModelConfig.model_validate(TINY_MODEL)
 LIMIT = 20_000
@@ -121,6 +121,41 @@ def test_every_key_that_transformers_writes_by_itself_is_known():
 def test_a_wrong_or_unknown_key_is_named(folder, key, value):
     change_config(folder, key, value)
     with pytest.raises(UserError, match=rf"config\.json: .*\({key.removesuffix('.model_type')}: "):
+        load_model(folder)
+
+
+def test_a_head_of_its_own_is_stored(tmp_path):
+    config = ModelConfig.model_validate(UNTIED_MODEL)
+    folder = make_model(tmp_path / "model", UNTIED_MODEL)
+    values = json.loads((folder / "config.json").read_text())
+    assert (values["tie_word_embeddings"], values["text_config"]["tie_embeddings"]) == (False, False)
+    assert read_config(folder) == config
+    model, _ = load_model(folder)
+    head = model.language_model.lm_head.weight
+    assert torch.equal(head, tensors_of(folder)["language_model.lm_head.weight"])
+    assert not torch.equal(head, model.language_model.backbone.embedding.weight)
+    before = fingerprint(model)
+    with torch.no_grad():
+        head[0, 0] += 1
+    assert fingerprint(model) != before
+    assert export(folder, "--out", tmp_path / "copy").exit_code == 0
+    require_equal(tensors_of(tmp_path / "copy"), tensors_of(folder))
+    assert fingerprint(load_model(tmp_path / "copy")[0]) == before
+
+
+@pytest.mark.parametrize("pair", [(TINY_MODEL, UNTIED_MODEL), (UNTIED_MODEL, TINY_MODEL)], ids=["tied", "untied"])
+def test_a_recipe_that_ties_another_head_is_refused(tmp_path, pair):
+    folder, other = make_model(tmp_path / "model", pair[0]), ModelConfig.model_validate(pair[1])
+    with pytest.raises(UserError, match=r"config\.json: tie_embeddings .* the recipe says otherwise"):
+        load_model(folder, config=other)
+
+
+def test_a_configuration_that_contradicts_itself_about_the_head_is_refused(folder):
+    change_config(folder, "text_config.tie_embeddings", False)
+    with pytest.raises(UserError, match=r"config\.json: .*tie_word_embeddings is not false"):
+        load_model(folder)
+    change_config(folder, "tie_word_embeddings", False)
+    with pytest.raises(UserError, match=r"lm_head\.weight is absent"):
         load_model(folder)
 
 
@@ -325,12 +360,13 @@ def test_a_folder_without_checksums_is_read_and_that_is_said(folder, caplog):
         load_model(folder)
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+@pytest.fixture(scope="module", params=[TINY_MODEL, UNTIED_MODEL], ids=["tied", "untied"])
+def saved(request, tmp_path_factory):
     """A model folder, and what transformers saved after it had loaded that folder."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    folder, saved = make_model(tmp_path_factory.mktemp("saved") / "model"), tmp_path_factory.mktemp("saved") / "saved"
+    folder = make_model(tmp_path_factory.mktemp("saved") / "model", request.param)
+    saved = tmp_path_factory.mktemp("saved") / "saved"
     patch = pytest.MonkeyPatch()
     patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder.parent / "modules"))
     with patch.context():
@@ -362,7 +398,7 @@ def test_what_transformers_saves_is_read_and_answers_alike(saved, tmp_path):
     assert json.loads(run("inspect", tmp_path / "signed", "--json").out)["checksums"] == "right"
     require_equal(tensors_of(tmp_path / "signed"), tensors_of(folder))
     assert ModelSource(None, place).has_tokens_of(folder / "tokenizer.json")
-    assert read_config(tmp_path / "signed") == CONFIG
+    assert read_config(tmp_path / "signed") == one.config
 
 
 def test_a_saved_folder_without_its_processor_is_refused(saved, tmp_path):

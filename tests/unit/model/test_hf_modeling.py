@@ -91,6 +91,7 @@ def test_logits_are_those_of_this_project(own, hf_model, asked):
         {"expand": 3, "headdim": 4, "d_conv": 1},
         {"vocab_size": 48},
         {"pad_vocab_size_multiple": 1, "norm_eps": 1e-3},
+        {"tie_embeddings": False},
     ],
 )
 def test_other_sizes(sizes, modules_cache, tmp_path):
@@ -238,6 +239,29 @@ def test_save_and_load_again(own, hf_model, tmp_path):
     assert again.config.to_dict()["text_config"]["vocab_size"] == VOCABULARY
     assert torch.equal(again(**PROMPTS[0].given).logits, hf_model(**PROMPTS[0].given).logits)
     assert not (tmp_path / "saved" / "modeling_video_ma2mba.py").read_text().count("import ma2mba")
+
+
+def test_a_head_of_its_own_is_saved_and_loaded(modules_cache, tmp_path):
+    own = build_model(tie_embeddings=False)
+    model = load(write_folder(own, tmp_path / "model"))
+    assert model.config.get_text_config().tie_word_embeddings is False
+    assert model.get_output_embeddings().weight is not model.get_input_embeddings().weight
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved")
+    for one in (model, again):
+        assert all(torch.equal(t, own.state_dict()[name]) for name, t in one.state_dict().items())
+        with torch.no_grad():
+            assert worst(one(**PROMPTS[0].given).logits[0], own_logits(own, PROMPTS[0])) <= 1e-5
+    again.resize_token_embeddings(52, mean_resizing=False)
+    assert again(**PROMPTS[0].given).logits.shape[-1] == 52
+
+
+def test_the_configuration_says_once_whether_the_head_is_the_embedding(hf_folder):
+    kind = type(AutoConfig.from_pretrained(hf_folder, trust_remote_code=True))
+    assert kind(text_config={"d_model": 32}, tie_word_embeddings=False).text_config.tie_embeddings is False
+    with pytest.raises(ValueError, match=r"tie_word_embeddings is True, but text_config.tie_embeddings is False"):
+        kind(text_config={"tie_embeddings": False})
 
 
 def test_a_new_model_is_initialised_as_this_project_does(hf_folder):

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ma2mba.errors import UserError
 from ma2mba.model.backbone import LanguageModel
-from ma2mba.model.backbone_files import TIED
 from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.empty import build_empty
 from ma2mba.model.mamba2_config import Mamba2Config
@@ -41,7 +41,7 @@ def logits_of(folder) -> Tensor:
     """The logits of this project's language model with the weights in `folder`."""
     config = Mamba2Config.of_published(str(folder))
     model = build_empty(lambda: LanguageModel(config))
-    open_language_model(str(folder), config).copy_into(model, TIED)
+    open_language_model(str(folder), config).copy_into(model)
     return run_layers(model)
 
 
@@ -59,9 +59,9 @@ def require_logits(found: Tensor, model) -> None:
     assert (found - right).abs().max() <= 1e-5 * right.abs().max().clamp(min=1)
 
 
-@pytest.mark.parametrize("ngroups", [1, 2])
-def test_state_spaces_there_and_back(tmp_path, ngroups):
-    model = published.state_spaces(tmp_path / "theirs", ngroups=ngroups)
+@pytest.mark.parametrize(("ngroups", "tied"), [(1, True), (2, True), (1, False)])
+def test_state_spaces_there_and_back(tmp_path, ngroups, tied):
+    model = published.state_spaces(tmp_path / "theirs", ngroups=ngroups, tie_embeddings=tied)
     succeed("import", "state-spaces", tmp_path / "theirs", "--out", tmp_path / "ours")
     require_logits(logits_of(tmp_path / "ours"), model)
     succeed("export", tmp_path / "ours", "--out", tmp_path / "back", "--format", "state-spaces")
@@ -74,14 +74,16 @@ def test_state_spaces_there_and_back(tmp_path, ngroups):
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == json.loads(
         (tmp_path / "theirs" / "config.json").read_text()
     )
-    again = ssm_model(ngroups).eval()
+    again = ssm_model(ngroups, tied=tied).eval()
     again.load_state_dict(found)
     assert torch.equal(again(ids(2)).logits, model(ids(2)).logits)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_transformers_there_and_back(tmp_path, dtype):
-    model = published.transformers(tmp_path / "theirs", dtype, bos_token_id=3, eos_token_id=4, time_step_max=0.2)
+def test_transformers_there_and_back(tmp_path, dtype, tied):
+    changes = {"bos_token_id": 3, "eos_token_id": 4, "time_step_max": 0.2, "tie_word_embeddings": tied}
+    model = published.transformers(tmp_path / "theirs", dtype, **changes)
     succeed("import", "transformers", tmp_path / "theirs", "--out", tmp_path / "ours")
     succeed("export", tmp_path / "ours", "--out", tmp_path / "back", "--format", "transformers-mamba2")
     require_equal(*(load_file(tmp_path / place / "model.safetensors") for place in ("back", "theirs")))
@@ -98,8 +100,9 @@ def test_transformers_there_and_back(tmp_path, dtype):
         require_logits(logits_of(tmp_path / "theirs"), model)
 
 
-def test_one_published_format_becomes_the_other(tmp_path):
-    model = published.state_spaces(tmp_path / "theirs")
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_published_format_becomes_the_other(tmp_path, tied):
+    model = published.state_spaces(tmp_path / "theirs", tie_embeddings=tied)
     succeed("import", "state-spaces", tmp_path / "theirs", "--out", tmp_path / "ours")
     succeed("export", tmp_path / "ours", "--out", tmp_path / "hf", "--format", "transformers-mamba2")
     other = Mamba2ForCausalLM.from_pretrained(tmp_path / "hf").eval()
@@ -186,8 +189,9 @@ def test_a_pickle_is_converted_once(tmp_path):
 
 
 REFUSED_BY_STATE_SPACES = [
-    ({"tie_embeddings": False, "head": "other"}, "tie_embeddings"),
-    ({"head": "other"}, "lm_head.weight"),
+    ({"head": "other"}, "tie_embeddings"),
+    ({"tie_embeddings": False, "head": "absent"}, "tie_embeddings"),
+    ({"tie_embeddings": 1}, "tie_embeddings"),
     ({"d_intermediate": 64}, "d_intermediate"),
     ({"attn_layer_idx": [1]}, "attn_layer_idx"),
     ({"rms_norm": False}, "rms_norm"),
@@ -219,7 +223,8 @@ def test_what_a_layer_cannot_represent_is_refused_by_its_key(tmp_path, changes, 
     if head:
         path = tmp_path / "theirs" / "pytorch_model.bin"
         tensors = torch.load(path, weights_only=True)
-        torch.save(tensors | {"lm_head.weight": tensors["lm_head.weight"] + 1}, path)
+        own = tensors.pop("lm_head.weight")
+        torch.save(tensors | ({"lm_head.weight": own + 1} if head == "other" else {}), path)
     refuse("state-spaces", tmp_path, named)
 
 
@@ -246,6 +251,33 @@ def test_what_transformers_can_do_and_a_layer_cannot_is_refused(tmp_path, key, v
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     ours = {"n_groups": "ngroups", "chunk_size": "ssd_block", "hidden_size": "num_heads"}
     refuse("transformers", tmp_path, ours.get(key, key))
+
+
+def test_a_head_that_transformers_would_not_tie_is_refused(tmp_path):
+    published.transformers(tmp_path / "theirs", tie_word_embeddings=False)
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    refuse("transformers", tmp_path, "lm_head.weight", "tie_word_embeddings is true")
+
+
+def test_a_head_equal_to_the_embedding_stays_a_matrix_of_its_own(tmp_path):
+    model = published.transformers(tmp_path / "theirs", tie_word_embeddings=True)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.backbone.embeddings.weight.detach().clone())
+    shutil.rmtree(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "theirs")
+    succeed("import", "transformers", tmp_path / "theirs", "--out", tmp_path / "ours")
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["tie_embeddings"] is False
+    succeed("export", tmp_path / "ours", "--out", tmp_path / "back", "--format", "transformers-mamba2")
+    require_equal(*(load_file(tmp_path / place / "model.safetensors") for place in ("back", "theirs")))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_recipe_and_weights_that_tie_differently_are_refused(tmp_path, tied):
+    published.state_spaces(tmp_path / "theirs", tie_embeddings=tied)
+    config = Mamba2Config.of_published(str(tmp_path / "theirs"))
+    with pytest.raises(UserError, match=f"tie_embeddings is {str(tied).lower()}.* recipe"):
+        open_language_model(str(tmp_path / "theirs"), config.model_copy(update={"tie_embeddings": not tied}))
 
 
 def refuse(format_name: str, tmp_path, *named: str) -> None:

@@ -23,7 +23,7 @@ from ma2mba.model.config import ModelConfig
 from ma2mba.model.dtypes import choose_dtype
 from ma2mba.model.empty import build_empty, require_memory
 from ma2mba.model.hf.config import parse_hf
-from ma2mba.model.pretrained import TIED, load_model, open_model, read_config, save_model
+from ma2mba.model.pretrained import load_model, open_model, read_config, save_model
 from ma2mba.model.published import load_vision
 from ma2mba.model.tensor_file import TensorFile
 from ma2mba.model.video_ma2mba import VideoMa2mba
@@ -48,7 +48,9 @@ def initialised_and_filled(folder: Path) -> VideoMa2mba:
     """Return the model as it was loaded before: drawn, then overwritten."""
     model = VideoMa2mba(read_config(folder))
     tensors = load_file(folder / "model.safetensors")
-    model.load_state_dict(tensors | {TIED: tensors["language_model.backbone.embedding.weight"]})
+    model.load_state_dict(
+        tensors | {"language_model.lm_head.weight": tensors["language_model.backbone.embedding.weight"]}
+    )
     return model
 
 

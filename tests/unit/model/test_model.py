@@ -5,6 +5,7 @@ import torch
 from pydantic import ValidationError
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from ma2mba.model.backbone import LanguageModel
 from ma2mba.model.clip import ClipEncoder
 from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.clip_layers import ACTIVATIONS, ClipTower
@@ -100,6 +101,21 @@ def test_only_supervised_positions_have_a_loss(model):
 def test_vocabulary_is_padded_and_the_head_tied(model):
     assert model.language_model.lm_head.weight is model.language_model.backbone.embedding.weight
     assert model.logits(torch.randn(1, 1, 24)).shape[-1] == 32
+
+
+def test_a_head_of_its_own_is_initialised_as_a_linear_layer():
+    config = Mamba2Config(d_model=512, n_layer=1, vocab_size=256, tie_embeddings=False)
+    head = LanguageModel(config).lm_head.weight.detach()
+    assert 0.99 / 512**0.5 < head.abs().max() <= 1 / 512**0.5
+    assert head.std().item() == pytest.approx(1 / (3 * 512) ** 0.5, rel=0.05)
+
+
+def test_only_a_head_of_its_own_is_named_in_the_configuration():
+    values = BACKBONE.model_dump()
+    assert "tie_embeddings" not in values
+    untied = BACKBONE.model_copy(update={"tie_embeddings": False}).model_dump()
+    assert untied == values | {"tie_embeddings": False}
+    assert Mamba2Config.model_validate(untied).tie_embeddings is False
 
 
 def test_paper_sizes():

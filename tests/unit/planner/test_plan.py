@@ -79,17 +79,19 @@ def test_gru_layers_take_the_predicted_bytes():
 LIVE = Plan("sequence", 256, 4)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("frames", [0, 5, 40])
 @pytest.mark.parametrize(
     "trained", [("projector", "language_model", "vision"), ("projector",)], ids=["all", "projector"]
 )
 @pytest.mark.parametrize("plan", [Plan("sequence", 256, 1), LIVE, Plan("layer", 256, 2)], ids=str)
-def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
+def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames, tied):
     """Text alone, a video shorter than a chunk, and a longer video, each with a conversation.
 
     Measured: 3% too little to 10% too much (the chunk that holds the text is taken to be full of frames as well).
     """
-    language = Mamba2Config(d_model=64, n_layer=4, d_state=16, headdim=16, ssd_block=128, vocab_size=2000)
+    sizes = {"d_model": 64, "n_layer": 4, "d_state": 16, "headdim": 16, "ssd_block": 128, "vocab_size": 2000}
+    language = Mamba2Config(**sizes, tie_embeddings=tied)
     vision = ClipConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=112
     )
@@ -104,6 +106,22 @@ def test_the_streamed_step_takes_the_predicted_bytes(plan, trained, frames):
     with measuring(torch.device("cpu")) as meter:
         streaming_loss(model, batch, plan, 1.0).backward()
     assert 0.95 < planner.predict(workload, plan).device_bytes / meter.peak < 1.1
+
+
+def test_a_head_of_its_own_is_counted():
+    """bf16 weights, and fp32: a master copy, AdamW's two moments, DeepSpeed's gradient and the engine's sum."""
+    vision = ClipConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=112
+    )
+    found = []
+    for tied in (True, False):
+        sizes = {"d_model": 64, "n_layer": 2, "d_state": 16, "headdim": 16, "vocab_size": 2000}
+        setup = Setup(ModelConfig(language_model=Mamba2Config(**sizes, tie_embeddings=tied), vision=vision))
+        workload = SampleLength(10, 2000).workload(setup.config)
+        found.append(make_planner(setup, workload, Machine(GIB)).predict(workload, Plan("sequence", 512, 1)).device)
+    head = 2000 * 64
+    more = {part: size - found[0][part] for part, size in found[1].items() if size != found[0][part]}
+    assert more == {"weights": 2 * head, "gradients": 4 * head, "optimizer": 12 * head, "gradient sums": 4 * head}
 
 
 def conversation(sample: SampleLength, vision: ClipConfig):

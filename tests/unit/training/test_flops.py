@@ -15,7 +15,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.fit.pricing import config_of_size
 from ma2mba.training.flops import PEAKS, ModelFlops, device_peak
 from ma2mba.training.recipe.schema import COMPONENTS
-from tests.tiny import TINY_MODEL
+from tests.tiny import TINY_MODEL, UNTIED_MODEL
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +50,10 @@ def test_the_vision_encoder(model):
     assert counter.get_total_flops() == 3 * sum(model.vision.flops())
 
 
+@pytest.mark.parametrize("values", [TINY_MODEL, UNTIED_MODEL], ids=["tied", "untied"])
 @pytest.mark.parametrize("trained", [COMPONENTS, ("language_model",), ("projector",)])
-def test_a_whole_step(model, trained):
+def test_a_whole_step(trained, values):
+    model = VideoMa2mba(ModelConfig.model_validate(values))
     for part in COMPONENTS:
         model.get_submodule(part).requires_grad_(part in trained)
     frames, K, targets = 4, model.config.tokens_per_frame, 10

@@ -8,7 +8,7 @@ from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.training.optimizer import parameter_groups, rate_factor, set_trainable
 from ma2mba.training.recipe.loading import parse_recipe
 from ma2mba.training.recipe.schema import Schedule
-from tests.tiny import TINY_MODEL
+from tests.tiny import TINY_MODEL, UNTIED_MODEL
 
 
 @pytest.fixture
@@ -21,7 +21,9 @@ def recipe(**trainable):
     return parse_recipe(values | {"trainable": trainable})
 
 
-def test_every_parameter_of_a_trained_part_is_in_one_group(model):
+@pytest.mark.parametrize("values", [TINY_MODEL, UNTIED_MODEL], ids=["tied", "untied"])
+def test_every_parameter_of_a_trained_part_is_in_one_group(values):
+    model = VideoMa2mba(ModelConfig.model_validate(values))
     chosen = recipe(projector=3.0, language_model=2.0, vision=1.0)
     set_trainable(model, chosen.trainable)
     groups = parameter_groups(model, chosen)

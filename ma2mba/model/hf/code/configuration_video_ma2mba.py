@@ -26,6 +26,7 @@ class VideoMa2mbaTextConfig(PreTrainedConfig):
         "n_groups": "ngroups",
         "chunk_size": "ssd_block",
         "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_embeddings",
     }
 
     def __init__(
@@ -41,8 +42,8 @@ class VideoMa2mbaTextConfig(PreTrainedConfig):
         vocab_size: int = 50277,
         pad_vocab_size_multiple: int = 16,
         norm_eps: float = 1e-5,
+        tie_embeddings: bool = True,
         layer: str = "mamba2",
-        tie_word_embeddings: bool = True,
         **kwargs: Any,
     ):
         if layer != "mamba2":
@@ -58,7 +59,7 @@ class VideoMa2mbaTextConfig(PreTrainedConfig):
         self.pad_vocab_size_multiple = pad_vocab_size_multiple
         self.__dict__["vocab_size"] = vocab_size
         self.norm_eps = norm_eps
-        self.tie_word_embeddings = tie_word_embeddings
+        self.tie_embeddings = tie_embeddings
         super().__init__(**kwargs)
 
     @property
@@ -154,12 +155,13 @@ class VideoMa2mbaConfig(PreTrainedConfig):
         **kwargs: Any,
     ):
         if not isinstance(text_config, PreTrainedConfig):
-            text_config = VideoMa2mbaTextConfig(**(text_config or {}))
+            text_config = VideoMa2mbaTextConfig(**{"tie_embeddings": tie_word_embeddings, **(text_config or {})})
         if not isinstance(vision_config, PreTrainedConfig):
             vision_config = VideoMa2mbaVisionConfig(**(vision_config or {}))
-        if not tie_word_embeddings:
+        if text_config.tie_embeddings != tie_word_embeddings:
             raise ValueError(
-                "tie_word_embeddings is false, and the head of this model is its embedding. Set it to true"
+                f"tie_word_embeddings is {tie_word_embeddings}, but text_config.tie_embeddings is "
+                f"{text_config.tie_embeddings}. Give both the same value"
             )
         self.text_config = text_config
         self.vision_config = vision_config

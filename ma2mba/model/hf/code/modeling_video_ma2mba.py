@@ -92,7 +92,8 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """As in transformers. Transformers 5.3 leaves the head of a model with its own code without values."""
         super().tie_weights(*args, **kwargs)
-        self.language_model.lm_head.weight = self.language_model.backbone.embedding.weight
+        if self.config.tie_word_embeddings:
+            self.language_model.lm_head.weight = self.language_model.backbone.embedding.weight
 
     def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> Any:
         """Encode frames, uint8 (N, 3, H, W). `pooler_output` holds the visual tokens that the language model reads
