@@ -6,9 +6,14 @@ NAMES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def choose_dtype(precision: str, device: torch.device | str) -> torch.dtype:
-    """Return the dtype that "auto", "bf16" or "fp32" means. "auto" is bf16 on CUDA and on CPUs with AMX, else fp32."""
+    """Return the dtype that "auto", "bf16" or "fp32" means. "auto" is bf16 on CUDA and on CPUs with AMX, else fp32.
+
+    Raise ValueError for another name.
+    """
     if precision == "auto":
         precision = "bf16" if torch.device(device).type == "cuda" or _has_amx() else "fp32"
+    if precision not in NAMES:
+        raise ValueError(f"dtype: {precision!r} is unknown. Use auto, {' or '.join(NAMES)}")
     return NAMES[precision]
 
 

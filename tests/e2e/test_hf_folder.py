@@ -158,6 +158,18 @@ print(json.dumps([chat[0]["generated_text"], plain[0]["generated_text"]]))
 """
 )
 
+OLDER_PIPELINE = (
+    PRELUDE
+    + """
+from transformers import pipeline
+
+pipe = pipeline("image-text-to-text", model=given["folder"], trust_remote_code=True, dtype=torch.float32)
+turns = [conversation(given["videos"][0][0], question) for question in given["questions"]]
+found = [pipe(text=one, max_new_tokens=given["new"], return_full_text=False) for one in turns]
+print(json.dumps([one[0]["generated_text"] for one in found]))
+"""
+)
+
 
 def installed(name: str) -> bool:
     try:
@@ -308,3 +320,10 @@ def test_the_pipeline_gives_the_answer_of_ask(place, given):
     chat.watch(given["videos"][0][0])
     expected = chat.ask(QUESTIONS[0], max_tokens=NEW).text.strip()
     assert [text.strip() for text in isolated.run(place, PIPELINE, plain(given))] == [expected, expected]
+
+
+def test_the_pipeline_that_needs_no_torchvision_reads_videos_too(place, given):
+    chat = VideoChat(given["model"], given["tokenizer"])
+    chat.watch(given["videos"][0][0])
+    expected = [chat.ask(question, max_tokens=NEW).text.strip() for question in QUESTIONS]
+    assert [text.strip() for text in isolated.run(place, OLDER_PIPELINE, plain(given))] == expected

@@ -21,6 +21,17 @@ LAYOUT = {
     ),
     "test": ("test-ground-truth/test_mcq_gt.json", "test_mcq_gt.json"),
 }
+FOLDERS = {
+    "plotQA": "1_plotQA",
+    "findNeedle": "2_needle",
+    "needle": "2_needle",
+    "ego": "3_ego",
+    "count": "4_count",
+    "order": "5_order",
+    "anomaly_reco": "6_anomaly_reco",
+    "topic_reasoning": "7_topic_reasoning",
+}
+"""question_type -> the folder of its videos."""
 SYSTEM = (
     "Carefully watch this video and pay attention to every detail. Based on your observations, select the best option "
     "that accurately addresses the question."
@@ -48,10 +59,14 @@ def items(source: Source) -> Iterator[Item]:
 
 
 def _places(where: str, kind: str) -> list[str]:
-    """Return the folders of a file's videos: video/1_plotQA for json/1_plotQA.json, and others' copies."""
-    stem = Path(where.partition(".json")[0]).name
+    """Return the folders of a task's videos: the one named as its file (json/1_plotQA.json), the published one, others.
+
+    The tables on the hub hold all tasks in one file.
+    """
+    stem = Path(where.partition(".json")[0]).name if ".json" in where else ""
     task = stem.partition("_")[2] if stem[:1].isdigit() else stem
-    return [str(Path(root, name)) for root in ("video", "MLVU/video", "videos", "") for name in (stem, task, kind, "")]
+    names = dict.fromkeys((stem, FOLDERS.get(kind, ""), task, kind, ""))
+    return [str(Path(root, name)) for root in ("video", "MLVU/video", "videos", "") for name in names]
 
 
 BENCHMARK = Benchmark("mlvu", "MLVU", LAYOUT, items, mean_over_tasks=True)

@@ -18,7 +18,7 @@ from ma2mba.evaluation.benchmarks.video_mme import srt_lines
 from ma2mba.evaluation.items import Line
 from ma2mba.evaluation.parsing import judge
 from tests.unit.annotations.local_hub import COMMIT, serve
-from tests.unit.evaluation.published import MAKERS, QUESTIONS, save_json, save_parquet
+from tests.unit.evaluation.published import MAKERS, QUESTIONS, save_json, save_parquet, video
 
 
 @pytest.fixture(scope="module", params=list(MAKERS))
@@ -198,6 +198,22 @@ def test_mlvu_is_read_from_the_table_on_the_hub(tmp_path):
     assert (first.gold, second.gold) == ("a cat", "a car")
     assert first.question == second.question == "What is it?"
     assert first.prompt == second.prompt
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [("plotQA", "1_plotQA"), ("findNeedle", "2_needle"), ("topic_reasoning", "7_topic_reasoning")]
+)
+@pytest.mark.parametrize("table", ["data/test-00000-of-00001.parquet", "mlvu.jsonl"])
+def test_mlvu_finds_the_published_videos_of_a_table_that_holds_all_tasks(kind, place, table, tmp_path):
+    row = {"video_name": "a.mp4", "question": "What?", "candidates": ["car", "cat"], "answer": "B", "task_type": kind}
+    path = tmp_path / table
+    if table.endswith(".parquet"):
+        save_parquet(path, [row])
+    else:
+        path.write_text(json.dumps(row) + "\n")
+    video(tmp_path, f"video/{place}/a.mp4")
+    (item,) = read_benchmark("mlvu", tmp_path)
+    assert item.medium == tmp_path / "video" / place / "a.mp4"
 
 
 @of("lvbench")

@@ -347,6 +347,11 @@ def test_the_dtype_follows_the_device(monkeypatch):
         assert choose_dtype("bf16", "cpu") == torch.bfloat16
 
 
+def test_an_unknown_dtype_is_refused_by_name():
+    with pytest.raises(ValueError, match="dtype: 'float32' is unknown"):
+        choose_dtype("float32", "cpu")
+
+
 def test_a_model_is_loaded_in_the_dtype_of_the_machine(folder, monkeypatch):
     monkeypatch.setattr(dtypes, "_has_amx", lambda: True)
     assert load_model(folder)[0].projector_dtype == torch.bfloat16
