@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ma2mba.annotations.fields import RecordError
-from ma2mba.annotations.files import Records
+from ma2mba.annotations.files import Records, require_content
 from ma2mba.annotations.json_values import most_bytes, too_long
 from ma2mba.errors import UserError
 from ma2mba.files import open_regular
@@ -27,6 +27,7 @@ def csv_rows(*columns: str) -> Callable[[Path], Records]:
 
     def read(path: Path) -> Records:
         with open_regular(path) as file:
+            require_content(path, file)
             rows = _rows(file)
             _, header = next(rows, ("", []))
             if isinstance(header, RecordError):

@@ -121,6 +121,7 @@ def json_object(path: Path) -> Iterator[tuple[str, str, Any]]:
 def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, Any]]:
     """Yield (line, key or "", value) of each member. Only one member is parsed at a time, to save memory."""
     with open_regular(path) as file:
+        require_content(path, file)
         window = Window(path, file, f"The file must hold one JSON {kind}.")
         window.expect(brackets[0])
         more = not window.at_sign(brackets[1])
@@ -135,6 +136,12 @@ def _members(path: Path, brackets: str, kind: str) -> Iterator[tuple[int, str, A
         window.expect(brackets[1], "," + brackets[1])
         if rest := window.rest():
             raise UserError(f"{path}: text follows the JSON {kind}: {rest[:20]!r}. Remove this text.")
+
+
+def require_content(path: Path, file: BinaryIO) -> None:
+    """Raise UserError for an empty file."""
+    if not os.fstat(file.fileno()).st_size:
+        raise UserError(f"{path}: is empty. Get the file again")
 
 
 def json_lines(path: Path) -> Records:

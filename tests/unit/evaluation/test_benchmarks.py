@@ -308,6 +308,14 @@ def test_a_file_of_another_kind_is_refused_by_name(name, content, tmp_path):
     assert FIRST[name] in str(refused.value)
 
 
+@pytest.mark.parametrize("name", [name for name in FIRST if not FIRST[name].endswith(".parquet")])
+def test_an_empty_file_is_called_empty(name, tmp_path):
+    MAKERS[name](tmp_path)
+    (tmp_path / FIRST[name]).write_bytes(b"")
+    with pytest.raises(UserError, match="is empty"):
+        read_benchmark(name, tmp_path)
+
+
 MALFORMED = [
     ("video-mme", {"answer": "E"}, "row 3: answer is 'E', not a letter from A to D"),
     ("video-mme", {"answer": None}, "row 3: has no answer"),
