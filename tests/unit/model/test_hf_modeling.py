@@ -8,12 +8,15 @@ import copy
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM
 
+from ma2mba.inference.interleaved import Interleaved, with_frames
+from ma2mba.model.encoded import Encoded
 from tests.unit.model.hf_folder import (
     END,
     PER_FRAME,
@@ -107,6 +110,21 @@ def test_other_sizes(sizes, modules_cache, tmp_path):
     assert worst(torch.stack(steps), own_logits(own, longer)[-5:]) <= 1e-5
 
 
+@pytest.mark.parametrize("chunk", [64, 20, 7])
+def test_one_row_is_cut_where_ask_cuts_it(hf_model, chunk):
+    """Between frames, and after the last frame: what the states are rounded to is then the same."""
+    encoded = Encoded(list(range(9)), frame_positions=[2] * 11 + [5] * 3)
+    ids_S, visual_S = with_frames(encoded.token_ids, encoded.frame_positions, PER_FRAME)
+    head = Interleaved(
+        Encoded(encoded.token_ids[:5], frame_positions=encoded.frame_positions), PER_FRAME, np.arange(14)
+    )
+    expected = [stop for _, stop in head.chunks(chunk)]
+    while expected[-1] < len(ids_S):
+        expected.append(min(expected[-1] + chunk, len(ids_S)))
+    frames = sys.modules[type(hf_model).__module__].Frames(torch.empty(14), visual_S[None], PER_FRAME, lambda f: f)
+    assert frames.cuts(len(ids_S), chunk) == [0, *expected]
+
+
 def test_fp64_logits_are_the_same_to_13_digits(own, hf_folder):
     own, model, asked = copy.deepcopy(own).double(), load(hf_folder).double(), PROMPTS[0]
     with torch.no_grad():
@@ -166,7 +184,8 @@ def test_chunks_give_the_logits_of_one_call_and_bound_what_is_computed_at_once(h
         for hook in hooks:
             hook.remove()
     assert worst(output.logits, expected) <= 1e-5
-    assert max(tokens) == chunk
+    assert max(tokens) <= chunk
+    assert sum(tokens) == asked.ids_1T.shape[1]
     assert sum(frames) == 40, "a frame is encoded twice, or not at all"
     assert max(frames) <= chunk // PER_FRAME + 1
     assert worst(hf_model.language_model.logits(output.hidden_states[-1]), expected) <= 1e-5

@@ -7,6 +7,7 @@ B rows of the batch, T tokens, D model width, N frames, H and W pixels, K visual
 M supervised tokens.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -199,10 +200,10 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
         layers = self.language_model.backbone.layers
         conv: list[Tensor | None] = list(cache.conv) if cache is not None else [None] * len(layers)
         ssm: list[Tensor | None] = list(cache.ssm) if cache is not None else [None] * len(layers)
-        chunk = self._chunk(batch, tokens, given.device)
+        chunk = self._chunk(batch, given.device)
+        places = [0, tokens] if torch.is_grad_enabled() else frames.cuts(tokens, chunk)  # activations are kept anyway
         kept: list[list[Tensor]] = [[] for _ in range(len(layers) + 1)]
-        for start in range(0, tokens, chunk):
-            stop = min(start + chunk, tokens)
+        for start, stop in itertools.pairwise(places):
             x_BTD = self._embed(given[:, start:stop], frames, start, stop)
             pads_B = align.pads(start, stop)
             for number, layer in enumerate(layers):
@@ -219,10 +220,8 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
             cache.read(tokens)
         return tuple(align.back(torch.cat(chunks, dim=1)) for chunks in kept) if keep_all else None
 
-    def _chunk(self, batch: int, tokens: int, device: torch.device) -> int:
-        """Return the tokens of a chunk. With gradients there is one chunk: its activations are kept anyway."""
-        if torch.is_grad_enabled():
-            return max(tokens, 1)
+    def _chunk(self, batch: int, device: torch.device) -> int:
+        """Return the most tokens of a chunk."""
         return max(CHUNK_TOKENS.get(device.type, CHUNK_TOKENS["cpu"]) // batch, self.config.text_config.ssd_block)
 
     def _embed(self, given: Tensor, frames: Frames, start: int, stop: int) -> Tensor:

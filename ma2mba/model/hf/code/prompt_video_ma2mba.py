@@ -11,6 +11,8 @@ from torch import Tensor
 
 FRAMES = 32
 """Frames that the vision encoder takes at one time."""
+MOST_FRAMES = 128
+"""Frames of a chunk at most, of a batch of one row."""
 
 
 class Alignment:
@@ -89,6 +91,24 @@ class Frames:
     def none(cls) -> "Frames":
         empty = torch.empty(0, 0)
         return cls(empty, empty, 1, lambda frames: frames)
+
+    def cuts(self, tokens: int, longest: int) -> list[int]:
+        """Return the boundaries of chunks of at most `longest` tokens, from 0 to `tokens`.
+
+        A single row is cut as `ma2mba ask` cuts it, for the same bits: between frames, and after the last frame.
+        """
+        if len(self._visual_BT) != 1:
+            return [*range(0, tokens, longest), tokens]
+        visual_T = self._visual_BT[0].cpu()
+        inside_T = ((visual_T >= 0) & (visual_T % self._per_frame != 0)).tolist() + [False]
+        last = int((visual_T >= 0).nonzero()[-1:].sum()) + 1
+        longest = min(longest, MOST_FRAMES * self._per_frame)
+        places = [0]
+        for end in (last, tokens):
+            while places[-1] < end:
+                latest = min(places[-1] + longest, end)
+                places.append(next((at for at in range(latest, places[-1], -1) if not inside_T[at]), latest))
+        return places
 
     def put_into(self, x_BTD: Tensor, start: int, stop: int) -> Tensor:
         """Return x_BTD of a chunk with the visual tokens in their places."""

@@ -361,18 +361,14 @@ def test_a_folder_without_checksums_is_read_and_that_is_said(folder, caplog):
 
 
 @pytest.fixture(scope="module", params=[TINY_MODEL, UNTIED_MODEL], ids=["tied", "untied"])
-def saved(request, tmp_path_factory):
+def saved(request, modules_cache, tmp_path_factory):
     """A model folder, and what transformers saved after it had loaded that folder."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder = make_model(tmp_path_factory.mktemp("saved") / "model", request.param)
     saved = tmp_path_factory.mktemp("saved") / "saved"
-    patch = pytest.MonkeyPatch()
-    patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder.parent / "modules"))
-    with patch.context():
-        for kind in (AutoModelForImageTextToText, AutoProcessor):
-            kind.from_pretrained(folder, trust_remote_code=True).save_pretrained(saved)
-    patch.undo()
+    for kind in (AutoModelForImageTextToText, AutoProcessor):
+        kind.from_pretrained(folder, trust_remote_code=True).save_pretrained(saved)
     return folder, saved
 
 
