@@ -4,7 +4,6 @@ On SIGTERM the deepspeed launcher ends at once and leaves its ranks running, or 
 SIGTERM and SIGUSR1 reach the ranks: they save a checkpoint and end, and the exit code is 0.
 """
 
-import argparse
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from types import FrameType
 
 import psutil
 
-from ma2mba.terminal import write_error
+from ma2mba.terminal import Arguments, write_error
 from ma2mba.training import nodes
 from ma2mba.training.ports import choose_port
 
@@ -70,7 +69,7 @@ def run_launcher(arguments: Sequence[str], environment: Mapping[str, str] | None
 
 def hostfiles(arguments: Sequence[str]) -> list[Path]:
     """Return the hostfiles that the arguments of `deepspeed` name."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Arguments(add_help=False, allow_abbrev=False)
     parser.add_argument("-H", "--hostfile", type=Path, action="append", default=[])
     return parser.parse_known_args(list(arguments))[0].hostfile
 

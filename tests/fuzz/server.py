@@ -40,6 +40,7 @@ SKIPPED = ("triton", "ray_executor", "__main__", "adapters", "decord_reader", "p
 
 
 def import_everything() -> None:
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # PyTorch sets it, in the tests' process, and then makes the folder
     for package in (ma2mba, data_prep):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not any(word in module.name for word in SKIPPED):
