@@ -229,7 +229,7 @@ def test_a_build_by_decord_records_its_decoder(files, tmp_path):
 
 def test_the_file_whose_decoder_hangs_is_the_one_that_is_rejected(tmp_path):
     """The worker is stopped while it has this file open."""
-    for name, frames in (("a.mp4", 50), ("hangs.mp4", 900), ("b.mp4", 50)):
+    for name, frames in (("a.mp4", 50), ("hangs.mp4", 2500), ("b.mp4", 50)):
         write(tmp_path / name, range(frames), Fraction(1, 25))
 
     thread = in_the_background(lambda: stop_within_a_clip("hangs.mp4"))
