@@ -1,7 +1,6 @@
 """The layers of a CLIP vision tower, with the parameter names of transformers' CLIPVisionModel.
 
-They are not transformers' own, because importing its model classes takes longer than reading the weights of a 2.7B
-model (docs/performance.md).
+They are not transformers' own, because importing its model classes takes seconds, each time a model is loaded.
 
 N frames, H and W pixels, P patches and one class token, A heads, V width.
 """
