@@ -49,10 +49,9 @@ class _Embeddings(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
         width, patch = config.hidden_size, config.patch_size
-        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.patch_embedding = nn.Conv2d(3, width, patch, patch, bias=False)
         self.position_embedding = nn.Embedding(config.patches_per_side**2 + 1, width)
-        nn.init.normal_(self.class_embedding, std=width**-0.5)
         nn.init.normal_(self.patch_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ma2mba.errors import UserError
@@ -101,21 +100,6 @@ def parameters_on_meta(dtype: torch.dtype = torch.float32, count: Callable[[], N
 
     handle = register_module_parameter_registration_hook(move)  # type: ignore[arg-type]
     try:
-        with _NoDraws():
-            yield
+        yield
     finally:
         handle.remove()
-
-
-class _NoDraws(TorchFunctionMode):
-    """Draw no values of tensors on the meta device. They have none, and PyTorch would import its compiler for it."""
-
-    DRAWS = ("normal_", "uniform_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "trunc_normal_")
-
-    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(function, "__name__", "") in self.DRAWS:
-            tensor = args[0] if args else kwargs.get("tensor")
-            if isinstance(tensor, Tensor) and tensor.is_meta:
-                return tensor
-        return function(*args, **kwargs)

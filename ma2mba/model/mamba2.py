@@ -33,11 +33,9 @@ class Mamba2Mixer(nn.Module):
         self.in_proj = nn.Linear(config.d_model, inner + config.conv_width + heads, bias=False)
         self.conv1d = nn.Conv1d(config.conv_width, config.conv_width, config.d_conv, groups=config.conv_width)
         # As state-spaces/mamba initialises them: step sizes log-uniform in [0.001, 0.1], decays uniform in [1, 16].
-        # On the CPU: arithmetic on the meta device makes PyTorch import its compiler, which takes seconds.
-        drawn_H = torch.rand(heads, device="cpu")
-        dt_H = torch.exp(drawn_H * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
-        self.dt_bias = nn.Parameter(torch.empty(heads).copy_(dt_H + torch.log(-torch.expm1(-dt_H))))
-        self.A_log = nn.Parameter(torch.empty(heads).copy_(torch.empty(heads, device="cpu").uniform_(1, 16).log()))
+        dt = torch.exp(torch.rand(heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = RMSNorm(inner, config.norm_eps)
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)

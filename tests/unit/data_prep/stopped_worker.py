@@ -24,6 +24,8 @@ def stop_within_a_clip(name: str, ready: Callable[[], bool] = lambda: True) -> i
     while time.monotonic() < until:
         for worker in children() if ready() else []:
             with contextlib.suppress(OSError):
+                if not opens(worker, name):
+                    continue
                 stop(worker)
                 if opens(worker, name):
                     return worker
