@@ -25,7 +25,7 @@ from ma2mba.model.conversation import SYSTEM, USER, Encoded, encode_prompt
 from ma2mba.model.plain_text import END, UnencodableText
 from ma2mba.model.pretrained import load_model
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.video.errors import MediaError, file_size, folder_size
+from ma2mba.video.errors import MediaError, file_state
 from ma2mba.video.frames import WHOLE, FrameReader, Window
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class VideoChat:
         video, count = Path(video), parse_frames(str(frames))
         if window != WHOLE and (hashed or cache):
             raise ValueError("a window of a video cannot be hashed or kept. Use hashed=False, without cache")
-        before = _file(video, folder=window.picture_rate is not None)
+        before = file_state(video, folder=window.picture_rate is not None)
         content = xxh3_file(video) if hashed or cache else None
         name = video.name.encode(errors="backslashreplace").decode()
         seen = Watched(name=name, content=content, seconds=0, frames=0, sampling=str(frames))
@@ -114,7 +114,7 @@ class VideoChat:
             read = read_video(
                 *self.before_video(), video, count, reader, report, keep_partial=keep_partial, window=window
             )
-            if _file(video, folder=window.picture_rate is not None) != before:
+            if file_state(video, folder=window.picture_rate is not None) != before:
                 raise MediaError(video, "changed while it was watched", "Watch it again")
             session, known = read.session, {"frames": read.frames, "seconds": read.seconds, "damage": read.damage}
             seen = seen.model_copy(update=known | {"partial": read.seconds if read.damage else None})
@@ -288,10 +288,3 @@ class _Network:
     @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.model)
-
-
-def _file(video: Path, *, folder: bool = False) -> tuple[int, ...]:
-    """Return what changes when somebody writes the file. Raise MediaError if it is not a regular file, or a folder."""
-    size = folder_size(video) if folder else file_size(video)
-    status = video.stat()
-    return size, status.st_mtime_ns, status.st_ino

@@ -52,6 +52,15 @@ def folder_size(path: Path) -> int:
     return status.st_size
 
 
+def file_state(path: Path, *, folder: bool = False) -> tuple[int, ...]:
+    """Return what changes when somebody writes or replaces a media file, or a folder of pictures.
+
+    Raise MediaError if it is not a regular file, or not a folder.
+    """
+    size, status = folder_size(path) if folder else file_size(path), path.stat()
+    return size, status.st_mtime_ns, status.st_ino
+
+
 def _status(path: Path) -> os.stat_result:
     try:
         return path.stat()

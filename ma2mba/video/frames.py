@@ -14,7 +14,7 @@ from ma2mba.errors import UserError
 from ma2mba.limits import limits, raise_limit
 from ma2mba.video.blocks import GB, Blocks, FrameSet, Pictures, read_blocks
 from ma2mba.video.decode import Plan
-from ma2mba.video.errors import MediaError
+from ma2mba.video.errors import MediaError, file_state
 from ma2mba.video.messages import Block, Joint, Piece, Request
 from ma2mba.video.picture_folder import read_picture_folder
 from ma2mba.video.pictures import clip_view
@@ -63,7 +63,7 @@ class FrameReader:
 
     def begin(self, path: Path | str, image_size: int, *, count: int | None = None) -> None:
         """Let the worker begin with a video before `stream` is called with the same arguments."""
-        written = _written(Path(path))
+        written = file_state(Path(path))
         self._begun = self.stream(path, image_size, count=count), written
 
     def stream(
@@ -119,16 +119,10 @@ class FrameReader:
         )
         if self._begun:
             (begun, written), self._begun = self._begun, None
-            if begun.request == request and _written(path) == written:
+            if begun.request == request and file_state(path) == written:
                 return begun
             begun.close()
         return VideoStream(request, self._pool, limits().stall_seconds)
-
-
-def _written(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is written or replaced."""
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _held(stream: VideoStream) -> FrameSet:
