@@ -92,7 +92,7 @@ class Piece:
 
 @dataclass
 class Usage:
-    """Tokens of a question (text and frames) and of its answers; `cached` of the prompt's tokens were not read again."""
+    """Tokens of a question (text and frames) and of its answers; `cached_tokens` were not read again."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -139,6 +139,9 @@ class Engine(Protocol):
 
     def read(self, medium: Medium, client: str) -> Reading: ...
     def ask(self, question: Question) -> Answering: ...
+    def forget(self, content: str) -> None:
+        """Delete the states of a medium in memory and on disk: nobody keeps the medium any more."""
+
     async def stop(self, grace_seconds: float) -> None:
         """Accept nothing new, let answers end within the grace, keep the states on disk."""
 
