@@ -92,7 +92,7 @@ class Piece:
 
 @dataclass
 class Usage:
-    """Tokens of a question (text and frames) and of its answers; `cached` of the prompt's tokens were not read again."""
+    """Tokens of a question (text and frames) and of its answers. `cached_tokens` of the prompt were not read again."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
