@@ -76,13 +76,6 @@ setup(
     extras_require={
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
         "ray": ["ray>=2.40"],
-        "serve": [
-            "fastapi>=0.165",
-            "gradio>=6.31",
-            "prometheus-client>=0.26",
-            "python-multipart>=0.0.34",
-            "uvicorn>=0.54",
-        ],
         "decord": ["decord>=0.6"],
         "lmms-eval": ["filelock<4", "lmms-eval>=0.7.2,<0.8"],  # lmms-eval 0.7 imports parts of filelock 3
         "serve": [
