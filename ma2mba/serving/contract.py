@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from ma2mba.inference.sampling import Sampling
 
 State = Literal["queued", "reading", "ready", "failed"]
+Kind = Literal["video", "image"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,24 @@ class Medium:
 
     path: Path
     content: str
-    kind: Literal["video", "image"]
+    kind: Kind
     name: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A medium that an owner has uploaded or had fetched. `created` and `expires` are seconds since 1970.
+
+    id         cannot be guessed, and only its owner may use it
+    duration   seconds of the video, 0 for an image
+    """
+
+    id: str
+    medium: Medium
+    bytes: int
+    duration: float
+    created: float
+    expires: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Piece:
 
 @dataclass
 class Usage:
-    """Tokens of a question (text and frames) and of its answers; `cached_tokens` were not read again."""
+    """Tokens of a question (text and frames) and of its answers. `cached_tokens` of the prompt were not read again."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -147,3 +164,39 @@ class Engine(Protocol):
 
     def status(self) -> dict[str, float]:
         """Return numbers for /metrics and /health: queues, places, states by tier, tokens and frames a second."""
+
+
+class Library(Protocol):
+    """What turns names from clients into media that may be opened.
+
+    `owner` is the client or the page's session whose ids and quotas count. Every method raises `errors.Refused`, whose
+    status and text the client sees: 403 for a forbidden place, 404 for an unknown id or the id of another owner,
+    413 for too many bytes or hours, 415 for what is neither a video nor a picture, 429 for a full quota.
+    """
+
+    async def start(self) -> None:
+        """Delete what a killed server left and, from now on, media whose time is over. Raise UserError."""
+
+    async def store(self, chunks: AsyncIterator[bytes], name: str, owner: str, length: int | None = None) -> Stored:
+        """Write an upload to disk while it comes, check it, and return it with a new id."""
+
+    async def keep(self, url: str, owner: str) -> Stored:
+        """Fetch a URL as an upload: return it with a new id."""
+
+    async def fetch(self, url: str, kind: Kind, owner: str) -> Medium:
+        """Return the medium that a content part names: an `https:`, `data:` or `file:` URL, or an id."""
+
+    def release(self, medium: Medium) -> None:
+        """Say that the question which `fetch` was called for has ended: a file without an id may be deleted."""
+
+    def find(self, id: str, owner: str) -> Stored: ...
+    def list(self, owner: str) -> list[Stored]: ...
+    async def delete(self, id: str, owner: str) -> None: ...
+    async def end(self, owner: str) -> None:
+        """Delete everything that an owner keeps: the session has ended."""
+
+    def status(self) -> dict[str, float]:
+        """Return numbers for /metrics: files and bytes that are kept, owners, uploads that are running."""
+
+    async def close(self) -> None:
+        """Stop what runs, and delete what must not outlive the server."""

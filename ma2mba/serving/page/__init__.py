@@ -1,0 +1,1 @@
+"""The page at `/`: choose a video, watch it being read, ask."""
