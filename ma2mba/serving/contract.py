@@ -162,8 +162,14 @@ class Engine(Protocol):
     async def stop(self, grace_seconds: float) -> None:
         """Accept nothing new, let answers end within the grace, keep the states on disk."""
 
+    def problem(self) -> str:
+        """Return why nothing can be answered any more, with a remedy; "" while all is well. /health tells it."""
+
     def status(self) -> dict[str, float]:
-        """Return numbers for /metrics and /health: queues, places, states by tier, tokens and frames a second."""
+        """Return numbers for /metrics: queues, places, states by tier, tokens and frames.
+
+        A key such as `places_taken` becomes the gauge `ma2mba_places_taken`; one that ends in `_total`, a counter.
+        """
 
 
 class Library(Protocol):
