@@ -59,6 +59,10 @@ class Slots:
     def rows(self) -> int:
         return len(self._ids_B)
 
+    @property
+    def device(self) -> torch.device:
+        return self._ids_B.device
+
     def _capture(self, device: torch.device, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))

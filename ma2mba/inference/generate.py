@@ -44,7 +44,7 @@ class Batch:
         decoder = Decoder(model, [session.require_states() for session in sessions])
         while any(rows):
             ids_B = choose(logits_BV, [self.sampling] * len(draws), draws)
-            values = on_the_way(ids_B, self._values(logits_BV, ids_B))
+            values = on_the_way([ids_B, self._values(logits_BV, ids_B)])
             # The next step starts before the tokens are looked at: meanwhile the host joins text.
             logits_BV = decoder.step(ids_B)[:, : logits_BV.shape[1]]
             for slot, (token, value) in enumerate(zip(*values(), strict=True)):
@@ -97,19 +97,19 @@ class _Row:
             self.session.feed_text([end])
 
 
-def on_the_way(ids_B: Tensor, values_B: Tensor) -> Callable[[], list[list[float]]]:
-    """Start to copy ids and values to the host. Return a function that waits for both.
+def on_the_way(numbers: Sequence[Tensor]) -> Callable[[], list[list[float]]]:
+    """Start to copy tensors of one shape to the host, as fp64. Return a function that waits for them.
 
     On a GPU it waits for these tensors alone, not for work that was queued after them.
     """
-    both = torch.stack([ids_B.double(), values_B.double()])
-    if both.device.type != "cuda":
-        return both.tolist
-    copied, done = both.to("cpu", non_blocking=True), torch.cuda.Event()
+    all_of = torch.stack([tensor.double() for tensor in numbers])
+    if all_of.device.type != "cuda":
+        return all_of.tolist
+    found, done = all_of.to("cpu", non_blocking=True), torch.cuda.Event()
     done.record()
 
     def wait() -> list[list[float]]:
         done.synchronize()
-        return copied.tolist()
+        return found.tolist()
 
     return wait

@@ -129,3 +129,11 @@ def within(visual_T: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor]:
     pictures_M, places = torch.unique(visual_T[seen_T] // tokens_per_frame, return_inverse=True)
     visual_T[seen_T] = places * tokens_per_frame + visual_T[seen_T] % tokens_per_frame
     return visual_T, pictures_M
+
+
+@torch.no_grad()
+def blank_states(model: VideoMa2mba) -> tuple[list[State], Tensor]:
+    """Return the states before the first token, and an empty residual last_1D, as a session of this model has them."""
+    embedding = model.language_model.backbone.embedding.weight.detach()
+    x_BTD = embedding.new_zeros(1, 1, embedding.shape[1], dtype=torch.promote_types(embedding.dtype, torch.float32))
+    return model.initial_states(x_BTD), x_BTD[0]

@@ -131,7 +131,7 @@ def test_rows_of_a_batch_may_have_different_options():
         own = sampling.draws()
         assert together[row] == choose(values_BV[row, None], [sampling], [own])[0], sampling
         assert draws[row].next() == own.next()
-    assert (together != values_BV.argmax(-1)).sum() > 5
+    assert (together != values_BV.argmax(-1)).sum() > 3
 
 
 def test_greedy_is_the_default_and_filters_imply_a_temperature():
