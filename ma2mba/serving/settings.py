@@ -78,6 +78,13 @@ class Settings:
         return self.name or self.model.resolve().name
 
     @property
+    def host_names(self) -> frozenset[str] | None:
+        """The names under which the server may be asked for. None: all, because tokens or the operator protect it."""
+        if self.token_file or self.no_auth:
+            return None
+        return frozenset({"localhost", "127.0.0.1", "::1", self.host.strip("[]").lower()})
+
+    @property
     def states(self) -> Path:
         return self.cache / "states"
 
