@@ -45,6 +45,7 @@ class Readings:
     def __init__(self, engine: Engine, library: Library):
         self._engine, self._library = engine, library
         self._reads: dict[str, _Read] = {}
+        self._closed = asyncio.Event()
 
     def progress(self, stored: Stored, client: str) -> Progress:
         """Return how far a medium was read. If nobody reads it yet, begin; "queued" if the queue is full."""
@@ -60,8 +61,18 @@ class Readings:
         if read.last:
             yield read.last
             return
-        async for progress in read.reading.events():
-            yield progress
+        events = read.reading.events()
+        closed = asyncio.create_task(self._closed.wait())
+        try:
+            while not self._closed.is_set():
+                step = asyncio.ensure_future(anext(events, None))
+                await asyncio.wait({step, closed}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done() or (progress := step.result()) is None:
+                    step.cancel()
+                    return
+                yield progress
+        finally:
+            closed.cancel()
 
     async def drop(self, id: str) -> None:
         """Stop reading a medium that is deleted."""
@@ -81,7 +92,8 @@ class Readings:
                 await self.drop(id)
 
     async def close(self) -> None:
-        """Stop all readings."""
+        """Stop all readings, and end the events of everybody who follows one."""
+        self._closed.set()
         for id in list(self._reads):
             await self.drop(id)
 
