@@ -214,8 +214,11 @@ def test_an_empty_and_a_damaged_upload_are_explained(tmp_path):
     assert refused(settings(tmp_path), b"").code == "empty_media"
     content = clip(tmp_path / "a.mp4", 30)
     error = refused(settings(tmp_path), content[: len(content) // 2], "half.mp4")
-    assert error.status in (400, 415)
-    assert str(error).startswith("half.mp4: ")
+    assert str(error).startswith("half.mp4: not a readable video ")
+    write(tmp_path / "a.mkv", range(40), Fraction(1))
+    content = (tmp_path / "a.mkv").read_bytes()
+    error = refused(settings(tmp_path), content[: len(content) // 2], "half.mkv")
+    assert (error.code, str(error).startswith("half.mkv: truncated or damaged")) == ("damaged_media", True)
 
 
 @pytest.mark.parametrize(("harm", "said"), [("hang", "no progress"), ("crash", "crashed"), ("memory", "memory")])
