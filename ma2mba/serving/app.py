@@ -61,8 +61,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         sweeping.cancel()
         with suppress(asyncio.CancelledError):
             await sweeping
-        await parts.readings.close()
-        await parts.engine.stop(parts.settings.grace_seconds)
+        await parts.stop()
         await parts.library.close()
 
 

@@ -1,5 +1,6 @@
 """Read an upload as it comes, without keeping it: a form with a file, or the file alone."""
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -29,7 +30,8 @@ async def open_upload(request: Request) -> Upload:
         raise _broken("its header names no boundary")
     form = _Form(options[b"boundary"], chunks_of(request))
     name = await form.find_file()
-    return Upload(name, form.file(), body_length(request))
+    stated = body_length(request)
+    return Upload(name, form.file(), None if stated is None else max(0, stated - form.around))
 
 
 async def _alone(request: Request) -> AsyncGenerator[bytes]:
@@ -41,8 +43,10 @@ class _Form:
     """Walks through the parts of a form."""
 
     def __init__(self, boundary: bytes, chunks: AsyncIterator[bytes]):
-        self._chunks, self._events = chunks, list[tuple[str, bytes]]()
-        self._ended = False
+        self._chunks, self._events = chunks, deque[tuple[str, bytes]]()
+        self._ended = self._found = False
+        self.around = len(boundary) + 8
+        """Bytes of the form around its file, if the file comes last."""
 
         def note(name: str) -> Any:
             def add(data: bytes = b"", start: int = 0, end: int = 0) -> None:
@@ -63,7 +67,7 @@ class _Form:
         self._parser = MultipartParser(boundary, callbacks)
 
     async def find_file(self) -> str:
-        """Go on to the first part that has a file name, and return this name."""
+        """Go on to the first part that has a file name, and return this name. To be called once, at the start."""
         field = value = b""
         seen, disposition = 0, b""
         async for name, data in self._all():
@@ -80,6 +84,8 @@ class _Form:
             elif name == "headers_finished":
                 _, options = parse_options_header(disposition)
                 if b"filename" in options:
+                    self._found = True
+                    self.around -= sum(len(data) for kind, data in self._events if kind == "part_data")
                     return options[b"filename"].decode(errors="replace")
             if seen > (FIELD_BYTES if name == "part_data" else HEADER_BYTES + FIELD_BYTES):
                 raise _broken("a field is too long")
@@ -100,12 +106,14 @@ class _Form:
     async def _all(self) -> AsyncIterator[tuple[str, bytes]]:
         while True:
             while self._events:
-                name, data = self._events.pop(0)
+                name, data = self._events.popleft()
                 self._ended = self._ended or name == "end"
                 yield name, data
             chunk = await anext(self._chunks, None)
             if chunk is None:
                 return
+            if not self._found:
+                self.around += len(chunk)
             try:
                 self._parser.write(chunk)
             except ValueError as error:

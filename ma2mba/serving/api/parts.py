@@ -1,5 +1,6 @@
 """What the routes work with: one object of the application, and the client of a request."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,8 +15,10 @@ from ma2mba.serving.metrics import Metrics
 from ma2mba.serving.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
+    """Everything that the routes need, and how it is stopped."""
+
     settings: Settings
     engine: Engine
     library: Library
@@ -25,10 +28,20 @@ class Parts:
     metrics: Metrics
     started: int
     """When the server started, in seconds since 1970."""
+    _stopping: "asyncio.Task[None] | None" = None
+
+    async def stop(self) -> None:
+        """Accept nothing new, let answers end, keep the states. A second call waits for the first."""
+        self._stopping = self._stopping or asyncio.create_task(self._stop())
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self) -> None:
+        await self.readings.close()
+        await self.engine.stop(self.settings.grace_seconds)
 
     def problem(self) -> str:
         """Return why nothing is answered; "" while all is well."""
-        return self.engine.problem()
+        return "the server is being stopped. Try again later" if self._stopping else self.engine.problem()
 
     def require_working(self) -> None:
         """Raise Refused (503) if nothing is answered."""

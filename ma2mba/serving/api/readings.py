@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from ma2mba.errors import UserError
-from ma2mba.serving.contract import Busy, Engine, Library, Progress, Reading, Stored
+from ma2mba.serving.contract import Busy, Engine, Library, Medium, Progress, Reading, Stored
 from ma2mba.serving.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -16,12 +16,14 @@ AGAIN_SECONDS = 1.0
 
 
 class _Read:
-    """A reading of a stored medium, and the task that waits for its end."""
+    """A reading of a stored medium, which is held meanwhile, and the task that waits for its end."""
 
-    def __init__(self, reading: Reading, owner: str):
+    def __init__(self, reading: Reading, medium: Medium, owner: str, library: Library):
         self.reading, self.owner = reading, owner
         self.last: Progress | None = None
+        library.hold(medium)
         self.task = asyncio.create_task(self._wait())
+        self.task.add_done_callback(lambda _: library.release(medium))
 
     @property
     def progress(self) -> Progress:
@@ -43,6 +45,7 @@ class Readings:
     def __init__(self, engine: Engine, library: Library):
         self._engine, self._library = engine, library
         self._reads: dict[str, _Read] = {}
+        self._closed = asyncio.Event()
 
     def progress(self, stored: Stored, client: str) -> Progress:
         """Return how far a medium was read. If nobody reads it yet, begin; "queued" if the queue is full."""
@@ -58,8 +61,18 @@ class Readings:
         if read.last:
             yield read.last
             return
-        async for progress in read.reading.events():
-            yield progress
+        events = read.reading.events()
+        closed = asyncio.create_task(self._closed.wait())
+        try:
+            while not self._closed.is_set():
+                step = asyncio.ensure_future(anext(events, None))
+                await asyncio.wait({step, closed}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done() or (progress := step.result()) is None:
+                    step.cancel()
+                    return
+                yield progress
+        finally:
+            closed.cancel()
 
     async def drop(self, id: str) -> None:
         """Stop reading a medium that is deleted."""
@@ -79,7 +92,8 @@ class Readings:
                 await self.drop(id)
 
     async def close(self) -> None:
-        """Stop all readings."""
+        """Stop all readings, and end the events of everybody who follows one."""
+        self._closed.set()
         for id in list(self._reads):
             await self.drop(id)
 
@@ -95,5 +109,5 @@ class Readings:
                 reading = self._engine.read(stored.medium, client)
             except Busy:
                 return None
-            self._reads[stored.id] = _Read(reading, client)
+            self._reads[stored.id] = _Read(reading, stored.medium, client, self._library)
         return self._reads[stored.id]
