@@ -1,0 +1,227 @@
+"""What happens when a visitor chooses a video, asks, stops, clears or removes. layout.py connects it to the page."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from ma2mba.errors import UserError
+from ma2mba.inference.sampling import Sampling
+from ma2mba.serving.contract import Busy, Engine, Library, Progress, Question, Stored
+from ma2mba.serving.page.tabs import Tab, newest
+from ma2mba.serving.page.talks import Exchange, Talk, answer, clock
+from ma2mba.serving.page.visitors import Visitor, Visitors
+from ma2mba.serving.page.watching import OVER, Watch
+
+logger = logging.getLogger(__name__)
+
+Update = dict[str, Any]
+LONGEST_ANSWER = 512
+"""Tokens."""
+PROGRESS_SECONDS, TEXT_SECONDS = 0.4, 0.06
+"""The page shows progress, and new text, no more often than this."""
+NOTHING: Update = {"id": "", "kind": "", "name": ""}
+FAULT = "The server has a fault, which its log describes. Try again"
+
+
+class Events:
+    """The handlers of the page's events. Each takes what the page sends, and returns what the page shows.
+
+    All are coroutines: Gradio runs functions in threads, and the engine and the library are used in the loop's thread.
+    """
+
+    def __init__(self, engine: Engine, library: Library, visitors: Visitors, longest_answer: int = LONGEST_ANSWER):
+        self._engine, self._library, self._visitors = engine, library, visitors
+        self._longest = min(longest_answer, LONGEST_ANSWER)
+
+    async def arrive(self, request: gr.Request) -> tuple[Any, ...]:
+        """Show the visitor's latest video: the page was opened, or loaded again."""
+        visitor = self._visitor(request)
+        mine = self._library.list(visitor.owner)
+        return self._view(visitor, max(mine, key=lambda stored: stored.created) if mine else None)
+
+    async def show(self, id: str, request: gr.Request) -> tuple[Any, ...]:
+        """Show a video that the visitor has chosen or uploaded."""
+        visitor = self._visitor(request)
+        try:
+            return self._view(visitor, self._library.find(id, visitor.owner))
+        except UserError as error:
+            return self._view(visitor, None, str(error))
+
+    async def fetch(self, url: str, request: gr.Request) -> tuple[Any, ...]:
+        """Fetch the video at an address, and show it."""
+        visitor = self._visitor(request)
+        try:
+            return self._view(visitor, await self._library.keep(url.strip(), visitor.owner))
+        except UserError as error:
+            return self._view(visitor, None, str(error))
+
+    async def remove(self, id: str, request: gr.Request) -> tuple[Any, ...]:
+        """Delete a video, with its conversation."""
+        visitor = self._visitor(request)
+        self._tab(visitor, request).stop()
+        visitor.forget(id)
+        try:
+            await self._library.delete(id, visitor.owner)
+        except UserError as error:
+            logger.info("a video was removed twice: %s", error)
+        return await self.arrive(request)
+
+    async def progress(self, id: str, request: gr.Request) -> AsyncGenerator[Update, None]:
+        """Read the chosen video, and tell how far it is read, until it is read or another one is chosen."""
+        visitor = self._visitor(request)
+        tab = self._tab(visitor, request)
+        tab.stop("progress")
+        if not id:
+            return
+        async with aclosing(newest(self._reading(visitor, id), tab, "progress", PROGRESS_SECONDS)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _reading(self, visitor: Visitor, id: str) -> AsyncGenerator[Update, None]:
+        """Yield how far a video is read. A full queue is tried again."""
+        try:
+            while True:
+                try:
+                    watch = self._watch(visitor, id)
+                    break
+                except Busy as busy:
+                    yield {"state": "queued", "text": f"Waiting: {busy}"}
+                    await asyncio.sleep(busy.retry_after)
+            async with aclosing(watch.events()) as events:
+                async for progress in events:
+                    self._library.find(id, visitor.owner)  # a video that is being read is in use
+                    yield progress_shown(progress)
+        except UserError as error:
+            yield {"state": "failed", "text": str(error)}
+        except Exception:
+            logger.exception("the page cannot read a video")
+            yield {"state": "failed", "text": FAULT}
+
+    def _watch(self, visitor: Visitor, id: str) -> Watch:
+        """Return the reading of a video, which is started unless it runs or has ended. Raise Busy, UserError."""
+        watch = visitor.watches.get(id)
+        if not watch or (watch.released and watch.progress.state not in OVER):
+            medium = self._library.find(id, visitor.owner).medium
+            watch = visitor.watches[id] = Watch(self._engine.read(medium, visitor.client))
+        return watch
+
+    async def ask(self, text: str, id: str, request: gr.Request) -> AsyncGenerator[tuple[Any, ...], None]:
+        """Answer a question about the chosen video. Yields the question's box, the conversation and the buttons."""
+        visitor = self._visitor(request)
+        text = text.strip()
+        if not text or not id or visitor.talk(id).busy:
+            yield gr.skip(), *idle(visitor.talk(id) if id else None)
+            return
+        talk, exchange = visitor.talk(id), Exchange(text)
+        talk.exchanges.append(exchange)
+        talk.busy = True
+        try:
+            yield "", *busy(talk)
+            writing = self._answer(visitor, id, exchange)
+            async with aclosing(newest(writing, self._tab(visitor, request), f"answer {id}", TEXT_SECONDS)) as steps:
+                async for _ in steps:
+                    yield gr.skip(), *busy(talk)
+        finally:
+            talk.busy = False
+        yield gr.skip(), *idle(talk)
+
+    async def _answer(self, visitor: Visitor, id: str, exchange: Exchange) -> AsyncGenerator[None, None]:
+        """Write the answer, or why there is none, into `exchange`. Yields after each change."""
+        try:
+            medium = self._library.find(id, visitor.owner).medium
+            progress = await self._begun(visitor, id)
+            turns = visitor.talk(id).turns(medium, exchange.question)
+            so_far = progress.state in ("queued", "reading")
+            question = Question(turns, Sampling(max_tokens=self._longest), visitor.client, so_far=so_far)
+            async with aclosing(answer(self._engine, question, exchange)) as steps:
+                async for _ in steps:
+                    yield
+        except Busy as error:
+            refuse(exchange, f"{error}. Ask again in {max(1, round(error.retry_after))} s")
+        except UserError as error:
+            refuse(exchange, str(error))
+        except Exception:
+            logger.exception("the page cannot answer")
+            refuse(exchange, FAULT)
+        if not exchange.answer and not exchange.problem:
+            exchange.note += "The answer is empty."
+
+    async def _begun(self, visitor: Visitor, id: str) -> Progress:
+        """Return the progress of a reading once there is something to ask about. Raise Busy, UserError."""
+        watch = self._watch(visitor, id)
+        if not watch.progress.frames and watch.progress.state not in OVER:
+            async with aclosing(watch.events()) as events:
+                async for progress in events:
+                    if progress.frames or progress.state in OVER:
+                        break
+        if watch.progress.state == "failed":
+            raise UserError(watch.progress.error)
+        return watch.progress
+
+    async def stop(self, id: str, request: gr.Request) -> None:
+        """Stop the answer that is being written in this window."""
+        self._tab(self._visitor(request), request).stop(f"answer {id}")
+
+    async def clear(self, id: str, request: gr.Request) -> list[Update]:
+        """Forget the conversation about a video."""
+        visitor = self._visitor(request)
+        self._tab(visitor, request).stop(f"answer {id}")
+        visitor.talks.pop(id, None)
+        return []
+
+    def _view(self, visitor: Visitor, chosen: Stored | None, problem: str = "") -> tuple[Any, ...]:
+        """Return what the page shows of a video: the picker, the video, its progress and the conversation."""
+        mine = sorted(self._library.list(visitor.owner), key=lambda stored: stored.created)
+        videos = [{"id": stored.id, "name": stored.medium.name} for stored in mine]
+        if not chosen:
+            shown = {"state": "failed" if problem else "none", "text": problem}
+            return gr.HTML(value="", videos=videos), NOTHING, shown, []
+        viewer = {"id": chosen.id, "kind": chosen.medium.kind, "name": chosen.medium.name}
+        talk = visitor.talks.get(chosen.id)
+        shown = {"state": "queued", "text": ""}
+        return gr.HTML(value=chosen.id, videos=videos), viewer, shown, talk.shown() if talk else []
+
+    def _visitor(self, request: gr.Request) -> Visitor:
+        return self._visitors.expect(request.cookies)
+
+    def _tab(self, visitor: Visitor, request: gr.Request) -> Tab:
+        return self._visitors.tab(visitor, request.session_hash or "")
+
+
+def busy(talk: Talk) -> tuple[Any, ...]:
+    """Return the conversation and the buttons while an answer is written."""
+    return talk.shown(), gr.Button(visible=False), gr.Button(visible=True)
+
+
+def idle(talk: Talk | None) -> tuple[Any, ...]:
+    """Return the conversation and the buttons while no answer is written."""
+    return talk.shown() if talk else gr.skip(), gr.Button(visible=True), gr.Button(visible=False)
+
+
+def refuse(exchange: Exchange, problem: str) -> None:
+    """Say why there is no answer. What was written of it stays."""
+    exchange.problem, exchange.note = True, problem
+
+
+def progress_shown(progress: Progress) -> Update:
+    """Return what the page shows of a progress."""
+    share = min(1.0, progress.seconds / progress.duration) if progress.duration else 0.0
+    return {"state": progress.state, "share": share, "text": _sentence(progress)}
+
+
+def _sentence(progress: Progress) -> str:
+    if progress.state == "failed":
+        return progress.error
+    if progress.state == "ready":
+        return f"Read: {clock(progress.seconds)}, {progress.frames:,} frames."
+    if progress.state == "queued":
+        return f"Waiting: {progress.waiting} before this one." if progress.waiting else "Starting to read."
+    parts = [f"Reading: {clock(progress.seconds)} of {clock(progress.duration)}"]
+    if progress.frames_per_second:
+        parts.append(f"{progress.frames_per_second:,.0f} frames/s")
+        parts.append(f"{clock((progress.total - progress.frames) / progress.frames_per_second)} left")
+    return " · ".join(parts)
