@@ -12,7 +12,7 @@ from ma2mba.errors import UserError
 from ma2mba.inference.sampling import Sampling
 from ma2mba.serving.contract import Busy, Engine, Library, Progress, Question, Stored
 from ma2mba.serving.page.tabs import Tab, newest
-from ma2mba.serving.page.talks import Exchange, Talk, answer, clock
+from ma2mba.serving.page.talks import Exchange, answer, clock
 from ma2mba.serving.page.visitors import Visitor, Visitors
 from ma2mba.serving.page.watching import OVER, Watch
 
@@ -24,6 +24,9 @@ LONGEST_ANSWER = 512
 PROGRESS_SECONDS, TEXT_SECONDS = 0.4, 0.06
 """The page shows progress, and new text, no more often than this."""
 NOTHING: Update = {"id": "", "kind": "", "name": ""}
+BUTTONS_IDLE = (gr.update(visible=True), gr.update(visible=False))
+BUTTONS_BUSY = (gr.update(visible=False), gr.update(visible=True))
+"""Which of the buttons Ask and Stop the page shows."""
 FAULT = "The server has a fault, which its log describes. Try again"
 
 
@@ -113,21 +116,24 @@ class Events:
         """Answer a question about the chosen video. Yields the question's box, the conversation and the buttons."""
         visitor = self._visitor(request)
         text = text.strip()
-        if not text or not id or visitor.talk(id).busy:
-            yield gr.skip(), *idle(visitor.talk(id) if id else None)
+        if not id:
+            yield gr.skip(), [{"role": "problem", "text": "", "note": "Choose a video first, then ask."}], *BUTTONS_IDLE
             return
         talk, exchange = visitor.talk(id), Exchange(text)
+        if not text or talk.busy:
+            yield gr.skip(), gr.skip(), *([gr.skip()] * 2 if talk.busy else BUTTONS_IDLE)
+            return
         talk.exchanges.append(exchange)
         talk.busy = True
         try:
-            yield "", *busy(talk)
+            yield "", talk.shown(), *BUTTONS_BUSY
             writing = self._answer(visitor, id, exchange)
             async with aclosing(newest(writing, self._tab(visitor, request), f"answer {id}", TEXT_SECONDS)) as steps:
                 async for _ in steps:
-                    yield gr.skip(), *busy(talk)
+                    yield gr.skip(), talk.shown(), *BUTTONS_BUSY
         finally:
             talk.busy = False
-        yield gr.skip(), *idle(talk)
+        yield gr.skip(), talk.shown(), *BUTTONS_IDLE
 
     async def _answer(self, visitor: Visitor, id: str, exchange: Exchange) -> AsyncGenerator[None, None]:
         """Write the answer, or why there is none, into `exchange`. Yields after each change."""
@@ -190,16 +196,6 @@ class Events:
 
     def _tab(self, visitor: Visitor, request: gr.Request) -> Tab:
         return self._visitors.tab(visitor, request.session_hash or "")
-
-
-def busy(talk: Talk) -> tuple[Any, ...]:
-    """Return the conversation and the buttons while an answer is written."""
-    return talk.shown(), gr.Button(visible=False), gr.Button(visible=True)
-
-
-def idle(talk: Talk | None) -> tuple[Any, ...]:
-    """Return the conversation and the buttons while no answer is written."""
-    return talk.shown() if talk else gr.skip(), gr.Button(visible=True), gr.Button(visible=False)
 
 
 def refuse(exchange: Exchange, problem: str) -> None:

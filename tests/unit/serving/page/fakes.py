@@ -167,7 +167,12 @@ class FakeLibrary:
 def served(engine, library, settings: Settings):
     """Serve an engine and a library on this machine. Yields the address of the page."""
     server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, engine, library), port=settings.port, log_level="warning")
+        uvicorn.Config(
+            create_app(settings, engine, library),
+            port=settings.port,
+            log_level="critical",
+            timeout_graceful_shutdown=1,
+        )
     )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -178,7 +183,6 @@ def served(engine, library, settings: Settings):
         yield f"http://127.0.0.1:{settings.port}/"
     finally:
         server.should_exit = True
-        server.force_exit = True
         thread.join(20)
 
 
