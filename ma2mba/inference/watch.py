@@ -84,7 +84,7 @@ def _watch_once(
         report(Progress(seconds, plan.duration, frames, len(plan.shown_N), time.monotonic() - began))
 
     tell(0)
-    with ahead(_chunks(session, sequence, stream), stream.cancel) as chunks:
+    with ahead(chunks_of(session, sequence, stream), stream.cancel) as chunks:
         before = None
         for chunk in chunks:
             read = _read(session, chunk)
@@ -108,7 +108,7 @@ def _read(session: Session, chunk: Chunk) -> torch.cuda.Event | None:
     return current.record_event()
 
 
-def _chunks(session: Session, sequence: Interleaved, stream: VideoStream) -> Iterator[Chunk]:
+def chunks_of(session: Session, sequence: Interleaved, stream: VideoStream) -> Iterator[Chunk]:
     """Yield all chunks, and read the stream to its end."""
     device, per_frame = session.device, session.model.config.tokens_per_frame
     on_gpu = device.type == "cuda"
