@@ -4,17 +4,20 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from ma2mba.errors import UserError
 from ma2mba.inference.sampling import Sampling
-from ma2mba.serving.contract import Busy, Engine, Library, Progress, Question, Stored
+from ma2mba.serving.contract import Busy, Engine, Library, Medium, Progress, Question, Stored
+from ma2mba.serving.errors import FAULT, refusal
 from ma2mba.serving.page.tabs import Tab, newest
 from ma2mba.serving.page.talks import Exchange, answer, clock
 from ma2mba.serving.page.visitors import Visitor, Visitors
 from ma2mba.serving.page.watching import OVER, Watch
+from ma2mba.terminal import error_text
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +30,6 @@ NOTHING: Update = {"id": "", "kind": "", "name": ""}
 BUTTONS_IDLE = (gr.update(visible=True), gr.update(visible=False))
 BUTTONS_BUSY = (gr.update(visible=False), gr.update(visible=True))
 """Which of the buttons Ask and Stop the page shows."""
-FAULT = "The server has a fault, which its log describes. Try again"
 
 
 class Events:
@@ -51,16 +53,16 @@ class Events:
         visitor = self._visitor(request)
         try:
             return self._view(visitor, self._library.find(id, visitor.owner))
-        except UserError as error:
-            return self._view(visitor, None, str(error))
+        except Exception as error:
+            return self._view(visitor, None, told(error))
 
     async def fetch(self, url: str, request: gr.Request) -> tuple[Any, ...]:
         """Fetch the video at an address, and show it."""
         visitor = self._visitor(request)
         try:
             return self._view(visitor, await self._library.keep(url.strip(), visitor.owner))
-        except UserError as error:
-            return self._view(visitor, None, str(error))
+        except Exception as error:
+            return self._view(visitor, None, told(error))
 
     async def remove(self, id: str, request: gr.Request) -> tuple[Any, ...]:
         """Delete a video, with its conversation."""
@@ -89,28 +91,35 @@ class Events:
         try:
             while True:
                 try:
-                    watch = self._watch(visitor, id)
+                    watch = await self._watch(visitor, id)
                     break
                 except Busy as busy:
                     yield {"state": "queued", "text": f"Waiting: {busy}"}
                     await asyncio.sleep(busy.retry_after)
             async with aclosing(watch.events()) as events:
                 async for progress in events:
-                    self._library.find(id, visitor.owner)  # a video that is being read is in use
                     yield progress_shown(progress)
-        except UserError as error:
-            yield {"state": "failed", "text": str(error)}
-        except Exception:
-            logger.exception("the page cannot read a video")
-            yield {"state": "failed", "text": FAULT}
+        except Exception as error:
+            yield {"state": "failed", "text": told(error)}
 
-    def _watch(self, visitor: Visitor, id: str) -> Watch:
-        """Return the reading of a video, which is started unless it runs or has ended. Raise Busy, UserError."""
+    async def _watch(self, visitor: Visitor, id: str) -> Watch:
+        """Return the reading of a video, which is started if need be. Raise Busy, UserError."""
+        medium = await self._hold(visitor, id)
+        let_go = partial(self._library.release, medium)
         watch = visitor.watches.get(id)
-        if not watch or (watch.released and watch.progress.state not in OVER):
-            medium = self._library.find(id, visitor.owner).medium
-            watch = visitor.watches[id] = Watch(self._engine.read(medium, visitor.client))
+        if watch and watch.useful:
+            let_go()
+            return watch
+        try:
+            watch = visitor.watches[id] = Watch(self._engine.read(medium, visitor.client), let_go)
+        except BaseException:
+            let_go()
+            raise
         return watch
+
+    async def _hold(self, visitor: Visitor, id: str) -> Medium:
+        """Return a visitor's medium, which is not deleted before it is released. Raise Refused."""
+        return await self._library.fetch(id, self._library.find(id, visitor.owner).medium.kind, visitor.owner)
 
     async def ask(self, text: str, id: str, request: gr.Request) -> AsyncGenerator[tuple[Any, ...], None]:
         """Answer a question about the chosen video. Yields the question's box, the conversation and the buttons."""
@@ -137,8 +146,9 @@ class Events:
 
     async def _answer(self, visitor: Visitor, id: str, exchange: Exchange) -> AsyncGenerator[None, None]:
         """Write the answer, or why there is none, into `exchange`. Yields after each change."""
+        medium = None
         try:
-            medium = self._library.find(id, visitor.owner).medium
+            medium = await self._hold(visitor, id)
             progress = await self._begun(visitor, id)
             turns = visitor.talk(id).turns(medium, exchange.question)
             so_far = progress.state in ("queued", "reading")
@@ -148,17 +158,17 @@ class Events:
                     yield
         except Busy as error:
             refuse(exchange, f"{error}. Ask again in {max(1, round(error.retry_after))} s")
-        except UserError as error:
-            refuse(exchange, str(error))
-        except Exception:
-            logger.exception("the page cannot answer")
-            refuse(exchange, FAULT)
+        except Exception as error:
+            refuse(exchange, told(error))
+        finally:
+            if medium:
+                self._library.release(medium)
         if not exchange.answer and not exchange.problem:
             exchange.note += "The answer is empty."
 
     async def _begun(self, visitor: Visitor, id: str) -> Progress:
         """Return the progress of a reading once there is something to ask about. Raise Busy, UserError."""
-        watch = self._watch(visitor, id)
+        watch = await self._watch(visitor, id)
         if not watch.progress.frames and watch.progress.state not in OVER:
             async with aclosing(watch.events()) as events:
                 async for progress in events:
@@ -196,6 +206,14 @@ class Events:
 
     def _tab(self, visitor: Visitor, request: gr.Request) -> Tab:
         return self._visitors.tab(visitor, request.session_hash or "")
+
+
+def told(error: Exception) -> str:
+    """Return what a visitor is told of an error, with a remedy. The log has the details of a fault of ours."""
+    if isinstance(error, UserError | Busy):
+        return error_text(str(refusal(error)))
+    logger.exception("the page has failed")
+    return str(FAULT)
 
 
 def refuse(exchange: Exchange, problem: str) -> None:

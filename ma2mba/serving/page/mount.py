@@ -12,7 +12,7 @@ from ma2mba.serving.auth import Clients
 from ma2mba.serving.contract import Engine, Library
 from ma2mba.serving.page.assets import asset
 from ma2mba.serving.page.events import Events
-from ma2mba.serving.page.guard import Guard
+from ma2mba.serving.page.guard import PageGuard
 from ma2mba.serving.page.layout import build, theme
 from ma2mba.serving.page.routes import page_routes
 from ma2mba.serving.page.visitors import Visitors
@@ -40,8 +40,9 @@ def mount_page(app: FastAPI, settings: Settings, engine: Engine, library: Librar
         css=asset("page.css"),
         head=f"<script>{asset('page.js')}</script>",
     )
+    app.state.parts.when_stopped.append(visitors.stop)
     app.include_router(page_routes(library, visitors, clients))
-    app.mount("/", Guard(inner, visitors, clients))
+    app.mount("/", PageGuard(inner, visitors, clients))
     outer = app.router.lifespan_context
 
     @asynccontextmanager

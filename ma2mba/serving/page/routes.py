@@ -9,13 +9,14 @@ from ma2mba.serving.auth import Clients
 from ma2mba.serving.contract import Library
 from ma2mba.serving.errors import Refused
 from ma2mba.serving.page.assets import login_page
-from ma2mba.serving.page.guard import HEADERS, check_origin, set_cookie
+from ma2mba.serving.page.guard import POLICY, check_origin, set_cookie
 from ma2mba.serving.page.media_type import media_type
 from ma2mba.serving.page.visitors import Visitors
 
 FORM_BYTES = 4096
 LONGEST_NAME = 200
-MEDIA_HEADERS = {**HEADERS, "Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private"}
+MEDIA_HEADERS = {"Content-Security-Policy": "sandbox; default-src 'none'", "Cache-Control": "private"}
+FORM_HEADERS = {"Content-Security-Policy": POLICY}
 
 
 def page_routes(library: Library, visitors: Visitors, clients: Clients) -> APIRouter:
@@ -28,9 +29,11 @@ def page_routes(library: Library, visitors: Visitors, clients: Clients) -> APIRo
         check_origin(request)
         client = clients.of_token(await _token(request))
         if client is None:
-            return HTMLResponse(login_page("This token is unknown. Ask the server's operator for one."), 401, HEADERS)
+            return HTMLResponse(
+                login_page("This token is unknown. Ask the server's operator for one."), 401, FORM_HEADERS
+            )
         response = RedirectResponse("../", 303)
-        set_cookie(response, request, visitors.cookie, visitors.start(client))
+        set_cookie(response, request, visitors.cookie, visitors.start(client, request.cookies))
         return response
 
     @router.post("/end")

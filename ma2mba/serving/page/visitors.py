@@ -1,6 +1,7 @@
 """The visitors of the page. Each has a session: a secret cookie, and videos that nobody else sees."""
 
 import asyncio
+import hashlib
 import re
 import secrets
 import time
@@ -16,7 +17,7 @@ from ma2mba.serving.page.watching import Watch
 MOST_VISITORS = 10_000
 MOST_TABS = 100
 """Windows of one visitor. The oldest is forgotten first."""
-TAB_NAME = re.compile(r"[0-9a-z]{4,40}")
+KEY, TAB_NAME = re.compile(r"[\w-]{43}", re.ASCII), re.compile(r"[0-9a-z]{4,40}")
 
 
 @dataclass(eq=False)
@@ -24,11 +25,11 @@ class Visitor:
     """A session of the page.
 
     client    whose limits its questions and readings count to
-    owner     the owner of its uploads in the library: not the cookie, so that the cookie is in no log
+    owner     the owner of its uploads in the library
     """
 
     client: str
-    owner: str = field(default_factory=lambda: f"page:{secrets.token_hex(16)}")
+    owner: str
     used: float = field(default_factory=time.monotonic)
     tabs: dict[str, Tab] = field(default_factory=dict)
     talks: dict[str, Talk] = field(default_factory=dict)
@@ -61,12 +62,17 @@ class Visitors:
         self.cookie = f"ma2mba-page-{port}"
         """Has the port in its name: a browser sends the cookies of a host to all its ports."""
 
-    def start(self, client: str) -> str:
-        """Start a session for a client. Return the value of its cookie. Raise Refused (503) if there are too many."""
+    def start(self, client: str, cookies: Mapping[str, str]) -> str:
+        """Start a session for a client. Return the value of its cookie. Raise Refused (503) if there are too many.
+
+        After a restart of the server, a visitor finds the videos that were uploaded before.
+        """
         if len(self._sessions) >= MOST_VISITORS:
             raise Refused("too many visitors are here. Try again later", 503, "busy", retry_after=60)
-        key = secrets.token_urlsafe(32)
-        self._sessions[key] = Visitor(client)
+        key = cookies.get(self.cookie, "")
+        if key in self._sessions or not KEY.fullmatch(key) or not self._library.list(owner_of(client, key)):
+            key = secrets.token_urlsafe(32)
+        self._sessions[key] = Visitor(client, owner_of(client, key))
         return key
 
     def find(self, cookies: Mapping[str, str]) -> Visitor | None:
@@ -102,6 +108,12 @@ class Visitors:
             self._tabs.pop(name, None)
         await self._library.end(visitor.owner)
 
+    def stop(self) -> None:
+        """Stop following the readings: the server is being stopped. Answers may end."""
+        for visitor in self._sessions.values():
+            for tab in visitor.tabs.values():
+                tab.stop("progress")
+
     async def sweep(self, every: float = 30.0) -> None:
         """End sessions whose time is over, for ever."""
         while True:
@@ -109,3 +121,8 @@ class Visitors:
             for visitor in list(self._sessions.values()):
                 if time.monotonic() - visitor.used > self._keep and not any(tab.busy for tab in visitor.tabs.values()):
                     await self.end(visitor)
+
+
+def owner_of(client: str, key: str) -> str:
+    """Return the name under which the library keeps the uploads of a session. It does not reveal the cookie."""
+    return f"page:{hashlib.sha256(f'{client} {key}'.encode()).hexdigest()}"

@@ -6,11 +6,16 @@ import re
 import httpx
 import pytest
 
+from ma2mba.serving.app import create_app
 from ma2mba.serving.errors import Refused
+from ma2mba.serving.library import MediaLibrary
 from ma2mba.serving.page.guard import clean_event
 from ma2mba.serving.page.layout import build
+from ma2mba.serving.page.media_type import media_type
 from ma2mba.serving.settings import Settings
-from tests.unit.serving.page.fakes import free_port, served
+from tests.unit.serving.fakes import running
+from tests.unit.serving.media import photo
+from tests.unit.serving.page.paced import PacedEngine
 
 TOKEN = "a-token-of-a-client-1"
 EVENT = {"data": [], "fn_index": 0, "trigger_id": 0, "session_hash": "abcdefgh123", "event_data": None}
@@ -24,7 +29,25 @@ def visitor(page: str) -> httpx.Client:
     return client
 
 
-def upload(client: httpx.Client, content: bytes = b"video", name: str = "clip.mp4") -> str:
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    return photo(tmp_path_factory.mktemp("pictures") / "red.png")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Settings of a server that the tests of this file share."""
+    folder = tmp_path_factory.mktemp("shared")
+    return Settings(model=folder / "demo", cache=folder / "cache")
+
+
+@pytest.fixture(scope="module")
+def page(shared):
+    with running(create_app(shared, PacedEngine(), MediaLibrary(shared))) as address:
+        yield f"{address}/"
+
+
+def upload(client: httpx.Client, content: bytes, name: str = "red.png") -> str:
     return client.post("page/videos", params={"name": name}, content=content).raise_for_status().json()["id"]
 
 
@@ -69,9 +92,10 @@ def test_a_path_of_the_assets_does_not_lead_out(page, path):
     assert answer.status_code in (403, 404), answer.text[:200]
 
 
-def test_a_file_of_this_machine_is_not_served(page, library):
+def test_a_file_of_this_machine_is_not_served(page, shared, picture):
     client = visitor(page)
-    path = library.find(upload(client), next(iter(library.kept.values()))[0]).medium.path
+    upload(client, picture)
+    path = next(shared.uploads.glob("*.png"))
     for name in (path, "/etc/passwd", "http://127.0.0.1/"):
         assert client.get(f"/gradio_api/file={name}").status_code == 404
     assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 404
@@ -92,7 +116,7 @@ def test_an_event_of_another_site_is_refused(page):
     ):
         for path in ("gradio_api/queue/join", "page/videos", "page/end", "page/login"):
             assert client.post(path, json=EVENT, headers=headers).status_code == 403, (headers, path)
-    for headers in ({"Origin": page.rstrip("/")}, {"Sec-Fetch-Site": "same-origin", "Origin": "null"}, {}):
+    for headers in ({"Origin": page.rstrip("/")}, {"Sec-Fetch-Site": "same-origin"}, {}):
         assert client.post("gradio_api/queue/join", json=EVENT, headers=headers).status_code == 200, headers
 
 
@@ -138,18 +162,18 @@ def test_an_event_loses_what_the_page_does_not_send():
     assert event == EVENT
 
 
-def test_the_cookie_is_a_secret_that_scripts_cannot_read(page, settings):
+def test_the_cookie_is_a_secret_that_scripts_cannot_read(page):
     cookies = [httpx.get(page).headers["set-cookie"] for _ in range(3)]
     assert len(set(cookies)) == 3
     for cookie in cookies:
-        assert re.match(rf"ma2mba-page-{settings.port}=[\w-]{{43}};", cookie)
+        assert re.match(r"ma2mba-page-8000=[\w-]{43};", cookie)
         assert {"HttpOnly", "SameSite=lax"} <= set(cookie.split("; "))
 
 
-def test_other_sites_may_read_and_frame_nothing(page):
+def test_other_sites_may_read_and_frame_nothing(page, picture):
     client = visitor(page)
-    for path in ("/", "/theme.css", "/gradio_api/upload", f"page/videos/{upload(client)}"):
-        headers = client.get(path, headers={"Origin": "https://example.com"}).headers
+    for path in ("/", "/theme.css", "/gradio_api/upload", f"page/videos/{upload(client, picture)}"):
+        headers = client.get(path, headers={"Origin": page.rstrip("/")}).headers
         assert not [name for name in headers if name.startswith("access-control-")], path
         assert headers["cross-origin-resource-policy"] == "same-origin"
         assert headers["x-content-type-options"] == "nosniff"
@@ -167,39 +191,68 @@ def test_the_page_names_no_other_host(page):
     assert "fonts.g" not in text + client.get("/theme.css").text
 
 
-def test_a_video_is_shown_to_its_visitor_alone(page):
+def test_a_video_is_shown_to_its_visitor_alone(page, picture):
     first, second = visitor(page), visitor(page)
-    id = upload(first, b"\x1aE\xdf\xa3 webm")
-    answer = first.get(f"page/videos/{id}", headers={"Range": "bytes=1-3"})
-    assert (answer.status_code, answer.content) == (206, b"E\xdf\xa3")
-    assert answer.headers["content-type"] == "video/webm"
-    assert second.get(f"page/videos/{id}").status_code == 404
-    assert httpx.get(f"{page}page/videos/{id}").status_code == 401
+    address = f"page/videos/{upload(first, picture)}"
+    answer = first.get(address, headers={"Range": "bytes=1-3"})
+    assert (answer.status_code, answer.content) == (206, b"PNG")
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-security-policy"].startswith("sandbox")
+    assert second.get(address).status_code == 404
+    assert httpx.get(f"{page}{address}").status_code == 401
+
+
+def test_a_name_is_no_path(page, picture, shared):
+    client = visitor(page)
+    for name in ("../../../x.png", "/etc/passwd", "a\x00b\n", "x" * 5000):
+        upload(client, picture, name)
+    assert len(list(shared.uploads.glob("*.png"))) == 1
 
 
 @pytest.mark.parametrize(
-    "content", [b"<script>alert(1)</script>", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF"]
+    ("content", "kind"),
+    [
+        (b"\x00\x00\x00 ftypisom", "video/mp4"),
+        (b"\x1aE\xdf\xa3 matroska", "video/webm"),
+        (b"RIFF1234WEBP", "image/webp"),
+        (b"RIFF1234AVI ", "application/octet-stream"),
+        (b"<script>alert(1)</script>", "application/octet-stream"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "application/octet-stream"),
+        (b"", "application/octet-stream"),
+    ],
 )
-def test_an_upload_never_runs_in_the_page(page, content):
-    client = visitor(page)
-    answer = client.get(f"page/videos/{upload(client, content, 'page.html')}")
-    assert answer.headers["content-type"] == "application/octet-stream"
-    assert answer.headers["content-security-policy"].startswith("sandbox")
+def test_a_type_comes_from_the_bytes_and_is_never_a_pages(tmp_path, content, kind):
+    (tmp_path / "page.html").write_bytes(content)
+    assert media_type(tmp_path / "page.html") == kind
 
 
-def test_the_end_of_a_session_deletes_its_videos(page, library):
-    client = visitor(page)
-    id = upload(client)
-    path = library.kept[id][1].medium.path
+def test_the_end_of_a_session_deletes_its_videos(page, shared, tmp_path):
+    before, client = set(shared.uploads.iterdir()), visitor(page)
+    id = upload(client, photo(tmp_path / "green.png", "green"))
+    assert len(set(shared.uploads.iterdir()) - before) == 2
     assert client.post("page/end").status_code == 303
-    assert not path.exists()
+    assert set(shared.uploads.iterdir()) == before
     assert client.get(f"page/videos/{id}").status_code == 401
 
 
-def test_a_token_is_asked_for_and_opens_the_page(engine, library, tmp_path):
+def test_a_visitor_finds_the_videos_after_a_restart(engine, settings, picture):
+    client = httpx.Client(timeout=20)
+    with running(create_app(settings, engine, MediaLibrary(settings))) as page:
+        client.get(f"{page}/")
+        address = client.post(f"{page}/page/videos", content=picture).json()["id"]
+    with running(create_app(settings, engine, MediaLibrary(settings))) as page:
+        other = httpx.Client(cookies={f"ma2mba-page-{settings.port}": "x" * 43})
+        assert "x" * 43 not in other.get(f"{page}/").headers["set-cookie"]
+        client.get(f"{page}/")
+        assert client.get(f"{page}/page/videos/{address}").content == picture
+        assert other.get(f"{page}/page/videos/{address}").status_code == 404
+
+
+def test_a_token_is_asked_for_and_opens_the_page(engine, tmp_path, picture):
     tokens = tmp_path / "tokens"
     tokens.write_text(f"anna {TOKEN}\n")
-    with served(engine, library, Settings(model=tmp_path / "demo", port=free_port(), token_file=tokens)) as page:
+    settings = Settings(model=tmp_path / "demo", cache=tmp_path / "cache", token_file=tokens)
+    with running(create_app(settings, engine, MediaLibrary(settings))) as page:
         client = httpx.Client(base_url=page)
         front = client.get("/")
         assert front.status_code == 401
@@ -215,7 +268,7 @@ def test_a_token_is_asked_for_and_opens_the_page(engine, library, tmp_path):
         right = client.post("page/login", data={"token": f" {TOKEN} "})
         assert (right.status_code, right.headers["location"]) == (303, "../")
         assert "gradio_config" in client.get("/").text
-        upload(client)
+        upload(client, picture)
         assert TOKEN not in str(client.cookies)
 
 
