@@ -10,7 +10,7 @@ from ma2mba.cli.output import Device, Dtype, ModelFolder, Verbose, device_name, 
 from ma2mba.errors import UserError
 from ma2mba.terminal import log_to_stderr
 
-EXTRA = ("fastapi", "gradio", "prometheus_client", "python_multipart", "starlette", "uvicorn")
+EXTRA = ("fastapi", "gradio", "httpcore", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 """Packages that only the server needs."""
 
 

@@ -6,10 +6,19 @@ import socket
 
 UNICAST = ipaddress.ip_network("2000::/3")
 """All public IPv6 addresses. Outside: IPv4-mapped, NAT64, private, link-local, multicast, loopback, unspecified."""
-WRAPPERS = tuple(map(ipaddress.ip_network, ("2002::/16", "2001::/32", "192.88.99.0/24")))
-"""6to4, Teredo and a relay: what they lead to is another address."""
-CLOUD = ipaddress.ip_address("168.63.129.16")
-"""A public address at which a virtual machine of Azure finds its host."""
+SPECIAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "2002::/16",  # 6to4: leads to an IPv4 address
+            "2001::/23",  # Teredo, and other protocols
+            "192.88.99.0/24",  # relays of 6to4
+            "3fff::/20",  # documentation; Python 3.11 takes it for public, and some of the next network too
+            "192.0.0.0/24",
+            "168.63.129.16/32",  # the host of a virtual machine of Azure
+        ),
+    )
+)
 
 
 def address_problem(address: str) -> str:
@@ -20,9 +29,9 @@ def address_problem(address: str) -> str:
         return "is no address"
     if parsed.version == 6 and (parsed.scope_id or parsed not in UNICAST):
         return "is not public"
-    if any(parsed in network for network in WRAPPERS if network.version == parsed.version):
-        return "leads to another address"
-    public = parsed.is_global and not parsed.is_multicast and not parsed.is_reserved and parsed != CLOUD
+    if any(parsed in network for network in SPECIAL if network.version == parsed.version):
+        return "has a special meaning"
+    public = parsed.is_global and not parsed.is_multicast and not parsed.is_reserved
     return "" if public else "is not public"
 
 

@@ -181,7 +181,7 @@ class Library(Protocol):
     """
 
     async def start(self) -> None:
-        """Delete what a killed server left and, from now on, media whose time is over. Raise UserError."""
+        """From now on, delete media whose time is over."""
 
     async def store(self, chunks: AsyncIterator[bytes], name: str, owner: str, length: int | None = None) -> Stored:
         """Write an upload to disk while it comes, check it, and return it with a new id."""
@@ -192,8 +192,11 @@ class Library(Protocol):
     async def fetch(self, url: str, kind: Kind, owner: str) -> Medium:
         """Return the medium that a content part names: an `https:`, `data:` or `file:` URL, or an id."""
 
+    def hold(self, medium: Medium) -> None:
+        """Keep a medium until `release`, also when its time is over. `fetch` holds what it returns."""
+
     def release(self, medium: Medium) -> None:
-        """Say that the question which `fetch` was called for has ended: a file without an id may be deleted."""
+        """Say that a question or a reading of a medium has ended. Its time counts from now."""
 
     def find(self, id: str, owner: str) -> Stored: ...
     def list(self, owner: str) -> list[Stored]: ...
@@ -205,4 +208,4 @@ class Library(Protocol):
         """Return numbers for /metrics: files and bytes that are kept, owners, uploads that are running."""
 
     async def close(self) -> None:
-        """Stop what runs, and delete what must not outlive the server."""
+        """Stop what runs. Media stay for the next start, until their time is over."""

@@ -49,6 +49,8 @@ class Coming:
 class MediaLibrary:
     """The `contract.Library`. All its methods are called in the thread of the event loop.
 
+    Creating it locks the folder of uploads and deletes what a killed server left there. Raise UserError if the folder
+    cannot be used.
     `forget` is called with the SHA-256 of a medium when its last owner is gone: its states are to be deleted.
     """
 
@@ -66,13 +68,13 @@ class MediaLibrary:
         self._ended: Counter[str] = Counter()
         self._files = LocalFiles(settings.media_root, self._checker, self._threads)
         self._sweeper: asyncio.Task[None] | None = None
-
-    async def start(self) -> None:
-        _check_apart(self._settings.cache, self._settings.media_root)
+        _check_apart(settings.cache, settings.media_root)
         self._shelf.open()
         for entry in self._shelf:
             self._room.count(entry.owner, _charged(entry))
         self.sweep()
+
+    async def start(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
@@ -102,6 +104,9 @@ class MediaLibrary:
             medium = (await self._open(url, kind, key, listed=False)).medium
         self._shelf.hold(medium)
         return medium
+
+    def hold(self, medium: Medium) -> None:
+        self._shelf.hold(medium)
 
     def release(self, medium: Medium) -> None:
         self._shelf.release(medium)

@@ -82,12 +82,13 @@ class Fetcher:
             host, port = _host(parts.hostname or ""), parts.port
         except ValueError as error:
             raise Refused(f"{shown}: not a URL ({error}). Correct it", code="invalid_url") from None
-        if any(ord(letter) <= 32 or letter in '\\"<>^`{|}' or ord(letter) == 127 for letter in url) or not host:
-            raise Refused(f"{shown}: not a URL. Correct it: other characters than letters need %XX", code="invalid_url")
+        if any(ord(letter) <= 32 or letter in '\\"<>^`{|}' or ord(letter) == 127 for letter in url):
+            raise Refused(f"{shown}: not a URL. Write %XX for other characters than letters", code="invalid_url")
         if parts.scheme not in self._schemes:
-            raise Refused(
-                f"{shown}: {parts.scheme} is not allowed. Use {' or '.join(self._schemes)}", 403, "forbidden_url"
-            )
+            schemes = " or ".join(self._schemes)
+            raise Refused(f"{shown}: {parts.scheme}: is not allowed here. Use {schemes}", 403, "forbidden_url")
+        if not host:
+            raise Refused(f"{shown}: names no host. Correct the URL", code="invalid_url")
         if "@" in parts.netloc:
             raise Refused(f"{url_without_login(parts.netloc)}: URLs with a login are not allowed", 403, "forbidden_url")
         port = port or PORTS[parts.scheme]

@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 
 from ma2mba.errors import UserError
+from ma2mba.limits import PREFIX
 from ma2mba.serving.api.parts import Parts
 from ma2mba.serving.app import create_app
 from ma2mba.serving.auth import read_tokens
@@ -30,6 +31,7 @@ def serve(settings: Settings) -> None:
     if settings.token_file:
         read_tokens(settings.token_file)
         _warn_if_readable(settings.token_file)
+    os.environ[f"{PREFIX}VIDEO_HOURS"] = repr(settings.max_video_hours)  # for the processes that decode
     with _listen(settings) as listener:
         engine = ServingEngine.open(settings)
         app = create_app(settings, engine, MediaLibrary(settings, engine.forget))

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from ma2mba.errors import UserError
-from ma2mba.serving.contract import Busy, Engine, Library, Progress, Reading, Stored
+from ma2mba.serving.contract import Busy, Engine, Library, Medium, Progress, Reading, Stored
 from ma2mba.serving.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -16,12 +16,14 @@ AGAIN_SECONDS = 1.0
 
 
 class _Read:
-    """A reading of a stored medium, and the task that waits for its end."""
+    """A reading of a stored medium, which is held meanwhile, and the task that waits for its end."""
 
-    def __init__(self, reading: Reading, owner: str):
+    def __init__(self, reading: Reading, medium: Medium, owner: str, library: Library):
         self.reading, self.owner = reading, owner
         self.last: Progress | None = None
+        library.hold(medium)
         self.task = asyncio.create_task(self._wait())
+        self.task.add_done_callback(lambda _: library.release(medium))
 
     @property
     def progress(self) -> Progress:
@@ -107,5 +109,5 @@ class Readings:
                 reading = self._engine.read(stored.medium, client)
             except Busy:
                 return None
-            self._reads[stored.id] = _Read(reading, client)
+            self._reads[stored.id] = _Read(reading, stored.medium, client, self._library)
         return self._reads[stored.id]

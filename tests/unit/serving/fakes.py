@@ -131,6 +131,9 @@ class FakeLibrary:
         self.held += 1
         return Medium(Path("/private/place"), hashlib.sha256(url.encode()).hexdigest(), kind, "name")
 
+    def hold(self, medium: Medium) -> None:
+        self.held += 1
+
     def release(self, medium: Medium) -> None:
         self.held -= 1
 

@@ -97,7 +97,7 @@ def test_a_restart_finds_the_uploads(tmp_path):
 def test_two_servers_do_not_share_a_folder(tmp_path):
     async def use(library):
         with pytest.raises(UserError, match="another server uses this folder"):
-            await MediaLibrary(settings(tmp_path)).start()
+            MediaLibrary(settings(tmp_path))
 
     with_library(settings(tmp_path), use)
 
