@@ -121,11 +121,11 @@ def test_an_event_of_another_site_is_refused(page):
 
 
 def test_a_window_belongs_to_the_visitor_who_opened_it(page):
-    first, second = visitor(page), visitor(page)
-    assert first.post("gradio_api/queue/join", json=EVENT).status_code == 200
-    assert second.post("gradio_api/queue/join", json=EVENT).status_code == 403
-    assert second.get("gradio_api/queue/data", params={"session_hash": EVENT["session_hash"]}).status_code == 403
-    results = first.get("gradio_api/queue/data", params={"session_hash": EVENT["session_hash"]})
+    first, second, event = visitor(page), visitor(page), EVENT | {"session_hash": "thefirst1"}
+    assert first.post("gradio_api/queue/join", json=event).status_code == 200
+    assert second.post("gradio_api/queue/join", json=event).status_code == 403
+    assert second.get("gradio_api/queue/data", params={"session_hash": event["session_hash"]}).status_code == 403
+    results = first.get("gradio_api/queue/data", params={"session_hash": event["session_hash"]})
     assert "process_completed" in results.text
 
 
