@@ -17,6 +17,7 @@ from tests.unit.serving.page.clips import write_clip
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = sync_api.expect
+expect.set_options(timeout=30_000)  # a busy machine is slow
 CHROMIUM = "/usr/bin/chromium"
 
 
@@ -46,7 +47,7 @@ def visit(chromium, page):
         context.on("request", lambda request: hosts.add(urlsplit(request.url).hostname))
         window = context.new_page()
         window.on("pageerror", lambda error: errors.append(str(error)))
-        window.set_default_timeout(15_000)
+        window.set_default_timeout(60_000)
         window.goto(address)
         return window
 

@@ -24,7 +24,7 @@ LET_THROUGH = re.compile(r"/(assets|static)/|/(theme\.css|favicon\.ico|manifest\
 
 def visitor(page: str) -> httpx.Client:
     """Return a client that has opened the page."""
-    client = httpx.Client(base_url=page, timeout=20)
+    client = httpx.Client(base_url=page, timeout=90)
     assert client.get("/").status_code == 200
     return client
 
@@ -236,7 +236,7 @@ def test_the_end_of_a_session_deletes_its_videos(page, shared, tmp_path):
 
 
 def test_a_visitor_finds_the_videos_after_a_restart(engine, settings, picture):
-    client = httpx.Client(timeout=20)
+    client = httpx.Client(timeout=90)
     with running(create_app(settings, engine, MediaLibrary(settings))) as page:
         client.get(f"{page}/")
         address = client.post(f"{page}/page/videos", content=picture).json()["id"]
