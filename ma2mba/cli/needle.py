@@ -122,7 +122,7 @@ def print_grid(report: dict[str, Any]) -> None:
     chance = "none" if grid["chance"] is None else f"{grid['chance']:.1%}"
     said = [f"by chance {chance}", f"{report['n']:,} questions answered"]
     said += [f"{report['unreadable']:,} not answered"] if report["unreadable"] else []
-    table = Table("length", caption=", ".join(said), box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table("length", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for depth in grid["depths"]:
         table.add_column(f"{100 * depth:.3g}", justify="right")
     table.add_column("all", justify="right", style="bold")
@@ -134,6 +134,7 @@ def print_grid(report: dict[str, Any]) -> None:
     for length, cells, whole, questions in rows:
         table.add_row(duration_words(length), *map(_cell, cells), _cell(whole), f"{questions:,}")
     out.print(table)
+    print_line(", ".join(said))
 
 
 def _cell(share: float | None) -> str:

@@ -1,5 +1,6 @@
 """The grid of a needle evaluation: which symbol is shown at which depth of a video of which length."""
 
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,13 +52,15 @@ class Grid:
     def places(self) -> Iterator["Place"]:
         """Yield the place of each question: the lengths in order, and in each length the depths in turn.
 
-        Each depth has the eight symbols in turn, and begins with another symbol than the depth before.
+        The eight symbols are in turn too. When a symbol would meet the same depth again, the turn moves on by one, so
+        that each depth has all symbols.
         """
         kinds = random.Random(f"{self.seed}/needle/kinds").sample(list(NEEDLES), len(NEEDLES))
+        period = math.lcm(len(kinds), len(self.depths))
         for length in self.lengths:
             for number in range(self.questions):
-                turn, at = divmod(number, len(self.depths))
-                yield Place(length, self.depths[at], kinds[(turn + at) % len(kinds)], number)
+                kind = kinds[(number + number // period) % len(kinds)]
+                yield Place(length, self.depths[number % len(self.depths)], kind, number)
 
 
 @dataclass(frozen=True)

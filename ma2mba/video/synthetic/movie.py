@@ -111,13 +111,13 @@ def draw_frame(movie: Movie, index: int) -> np.ndarray:
     return picture
 
 
-def write_movie(movie: Movie, path: Path, fps: int = FPS) -> None:
-    """Write `movie` to `path` as H.264 (yuv420p, mp4), atomically. `fps` divides FPS.
+def write_movie(movie: Movie, path: Path, fps: int = FPS, key_seconds: int = 10) -> None:
+    """Write `movie` to `path` as H.264 (yuv420p, mp4), atomically, with a key frame every `key_seconds`.
 
-    A file with fewer frames a second shows the same pictures at whole seconds, and is written and read faster.
+    `fps` divides FPS: a file with fewer frames a second shows the same pictures at whole seconds.
     """
     with atomic_path(path, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        options = {"preset": "ultrafast", "crf": "20", "threads": "1", "g": str(10 * fps)}
+        options = {"preset": "ultrafast", "crf": "20", "threads": "1", "g": str(key_seconds * fps)}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.codec_context.thread_count = 1
