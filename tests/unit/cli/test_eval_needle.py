@@ -82,7 +82,7 @@ def test_hidden_options_and_kept_videos(ma2mba, model_folder, tmp_path):
     assert json.loads(printed) == json.loads((out / "report.json").read_text())
     assert {record["prompt"] for record in answers(out)} == {"Which symbol appeared?"}
     assert sorted(path.name for path in (out / "videos").iterdir()) == ["5s-000.mp4", "5s-001.mp4"]
-    code, _, error = ma2mba("eval", "--needle", "--model", model_folder, *options[:-4], "4", "--out", out)
+    code, _, error = ma2mba("eval", "--needle", "--model", model_folder, *options[:-3], "4", "--out", out)
     assert code == 2
     assert "seed: 3 there, 4 now" in error
 
