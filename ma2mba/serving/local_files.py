@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ma2mba.errors import UserError
-from ma2mba.files import OutsideFolder, inside, open_regular, sha256_file
+from ma2mba.files import inside, open_regular, sha256_file
 from ma2mba.serving.contract import Kind, Medium
 from ma2mba.serving.errors import Refused
 from ma2mba.serving.media_check import Checker
@@ -74,34 +74,34 @@ def local_path(url: str, root: Path | None) -> Path:
     if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
         remedy = "Write file:///PATH, with %23 for # and %3F for ?"
         raise Refused(f"{shown}: not the URL of a file. {remedy}", code="invalid_url")
-    return _regular(root, _below(root, name), shown)
-
-
-def _below(root: Path, name: str) -> str:
-    """Return the name that counts from the root. An absolute path elsewhere is looked for below the root as well."""
-    for folder in (root.absolute(), root.resolve()):
-        prefix = f"{folder}".rstrip("/") + "/"
-        if name.startswith(prefix):
-            return name.removeprefix(prefix).lstrip("/")
-    return name.lstrip("/")
-
-
-def _regular(root: Path, name: str, shown: str) -> Path:
+    below, named = _below(root, name)
     outside = Refused(
         f"{shown}: not a file below the server's media root. Name one, or upload it", 403, "forbidden_file"
     )
     try:
-        path = inside(root, name, shown)
+        path = inside(root, below, shown)
         if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: opening a device may do something
             raise outside
         with open_regular(path):
             return path
-    except OutsideFolder:
-        raise outside from None
     except FileNotFoundError:
+        if not named:
+            raise outside from None
         raise Refused(f"{shown}: no such file below the server's media root", 404, "no_such_file") from None
     except (UserError, OSError, ValueError):
         raise outside from None
+
+
+def _below(root: Path, name: str) -> tuple[str, bool]:
+    """Return the name that counts from the root, and whether `name` is below the root, as far as its letters say.
+
+    An absolute path elsewhere is looked for below the root as well.
+    """
+    for folder in (root.absolute(), root.resolve()):
+        prefix = f"{folder}".rstrip("/") + "/"
+        if name.startswith(prefix):
+            return name.removeprefix(prefix).lstrip("/"), True
+    return name.lstrip("/"), not name.startswith("/")
 
 
 def _state(path: Path, name: str) -> tuple[int, ...]:

@@ -3,11 +3,9 @@ process with limits of memory and time, since the bytes come from strangers.
 """
 
 import asyncio
-import os
+import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +14,16 @@ from ma2mba.limits import PREFIX, limits
 from ma2mba.serving.contract import Kind
 from ma2mba.serving.errors import Refused
 from ma2mba.video.errors import MediaError
-from ma2mba.video.length import Length, media_length
-from ma2mba.video.pool import Beat, Pool, Task
+from ma2mba.video.length import Length, Wanted, measure_item
+from ma2mba.video.pool import Pool, Task
 
+log = logging.getLogger(__name__)
 GB = 10**9
 STALL_SECONDS = 60.0
 """Seconds without progress after which the check of a medium is given up."""
 CHECKERS = 2
 """Media that are checked at the same time."""
 OPERATOR = "Send a smaller or shorter one, or ask the server's operator to raise the limit"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A medium to check. `path` is a file that the server has written or chosen."""
-
-    path: Path
-    kind: Kind | None
-    hours: float
 
 
 class Checker:
@@ -55,13 +45,16 @@ class Checker:
     def _run(self, wanted: Wanted) -> Length | UserError:
         """Check a medium with this thread's pool."""
         if not hasattr(self._own, "pool"):
-            self._own.pool = Pool(check_item, 1, int(limits().decoder_gb * GB))
+            self._own.pool = Pool(measure_item, 1, int(limits().decoder_gb * GB))
             self._pools.append(self._own.pool)
         results: list[Any] = []
         try:
             self._own.pool.run([Task(0, [wanted])], lambda _, result: results.append(result), stall=STALL_SECONDS)
         except UserError as error:
             return error
+        except (OSError, RuntimeError) as error:  # no worker could be started, or it failed before it began
+            log.exception("a medium could not be checked")
+            return UserError(str(error))
         return results[0]
 
     def close(self) -> None:
@@ -69,31 +62,6 @@ class Checker:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools:
             pool.close()
-
-
-def check_item(task: Task, begin: Callable[[int], None], beat: Beat) -> Length | UserError:
-    """Check the one medium of a task in a worker, and return what it is, or why it is refused."""
-    wanted: Wanted = task.items[0]
-    begin(0)
-    try:
-        if task.given_up:
-            return MediaError(wanted.path, task.given_up[0])
-        _allow(wanted.hours)
-        return media_length(wanted.path, wanted.kind, beat)
-    except UserError as error:
-        return error
-    except MemoryError:
-        return MediaError(wanted.path, f"reading it takes more than {limits().decoder_gb:g} GB of memory", PREFIX)
-    except Exception as error:  # the last guard: whatever a library raises for a file must not end the server
-        return MediaError(wanted.path, f"cannot be read ({type(error).__name__}: {error})")
-    finally:
-        begin(1)
-
-
-def _allow(hours: float) -> None:
-    """Let limits() in this worker allow so many hours, so that reading a longer video ends early."""
-    os.environ[f"{PREFIX}VIDEO_HOURS"] = repr(hours)
-    limits.cache_clear()
 
 
 def refusal(found: Length | UserError, name: str, hours: float) -> Refused:

@@ -1,5 +1,6 @@
 """How long a media file says that it lasts, without decoding it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Literal
 
 import av
 
+from ma2mba.errors import UserError
+from ma2mba.limits import PREFIX, limits
 from ma2mba.video.animation import is_animated_webp, is_animation, webp_times
-from ma2mba.video.errors import reading_memory
+from ma2mba.video.errors import MediaError, reading_memory
 from ma2mba.video.pictures import read_image
+from ma2mba.video.pool import Beat, Task
 from ma2mba.video.probe import clock_of, frame_ticks, probe
 from ma2mba.video.pyav import open_video, time_base
 
@@ -25,6 +29,35 @@ class Length:
     kind: Kind
     seconds: float
     damage: str = ""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A media file to measure, and how many hours a video may last."""
+
+    path: Path
+    kind: Kind | None
+    hours: float
+
+
+def measure_item(task: Task, begin: Callable[[int], None], beat: Beat) -> Length | UserError:
+    """Measure the one Wanted of a task in a worker process. Return its length, or why the file cannot be used."""
+    wanted: Wanted = task.items[0]
+    begin(0)
+    try:
+        if task.given_up:
+            return MediaError(wanted.path, task.given_up[0])
+        os.environ[f"{PREFIX}VIDEO_HOURS"] = repr(wanted.hours)  # of this worker: a longer video is not read to its end
+        limits.cache_clear()
+        return media_length(wanted.path, wanted.kind, beat)
+    except UserError as error:
+        return error
+    except MemoryError:
+        return MediaError(wanted.path, f"reading it takes more than {limits().decoder_gb:g} GB of memory", PREFIX)
+    except Exception as error:  # the last guard: whatever a library raises for a file must not end the server
+        return MediaError(wanted.path, f"cannot be read ({type(error).__name__}: {error})")
+    finally:
+        begin(1)
 
 
 def media_length(path: Path, kind: Kind | None, beat: Callable[[], None] = lambda: None) -> Length:
