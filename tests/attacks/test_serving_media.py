@@ -148,16 +148,18 @@ def test_quotas_of_one_owner_and_of_all(tmp_path, each, total, status):
     with_library(chosen, use)
 
 
-def test_a_silent_upload_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "SILENT_SECONDS", 0.1)
+@pytest.mark.parametrize("pause", [0.01, 30])
+def test_an_upload_that_drips_or_stops_is_given_up(tmp_path, monkeypatch, pause):
+    monkeypatch.setattr(incoming, "BLOCK_SECONDS", 0.2)
 
-    async def silent():
-        yield b"x"
-        await asyncio.sleep(30)
+    async def slow():
+        for _ in range(200):
+            yield b"x"
+            await asyncio.sleep(pause)
 
     async def use(library):
         with pytest.raises(Refused) as caught:
-            await library.store(silent(), "a.mp4", "ann")
+            await library.store(slow(), "a.mp4", "ann")
         assert caught.value.status == 408
 
     with_library(settings(tmp_path), use)
