@@ -270,6 +270,21 @@ def _harm(task, begin, beat, harm):
         begin(1)
 
 
+def test_closing_the_library_ends_a_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(media_check, "measure_item", hang)
+
+    async def use(library):
+        upload = asyncio.create_task(library.store(sent(b"bad"), "bad.mp4", "ann"))
+        while not library._checker._pools:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        await library.close()
+        with pytest.raises(Refused, match="Try again"):
+            await upload
+
+    with_library(settings(tmp_path), use)
+
+
 def test_the_limits_of_the_check_hold_for_the_worker_alone(tmp_path):
     with_library(settings(tmp_path), lambda library: library.store(sent(clip(tmp_path / "a.mp4")), "a", "ann"))
     assert limits().video_hours == 24
