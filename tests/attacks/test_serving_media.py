@@ -581,9 +581,11 @@ def test_what_expired_while_the_server_was_down_goes_at_the_start(tmp_path):
 )
 def test_a_record_that_was_changed_leads_nowhere(tmp_path, change):
     chosen = settings(tmp_path)
+    (tmp_path / "x.video").write_bytes(clip(tmp_path / "a.mp4"))
     stored = with_library(chosen, lambda library: library.store(sent(clip(tmp_path / "a.mp4")), "a.mp4", "ann"))
     record = chosen.uploads / f"{stored.id}.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    assert (chosen.uploads / "../../x.video").stat().st_size == stored.bytes
 
     async def use(library):
         with pytest.raises(Refused):
