@@ -48,6 +48,7 @@ setup(
     package_data={
         "data_prep": ["recipes/*.yaml"],
         "ma2mba.model.hf": ["*.md"],
+        "ma2mba.serving.page.assets": ["*.css", "*.html", "*.js"],
         "ma2mba.recipes": ["*.yaml"],
         "ma2mba.policies": ["*.json"],
     },

@@ -101,9 +101,22 @@ class Session:
 
     def read_by_layers(self, ids_T: Tensor, visual_T: Tensor, frames_MCHW: Tensor) -> Iterator[None]:
         """`read_chunk` that pauses after the embedding and after each layer. The session changes at the end alone."""
+        yield from self._through_layers(self.embed(ids_T, visual_T, frames_MCHW))
+
+    @torch.no_grad()
+    def embed(self, ids_T: Tensor, visual_T: Tensor, frames_MCHW: Tensor) -> Tensor:
+        """Return the residual stream x_BTD before the first layer, of the tokens that `read_chunk` takes."""
+        device = self.device
+        return self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_MCHW.to(device))
+
+    def read_embedded(self, x_BTD: Tensor) -> None:
+        """Read the tokens of one chunk that are embedded already."""
+        for _ in self._through_layers(x_BTD):
+            pass
+
+    def _through_layers(self, x_BTD: Tensor) -> Iterator[None]:
+        """Pause before each layer. The session changes at the end alone."""
         with torch.no_grad():
-            device = self.device
-            x_BTD = self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_MCHW.to(device))
             before = self.model.initial_states(x_BTD) if self.states is None else self.states
         after: list[State] = []
         for layer, state in zip(self.model.layers, before, strict=True):

@@ -1,7 +1,8 @@
 """What the routes work with: one object of the application, and the client of a request."""
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -28,6 +29,8 @@ class Parts:
     metrics: Metrics
     started: int
     """When the server started, in seconds since 1970."""
+    when_stopped: list[Callable[[], None]] = field(default_factory=list)
+    """What else is told that the server is being stopped."""
     _stopping: "asyncio.Task[None] | None" = None
 
     async def stop(self) -> None:
@@ -36,6 +39,8 @@ class Parts:
         await asyncio.shield(self._stopping)
 
     async def _stop(self) -> None:
+        for tell in self.when_stopped:
+            tell()
         await self.readings.close()
         await self.engine.stop(self.settings.grace_seconds)
 
