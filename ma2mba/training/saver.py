@@ -11,10 +11,13 @@ Memory   If the host has no memory for a snapshot, training stands still until t
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from torch.distributed import DistError
 
 from ma2mba.data.sampler import Position
 from ma2mba.model.hf.card import CardFacts
@@ -27,22 +30,6 @@ from ma2mba.training.faults.shares import Shares
 from ma2mba.training.recipe.schema import Recipe
 
 log = logging.getLogger(__name__)
-
-
-def _open_memory(engine: SnapshotEngine, spare_bytes: float) -> SnapshotMemory | None:
-    """Return memory for snapshots, None if they do not fit."""
-    sizes = sizes_of(engine)
-    needed = sum(sizes.values())
-    if needed <= spare_bytes:
-        log.debug("saves: copied to %.2f GiB of host memory, and written while training goes on", needed / GIB)
-        return SnapshotMemory(sizes, engine.world.device)
-    log.info(
-        "saves: training waits until they are on disk, because a copy of rank 0 needs %.2f GiB of host memory and "
-        "%.2f GiB are free",
-        needed / GIB,
-        max(0.0, spare_bytes) / GIB,
-    )
-    return None
 
 
 class SavedEngine(SnapshotEngine, Protocol):
@@ -117,16 +104,15 @@ class Saver:
 
         hashed = None
         if memory is None:
-            with writing_checkpoint(temporary):
+            with self._telling_failure(), writing_checkpoint(temporary):
                 hashed = write()
 
         def write_and_publish() -> None:
             try:
-                with writing_checkpoint(temporary):
+                with self._telling_failure(), writing_checkpoint(temporary):
                     self._publish(save, contents, write() if hashed is None else hashed)
             except Exception as error:
                 save.error = error
-                self._shares.failed()
 
         save.thread = threading.Thread(target=write_and_publish, name="ma2mba-save", daemon=True)
         save.thread.start()
@@ -157,6 +143,16 @@ class Saver:
         self._engine.barrier()
         return save
 
+    @contextmanager
+    def _telling_failure(self) -> Iterator[None]:
+        """Tell rank 0 of an error in the block: it waits for this rank's share."""
+        try:
+            yield
+        except Exception:
+            with suppress(DistError):  # rank 0 keeps the store and may have ended
+                self._shares.failed()
+            raise
+
     def _publish(self, save: Save, contents: Contents, hashed: Mapping[str, str]) -> None:
         """Make the checkpoint the latest one, when all ranks have written their shares. Other ranks announce theirs."""
         self._shares.written(save.step)
@@ -166,3 +162,19 @@ class Saver:
             checkpoint.publish(run, save.step, contents.at, contents.facts, hashed)
             checkpoint.prune(save.folder, keep.keep_last, keep.keep_every)
         save.seconds = time.perf_counter() - save.began
+
+
+def _open_memory(engine: SnapshotEngine, spare_bytes: float) -> SnapshotMemory | None:
+    """Return memory for snapshots, None if they do not fit."""
+    sizes = sizes_of(engine)
+    needed = sum(sizes.values())
+    if needed <= spare_bytes:
+        log.debug("saves: copied to %.2f GiB of host memory, and written while training goes on", needed / GIB)
+        return SnapshotMemory(sizes, engine.world.device)
+    log.info(
+        "saves: training waits until they are on disk, because a copy of rank 0 needs %.2f GiB of host memory and "
+        "%.2f GiB are free",
+        needed / GIB,
+        max(0.0, spare_bytes) / GIB,
+    )
+    return None

@@ -94,7 +94,7 @@ class SnapshotMemory:
         except (MemoryError, RuntimeError) as error:
             self._places.clear()
             self._refused = True
-            log.debug("saves: no memory for a copy (%s)", error)
+            log.info("saves: training waits until they are on disk, because the host gives no memory (%s)", error)
 
 
 def plan_blocks(sizes: Mapping[str, int]) -> Iterator[tuple[int, dict[str, tuple[int, int]]]]:
