@@ -52,7 +52,7 @@ $(STAMP): setup.py $(CONSTRAINTS)
 	@echo "setup: torch"
 	@$(PIP) "setuptools>=77" torch $(if $(TORCH_INDEX),--extra-index-url "$$TORCH_INDEX")
 	@echo "setup: ma2mba, its requirements and the tools"
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[serve,dev]'
 	@touch $@
 
 check: setup ## ruff (rules and format) and mypy

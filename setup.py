@@ -48,6 +48,7 @@ setup(
     package_data={
         "data_prep": ["recipes/*.yaml"],
         "ma2mba.model.hf": ["*.md"],
+        "ma2mba.serving.page.assets": ["*.css", "*.html", "*.js"],
         "ma2mba.recipes": ["*.yaml"],
         "ma2mba.policies": ["*.json"],
     },
@@ -78,11 +79,22 @@ setup(
         "ray": ["ray>=2.40"],
         "decord": ["decord>=0.6"],
         "lmms-eval": ["filelock<4", "lmms-eval>=0.7.2,<0.8"],  # lmms-eval 0.7 imports parts of filelock 3
+        "serve": [
+            "fastapi>=0.165",
+            "gradio>=6.31",
+            "httpcore>=1.0.9",
+            "prometheus-client>=0.26",
+            "python-multipart>=0.0.34",
+            "uvicorn>=0.54",
+        ],
         "dev": [
             "accelerate>=1.1",
             "duckdb>=1.2",
+            "httpx>=0.28.1",
             "imageio-ffmpeg>=0.8",
             "mypy>=1.15",
+            "openai>=3.57",
+            "playwright>=1.65",
             "polars>=1.20",
             "pytest>=8.3",
             "pytest-timeout>=2.3.1",

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from ma2mba.inference.sampling import Sampling
 
 State = Literal["queued", "reading", "ready", "failed"]
+Kind = Literal["video", "image"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,24 @@ class Medium:
 
     path: Path
     content: str
-    kind: Literal["video", "image"]
+    kind: Kind
     name: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A medium that an owner has uploaded or had fetched. `created` and `expires` are seconds since 1970.
+
+    id         cannot be guessed, and only its owner may use it
+    duration   seconds of the video, 0 for an image
+    """
+
+    id: str
+    medium: Medium
+    bytes: int
+    duration: float
+    created: float
+    expires: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +109,7 @@ class Piece:
 
 @dataclass
 class Usage:
-    """Tokens of a question (text and frames) and of its answers; `cached` of the prompt's tokens were not read again."""
+    """Tokens of a question (text and frames) and of its answers. `cached_tokens` of the prompt were not read again."""
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
@@ -139,8 +156,56 @@ class Engine(Protocol):
 
     def read(self, medium: Medium, client: str) -> Reading: ...
     def ask(self, question: Question) -> Answering: ...
+    def forget(self, content: str) -> None:
+        """Delete the states of a medium in memory and on disk: nobody keeps the medium any more."""
+
     async def stop(self, grace_seconds: float) -> None:
         """Accept nothing new, let answers end within the grace, keep the states on disk."""
 
+    def problem(self) -> str:
+        """Return why nothing can be answered any more, with a remedy; "" while all is well. /health tells it."""
+
     def status(self) -> dict[str, float]:
-        """Return numbers for /metrics and /health: queues, places, states by tier, tokens and frames a second."""
+        """Return numbers for /metrics: queues, places, states by tier, tokens and frames.
+
+        A key such as `places_taken` becomes the gauge `ma2mba_places_taken`; one that ends in `_total`, a counter.
+        """
+
+
+class Library(Protocol):
+    """What turns names from clients into media that may be opened.
+
+    `owner` is the client or the page's session whose ids and quotas count. Every method raises `errors.Refused`, whose
+    status and text the client sees: 403 for a forbidden place, 404 for an unknown id or the id of another owner,
+    413 for too many bytes or hours, 415 for what is neither a video nor a picture, 429 for a full quota.
+    """
+
+    async def start(self) -> None:
+        """From now on, delete media whose time is over."""
+
+    async def store(self, chunks: AsyncIterator[bytes], name: str, owner: str, length: int | None = None) -> Stored:
+        """Write an upload to disk while it comes, check it, and return it with a new id."""
+
+    async def keep(self, url: str, owner: str) -> Stored:
+        """Fetch a URL as an upload: return it with a new id."""
+
+    async def fetch(self, url: str, kind: Kind, owner: str) -> Medium:
+        """Return the medium that a content part names: an `https:`, `data:` or `file:` URL, or an id."""
+
+    def hold(self, medium: Medium) -> None:
+        """Keep a medium until `release`, also when its time is over. `fetch` holds what it returns."""
+
+    def release(self, medium: Medium) -> None:
+        """Say that a question or a reading of a medium has ended. Its time counts from now."""
+
+    def find(self, id: str, owner: str) -> Stored: ...
+    def list(self, owner: str) -> list[Stored]: ...
+    async def delete(self, id: str, owner: str) -> None: ...
+    async def end(self, owner: str) -> None:
+        """Delete everything that an owner keeps: the session has ended."""
+
+    def status(self) -> dict[str, float]:
+        """Return numbers for /metrics: files and bytes that are kept, owners, uploads that are running."""
+
+    async def close(self) -> None:
+        """Stop what runs. Media stay for the next start, until their time is over."""

@@ -51,11 +51,17 @@ ONE_DOOR = {
     "transformers": ("ma2mba/model/hf/code/",),
     "mamba_ssm": ("ma2mba/ops/", "ma2mba/model/hf/code/"),
     "causal_conv1d": ("ma2mba/ops/", "ma2mba/model/hf/code/"),
-    "ray": ("data_prep/ray_executor.py",),
+    "ray": ("data_prep/ray_executor.py", "ma2mba/serving/ray_app.py"),
     "datasets": ("ma2mba/annotations/huggingface.py",),
     "huggingface_hub": ("ma2mba/hub.py", "ma2mba/hub_upload.py", "ma2mba/annotations/huggingface.py"),
     "matplotlib": ("ma2mba/plots.py",),
     "lmms_eval": ("ma2mba/evaluation/lmms_eval/",),
+    "fastapi": ("ma2mba/serving/",),
+    "starlette": ("ma2mba/serving/",),
+    "uvicorn": ("ma2mba/serving/",),
+    "gradio": ("ma2mba/serving/page/",),
+    "httpcore": ("ma2mba/serving/remote.py",),
+    "prometheus_client": ("ma2mba/serving/",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""
 

@@ -17,11 +17,12 @@ def test_the_oldest_versions_are_those_of_setup_py(monkeypatch):
 
 
 def requirements(monkeypatch) -> list[str]:
-    """Return the requirements of the package and of its tests, as setup.py gives them to setuptools."""
+    """Return the requirements of the package, of the server and of the tests, as setup.py gives them to setuptools."""
     given = {}
     monkeypatch.setattr(setuptools, "setup", lambda **values: given.update(values))
     exec(compile((ROOT / "setup.py").read_text(), str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py")})
-    return [*given["install_requires"], *given["extras_require"]["dev"]]
+    extras = given["extras_require"]
+    return [*given["install_requires"], *extras["serve"], *extras["dev"]]
 
 
 def full(version: str) -> str:

@@ -1,0 +1,1 @@
+"""The HTTP interface: OpenAI's routes, `/v1/videos`, `/health` and `/metrics`."""
