@@ -2,13 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ma2mba.cli.output import Device, Dtype, ModelFolder, Verbose, device_name, dtype_name
 from ma2mba.errors import UserError
 from ma2mba.terminal import log_to_stderr
+
+if TYPE_CHECKING:
+    from ma2mba.serving.settings import Settings
 
 EXTRA = ("fastapi", "gradio", "httpcore", "prometheus_client", "python_multipart", "starlette", "uvicorn")
 """Packages that only the server needs."""
@@ -78,42 +81,47 @@ def serve_command(
     Without --token-file, only this machine is served. No file and no URL is opened unless --media-root or
     --allow-domain allow it.
     """
+    from ma2mba.serving.settings import Settings, default_cache
+
+    log_to_stderr()
+    logging.getLogger("ma2mba").setLevel(logging.DEBUG if verbose else logging.INFO)
+    settings = Settings(
+        model=model,
+        host=host,
+        port=port,
+        token_file=token_file,
+        no_auth=no_auth,
+        proxies=tuple(proxy or ()),
+        media_root=media_root,
+        domains=tuple(allow_domain or ()),
+        allow_http=allow_http,
+        cache=cache or default_cache(),
+        cache_gb=cache_gb,
+        max_video_hours=max_video_hours,
+        max_upload_gb=max_upload_gb,
+        upload_total_gb=upload_total_gb,
+        client_upload_gb=client_upload_gb,
+        keep_minutes=keep_minutes,
+        places=places,
+        waiting=waiting,
+        client_places=client_places,
+        client_readings=client_readings,
+        max_tokens=max_tokens,
+        grace_seconds=grace_seconds,
+        name=name,
+        device=device,
+        dtype=dtype_name(dtype),
+    )
+    _serve(settings)
+
+
+def _serve(settings: "Settings") -> None:
+    """Serve. Raise UserError for a device that is not there, and if the extra is not installed."""
     try:
         from ma2mba.serving.server import serve
-        from ma2mba.serving.settings import Settings, default_cache
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRA:
             raise
         raise UserError(f"serve: needs the package {error.name}. Run: pip install 'ma2mba[serve]'") from error
-    log_to_stderr()
-    logging.getLogger("ma2mba").setLevel(logging.DEBUG if verbose else logging.INFO)
-    device_name(device)
-    serve(
-        Settings(
-            model=model,
-            host=host,
-            port=port,
-            token_file=token_file,
-            no_auth=no_auth,
-            proxies=tuple(proxy or ()),
-            media_root=media_root,
-            domains=tuple(allow_domain or ()),
-            allow_http=allow_http,
-            cache=cache or default_cache(),
-            cache_gb=cache_gb,
-            max_video_hours=max_video_hours,
-            max_upload_gb=max_upload_gb,
-            upload_total_gb=upload_total_gb,
-            client_upload_gb=client_upload_gb,
-            keep_minutes=keep_minutes,
-            places=places,
-            waiting=waiting,
-            client_places=client_places,
-            client_readings=client_readings,
-            max_tokens=max_tokens,
-            grace_seconds=grace_seconds,
-            name=name,
-            device=device,
-            dtype=dtype_name(dtype),
-        )
-    )
+    device_name(settings.device)
+    serve(settings)

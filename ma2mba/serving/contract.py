@@ -124,7 +124,7 @@ class Reading(Protocol):
     @property
     def progress(self) -> Progress: ...
     async def wait(self) -> Progress:
-        """Return when the medium is read, or raise MediaError."""
+        """Return when the medium is read. Raise `errors.Refused` if it cannot be."""
 
     def events(self) -> AsyncIterator[Progress]:
         """Yield the progress now, and after each change, until it is read or has failed."""
@@ -137,8 +137,11 @@ class Answering(Protocol):
     """Answers that are being written."""
 
     usage: Usage
+    """The tokens of the prompt are known with the first piece."""
 
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        """Yield the pieces as they come. Raise `errors.Refused`, or another UserError, if the question fails."""
+
     def cancel(self) -> None:
         """Stop writing. Its place in the batch is free at once."""
 
@@ -152,7 +155,11 @@ class Busy(Exception):
 
 
 class Engine(Protocol):
-    """What answers questions. `read` and `ask` return at once; they raise Busy, and UserError for a bad question."""
+    """What answers questions.
+
+    `read` and `ask` return at once. They raise Busy, UserError for a bad question, and `errors.Refused` with status 503
+    if nothing can be answered any more.
+    """
 
     def read(self, medium: Medium, client: str) -> Reading: ...
     def ask(self, question: Question) -> Answering: ...

@@ -40,9 +40,12 @@ Item = Opened | Chunk | Ended
 class FramesAhead:
     """A medium's chunks, made by a thread: the next one while the model reads the one before."""
 
-    def __init__(self, frames: FrameReader, session: Session, before: tuple[int, ...], path: Path):
-        """`session` gives model and chunk length; it is not changed. `before`: the tokens before the first frame."""
-        self._frames, self._session, self._before, self._path = frames, session, before, path
+    def __init__(self, frames: FrameReader | None, session: Session, before: tuple[int, ...], path: Path):
+        """`session` gives model and chunk length; it is not changed. `before`: the tokens before the first frame.
+
+        Without `frames`, the thread starts a worker process. `frames` may be used again when the thread has ended.
+        """
+        self.frames, self._session, self._before, self._path = frames, session, before, path
         self._made: deque[Item] = deque()
         self._taken = threading.Semaphore(0)
         self._stream: VideoStream | None = None
@@ -87,7 +90,8 @@ class FramesAhead:
 
     def _read(self) -> None:
         state, size = file_state(self._path), self._session.model.config.image_size
-        with self._frames.stream(self._path, size) as stream:
+        self.frames = frames = self.frames or FrameReader()
+        with frames.stream(self._path, size) as stream:
             with self._lock:
                 self._stream = stream
                 if self._cancelled:
@@ -102,7 +106,7 @@ class FramesAhead:
         if file_state(self._path) != state:
             raise MediaError(self._path, "changed while it was read", "Send it again")
         if duration > LONG:
-            self._frames.close()
+            frames.close()
 
     def _give_all(self, stream: VideoStream) -> None:
         shown_N, before = stream.shown_N, len(self._before)

@@ -13,8 +13,8 @@ from ma2mba.serving.errors import Refused
 from ma2mba.serving.room import GB, LEAST_BYTES, Room
 
 BLOCK_BYTES = 1 << 20
-SILENT_SECONDS = 60.0
-"""Seconds that a client may send nothing during an upload."""
+BLOCK_SECONDS = 120.0
+"""Seconds in which a block must come: a client that drips does not keep its turn for ever."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,18 @@ def _put(file: BinaryIO, digest: "hashlib._Hash", block: bytes) -> None:
 
 
 async def _blocks(chunks: AsyncIterator[bytes], name: str) -> AsyncIterator[bytes]:
-    """Join chunks to blocks of about BLOCK_BYTES. Raise Refused if none comes for SILENT_SECONDS."""
-    waiting = bytearray()
-    while True:
+    """Join chunks to blocks of about BLOCK_BYTES. Raise Refused if one takes longer than BLOCK_SECONDS."""
+    more = True
+    while more:
+        block = bytearray()
         try:
-            async with asyncio.timeout(SILENT_SECONDS):
-                chunk = await anext(chunks, None)
+            async with asyncio.timeout(BLOCK_SECONDS):
+                while more and len(block) < BLOCK_BYTES:
+                    chunk = await anext(chunks, None)
+                    block += chunk or b""
+                    more = chunk is not None
         except TimeoutError:
-            raise Refused(f"{name}: no bytes came for {SILENT_SECONDS:g} s. Send it again", 408, "timeout") from None
-        if chunk is None:
-            break
-        waiting += chunk
-        if len(waiting) >= BLOCK_BYTES:
-            yield bytes(waiting)
-            waiting.clear()
-    if waiting:
-        yield bytes(waiting)
+            reason = f"less than 1 MiB came within {BLOCK_SECONDS:g} s. Send it again over a faster connection"
+            raise Refused(f"{name}: {reason}", 408, "timeout") from None
+        if block:
+            yield bytes(block)

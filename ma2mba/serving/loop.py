@@ -58,7 +58,6 @@ class Loop:
         self._prefills: list[_Prefill] = []
         self._stopping = False
         self.turned, self.broken = time.monotonic(), ""
-        self._slice_began: float | None = None
         self._rest_until = 0.0
         self._failures = self._tokens = self._ended = 0
 
@@ -168,7 +167,6 @@ class Loop:
     def _write(self) -> bool:
         """Write one token of all answers. Return whether there are any."""
         if not self._places.writers:
-            self._slice_began = None
             return False
         try:
             tokens = self._places.step()
@@ -188,24 +186,19 @@ class Loop:
                 self._ended += 1
                 if writer.asked.ended:
                     self._queues.remove(writer.asked)
-        if self._slice_began is not None:
-            now = time.monotonic()
-            self._rest_until = now + (now - self._slice_began) * (1 / READING_SHARE - 1)
-            self._slice_began = None
         return True
 
     def _read(self) -> bool:
-        """Read a slice: of a question's text first, else of a medium. Return whether there was something to read."""
+        """Read a slice of a medium or of a question's text. Return whether there was something to read."""
+        began, busy = time.monotonic(), bool(self._prefills or self._places.writers)
+        if (not busy or began >= self._rest_until) and self._readers.advance(SLICE):
+            now = time.monotonic()
+            self._rest_until = now + (now - began) * (1 / READING_SHARE - 1)
+            return True
         if self._prefills:
             self._prefill(self._prefills[0])
             return True
-        began = time.monotonic()
-        if self._places.writers and began < self._rest_until:
-            return False
-        if not self._readers.advance(SLICE):
-            return False
-        self._slice_began = began
-        return True
+        return False
 
     def _prefill(self, prefill: _Prefill) -> None:
         until = time.monotonic() + SLICE

@@ -33,6 +33,7 @@ class Checker:
         self._hours, self._own = hours, threading.local()
         self._threads = ThreadPoolExecutor(CHECKERS, "check")
         self._pools: list[Pool] = []
+        self._closed = False
 
     async def check(self, path: Path, kind: Kind | None, name: str) -> Length:
         """Return what a file is. Raise Refused, which calls the file `name`, if it cannot be asked about."""
@@ -53,12 +54,14 @@ class Checker:
         except UserError as error:
             return error
         except (OSError, RuntimeError) as error:  # no worker could be started, or it failed before it began
-            log.exception("a medium could not be checked")
+            if not self._closed:
+                log.exception("a medium could not be checked")
             return UserError(str(error))
-        return results[0]
+        return results[0] if results else UserError("the check was stopped")
 
     def close(self) -> None:
-        """Kill the workers."""
+        """Kill the workers: what is being checked is refused."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for pool in self._pools:
             pool.close()

@@ -20,6 +20,8 @@ from ma2mba.serving.contract import Medium, Turn
 
 MOST_MEDIA = 12
 """Media of one conversation. The name of a state's file lists them, and may have 255 bytes."""
+MOST_LETTERS = 400_000
+"""Letters of one conversation: its tokens are counted while other requests wait."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ def _require_order(turns: Sequence[Turn]) -> None:
         raise UserError("messages: the last message has no text. Ask a question in it")
     if any(isinstance(part, Medium) for turn in turns[1::2] for part in turn.parts):
         raise UserError("messages: an assistant's message has a video or an image. Put it into a user's message")
+    letters = sum(len(text_of(turn)) for turn in turns)
+    if letters > MOST_LETTERS:
+        raise UserError(f"messages: {letters:,} letters of text. Send {MOST_LETTERS:,} at most")
     media = sum(isinstance(part, Medium) for turn in turns for part in turn.parts)
     if media > MOST_MEDIA:
         raise UserError(f"messages: {media} videos and images. Send {MOST_MEDIA} at most")

@@ -114,6 +114,8 @@ class Queues:
             reading = self._readings[prefix.key] = MediumReading(prefix, client)
             if watched is not None:
                 reading.found(watched)
+        elif not reading.done and all(prefix.medium.path != other.path for other in reading.media):
+            reading.media.append(prefix.medium)
         reading.holders += 1
         return reading
 

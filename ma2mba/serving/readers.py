@@ -26,7 +26,6 @@ END_SECONDS = 10.0
 class _Run:
     reading: MediumReading
     ahead: FramesAhead
-    frames: FrameReader
 
 
 class Readers:
@@ -83,9 +82,9 @@ class Readers:
         until = time.monotonic() + END_SECONDS
         for run in [*self._runs, *self._ending]:
             run.ahead.join(max(0.0, until - time.monotonic()))
-            run.frames.close()
-        for frames in self._idle:
-            frames.close()
+        for frames in [*self._idle, *(run.ahead.frames for run in [*self._runs, *self._ending])]:
+            if frames:
+                frames.close()
 
     def _may_start(self, reading: MediumReading) -> bool:
         """Return whether the medium of a reading can be decoded now. Do what must happen before."""
@@ -135,9 +134,9 @@ class Readers:
                 return
             base = before
         segment = reading.prefix.segments[-1]
-        frames = self._idle.pop() if self._idle else FrameReader()
-        ahead = FramesAhead(frames, self._like, segment.before, segment.medium.path)
-        self._runs.append(_Run(reading, ahead, frames))
+        frames = self._idle.pop() if self._idle else None
+        ahead = FramesAhead(frames, self._like, segment.before, reading.medium.path)
+        self._runs.append(_Run(reading, ahead))
         reading.begin(ahead, base, reading.parent.watched if reading.parent else ())
         ahead.start(self._wake)
 
@@ -148,7 +147,8 @@ class Readers:
         except Exception as error:
             if not isinstance(error, UserError | MemoryError):
                 log.exception("a medium could not be read")
-            reading.fail(error)
+            if not reading.take_other():
+                reading.fail(error)
             self._end(reading)
             if is_fatal(error):
                 raise
@@ -181,7 +181,8 @@ class Readers:
         for run in list(self._ending):
             if run.ahead.ended:
                 self._ending.remove(run)
-                self._idle.append(run.frames)
+                if run.ahead.frames:
+                    self._idle.append(run.ahead.frames)
 
 
 def is_fatal(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ from ma2mba.inference.interleaved import Interleaved
 from ma2mba.inference.session import Session
 from ma2mba.inference.state_file import Watched
 from ma2mba.inference.watch import Chunk
-from ma2mba.serving.contract import Progress, State
+from ma2mba.serving.contract import Medium, Progress, State
 from ma2mba.serving.frames_ahead import Ended, FramesAhead, Opened
 from ma2mba.serving.mailbox import News
 from ma2mba.serving.prompt import Prefix
@@ -28,6 +28,7 @@ BEHIND = 16
 class MediumReading:
     """A prefix whose last medium is read. `holders` wait for it; `client` was the first.
 
+    media     equal media of those who wait: each may have a file of its own
     session   what was read so far; None before and after
     watched   what is known of the media of the prefix, once it is ready
     frames    frames that the model has read in this process
@@ -35,6 +36,7 @@ class MediumReading:
 
     def __init__(self, prefix: Prefix, client: str):
         self.prefix, self.client = prefix, client
+        self.media = [prefix.medium]
         self.holders = 0
         self.progress = Progress("queued")
         self.news = News()
@@ -54,6 +56,19 @@ class MediumReading:
     @property
     def state(self) -> State:
         return self.progress.state
+
+    @property
+    def medium(self) -> Medium:
+        """The medium whose file is read."""
+        return self.media[0]
+
+    def take_other(self) -> bool:
+        """After a failure: begin again with another file of the same bytes if the first was deleted meanwhile."""
+        if self.medium.path.exists() or len(self.media) == 1:
+            return False
+        self.media.pop(0)
+        self.lost()
+        return True
 
     @property
     def done(self) -> bool:
@@ -113,7 +128,7 @@ class MediumReading:
     def fail(self, error: BaseException) -> None:
         """Say why the medium cannot be used, without its name: each client has its own."""
         self.stop()
-        self.tell(Progress("failed", error=_reason(error, str(self.prefix.medium.path))))
+        self.tell(Progress("failed", error=_reason(error, str(self.medium.path))))
 
     def _take(self) -> bool:
         """Take what the decoder has made. Return False if it has made nothing yet."""

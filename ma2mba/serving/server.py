@@ -30,7 +30,7 @@ def serve(settings: Settings) -> None:
     """Serve until a signal comes. Raise UserError if the settings, the address or the model cannot be used."""
     if settings.token_file:
         read_tokens(settings.token_file)
-        _warn_if_readable(settings.token_file)
+        warn_if_readable(settings.token_file)
     os.environ[f"{PREFIX}VIDEO_HOURS"] = repr(settings.max_video_hours)  # for the processes that decode
     with _listen(settings) as listener:
         engine = ServingEngine.open(settings)
@@ -93,6 +93,6 @@ def _tell(settings: Settings, port: int) -> None:
     log.info("serving %s at http://%s:%d/ and, for OpenAI's clients, /v1", settings.model_name, shown, port)
 
 
-def _warn_if_readable(path: Path) -> None:
+def warn_if_readable(path: Path) -> None:
     if os.stat(path).st_mode & (stat.S_IRGRP | stat.S_IROTH):
         log.warning("%s: other users of this machine can read the tokens. Run: chmod 600 %s", path, path)

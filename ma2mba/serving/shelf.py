@@ -27,7 +27,7 @@ SUFFIXES: dict[Kind, str] = {"video": ".video", "image": ".png"}
 """FrameReader reads a file with a picture's suffix as a picture, whichever picture it holds."""
 PART, RECORD, LOCK = ".part", ".json", ".lock"
 RECORD_BYTES = 16 << 10
-CONTENT, OWNER = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{64}")
+CONTENT = re.compile("[0-9a-f]{64}")
 ID = re.compile("(?:video|image)-[A-Za-z0-9_-]{43}")
 OURS = re.compile(rf"(?:{CONTENT.pattern}\.(?:video|png)|[A-Za-z0-9_-]+\.part|{ID.pattern}\.json|\..+\.json\..+\.tmp)")
 """The names of files that the shelf has written. It deletes no other file."""
@@ -211,7 +211,7 @@ class Shelf:
     def _entry(self, id: str, record: dict[str, Any], used: float) -> Entry | None:
         kind: Kind = "video" if record["kind"] == "video" else "image"
         content, owner, url = str(record["content"]), str(record["owner"]), str(record["url"])
-        if not CONTENT.fullmatch(content) or not OWNER.fullmatch(owner):
+        if not CONTENT.fullmatch(content):
             return None
         path = Path(record["path"]) if url else self.place(content, kind)
         size, duration, created = int(record["bytes"]), float(record["duration"]), float(record["created"])

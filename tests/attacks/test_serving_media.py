@@ -148,16 +148,18 @@ def test_quotas_of_one_owner_and_of_all(tmp_path, each, total, status):
     with_library(chosen, use)
 
 
-def test_a_silent_upload_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(incoming, "SILENT_SECONDS", 0.1)
+@pytest.mark.parametrize("pause", [0.01, 30])
+def test_an_upload_that_drips_or_stops_is_given_up(tmp_path, monkeypatch, pause):
+    monkeypatch.setattr(incoming, "BLOCK_SECONDS", 0.2)
 
-    async def silent():
-        yield b"x"
-        await asyncio.sleep(30)
+    async def slow():
+        for _ in range(200):
+            yield b"x"
+            await asyncio.sleep(pause)
 
     async def use(library):
         with pytest.raises(Refused) as caught:
-            await library.store(silent(), "a.mp4", "ann")
+            await library.store(slow(), "a.mp4", "ann")
         assert caught.value.status == 408
 
     with_library(settings(tmp_path), use)
@@ -266,6 +268,21 @@ def _harm(task, begin, beat, harm):
         return error
     finally:
         begin(1)
+
+
+def test_closing_the_library_ends_a_check(tmp_path, monkeypatch):
+    monkeypatch.setattr(media_check, "measure_item", hang)
+
+    async def use(library):
+        upload = asyncio.create_task(library.store(sent(b"bad"), "bad.mp4", "ann"))
+        while not library._checker._pools:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.5)
+        await library.close()
+        with pytest.raises(Refused, match="Try again"):
+            await upload
+
+    with_library(settings(tmp_path), use)
 
 
 def test_the_limits_of_the_check_hold_for_the_worker_alone(tmp_path):
@@ -564,9 +581,11 @@ def test_what_expired_while_the_server_was_down_goes_at_the_start(tmp_path):
 )
 def test_a_record_that_was_changed_leads_nowhere(tmp_path, change):
     chosen = settings(tmp_path)
+    (tmp_path / "x.video").write_bytes(clip(tmp_path / "a.mp4"))
     stored = with_library(chosen, lambda library: library.store(sent(clip(tmp_path / "a.mp4")), "a.mp4", "ann"))
     record = chosen.uploads / f"{stored.id}.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    assert (chosen.uploads / "../../x.video").stat().st_size == stored.bytes
 
     async def use(library):
         with pytest.raises(Refused):

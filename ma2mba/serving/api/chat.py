@@ -66,7 +66,8 @@ class _Answers:
 
     def __init__(self, parts: Parts, question: Question, wanted: Completion):
         self._parts, self._question, self._wanted = parts, question, wanted
-        self._reply = Reply(parts.settings.model_name, bool(wanted.logprobs))
+        drawn = question.sampling.heat > 0
+        self._reply = Reply(parts.settings.model_name, bool(wanted.logprobs), drawn)
         self._usage = Usage()
 
     async def whole(self) -> dict:

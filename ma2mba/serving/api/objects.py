@@ -28,8 +28,9 @@ class Written:
 class Reply:
     """Makes the objects of one request: they share an id, a time and a model."""
 
-    def __init__(self, model: str, logprobs: bool):
-        self._logprobs = logprobs
+    def __init__(self, model: str, logprobs: bool, drawn: bool):
+        """`logprobs`: the client wants log-probabilities. `drawn`: tokens are drawn, and the seeds are told."""
+        self._logprobs, self._drawn = logprobs, drawn
         self._head = {"id": f"chatcmpl-{secrets.token_hex(16)}", "created": int(time.time()), "model": model}
 
     def completion(self, answers: Sequence[Written], usage: Usage) -> dict[str, Any]:
@@ -43,7 +44,7 @@ class Reply:
             }
             for number, answer in enumerate(answers)
         ]
-        return self._head | {"object": "chat.completion", "choices": choices} | usage_of(usage)
+        return self._head | {"object": "chat.completion", "choices": choices} | self._facts(usage)
 
     def first(self, number: int) -> dict[str, Any]:
         """Return the event that begins an answer."""
@@ -61,7 +62,20 @@ class Reply:
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         """Return the last event of a stream whose client wants to know the usage."""
-        return self._head | {"object": "chat.completion.chunk", "choices": []} | usage_of(usage)
+        return self._head | {"object": "chat.completion.chunk", "choices": []} | self._facts(usage)
+
+    def _facts(self, usage: Usage) -> dict[str, Any]:
+        """Return the usage, and what OpenAI has no field for: seconds of video, and the seeds of drawn answers."""
+        seeds = {"seeds": list(usage.seeds)} if self._drawn else {}
+        return {
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.answer_tokens,
+                "total_tokens": usage.prompt_tokens + usage.answer_tokens,
+                "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+            },
+            "ma2mba": {"video_seconds": round(usage.seconds_of_video, 3)} | seeds,
+        }
 
     def _chunk(self, number: int, delta: dict[str, Any], reason: str | None, logprobs: Any) -> dict[str, Any]:
         choice = {"index": number, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
@@ -90,17 +104,4 @@ def _likely(token: Likely) -> dict[str, Any]:
         "token": token.text,
         "logprob": max(token.logprob, LOWEST),
         "bytes": list(token.text.encode(errors="surrogatepass")),
-    }
-
-
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """Return the usage, and what OpenAI has no field for: seconds of video, and the seeds of drawn answers."""
-    return {
-        "usage": {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.answer_tokens,
-            "total_tokens": usage.prompt_tokens + usage.answer_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        },
-        "ma2mba": {"video_seconds": round(usage.seconds_of_video, 3), "seeds": list(usage.seeds)},
     }

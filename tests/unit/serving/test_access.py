@@ -6,6 +6,7 @@ import pytest
 
 from ma2mba.errors import UserError
 from ma2mba.serving.auth import read_tokens
+from ma2mba.serving.server import warn_if_readable
 from ma2mba.serving.settings import Settings, is_loopback
 from tests.unit.serving.fakes import FakeEngine, FakeLibrary, make_app, running
 
@@ -163,3 +164,13 @@ def test_a_broken_token_file_is_refused(tmp_path, text, says):
 def test_a_missing_token_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="nothing"):
         read_tokens(tmp_path / "nothing")
+
+
+def test_a_token_file_that_others_can_read_is_told(tmp_path, caplog):
+    file = tmp_path / "tokens"
+    file.touch()
+    for mode, told in ((0o600, False), (0o640, True), (0o604, True)):
+        file.chmod(mode)
+        caplog.clear()
+        warn_if_readable(file)
+        assert ("chmod 600" in caplog.text) == told

@@ -68,7 +68,17 @@ def test_the_client_asks(client, engine, library):
 
 
 def test_a_stream_has_the_pieces_the_usage_and_the_end(client, engine):
-    chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, n=2, logprobs=True, top_logprobs=2))
+    chunks = list(
+        ask(
+            client,
+            stream=True,
+            stream_options={"include_usage": True},
+            n=2,
+            logprobs=True,
+            top_logprobs=2,
+            temperature=1,
+        )
+    )
     texts = ["", ""]
     for chunk in chunks[:-1]:
         assert chunk.usage is None
@@ -83,6 +93,7 @@ def test_a_stream_has_the_pieces_the_usage_and_the_end(client, engine):
     ]
     assert (chunks[-1].choices, chunks[-1].usage.completion_tokens) == ([], 4)
     assert chunks[-1].model_extra["ma2mba"]["seeds"] == [11, 12]
+    assert "seeds" not in ask(client).model_extra["ma2mba"]  # nothing is drawn
 
 
 def test_whole_answers_have_logprobs_and_numbers(client):
