@@ -100,7 +100,7 @@ def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]])
         axes.plot(steps, smooth(losses["loss"]), color=colour, linewidth=2.2)
         if begin:
             axes.axvline(begin, color=GRID, linewidth=1.2, zorder=0)
-        label = stage.replace("stage", "stage ").replace("_", ".")
+        label = stage.replace("stage", "stage ").replace("_long", ", long videos").replace("_", ".")
         axes.annotate(
             label, ((begin + steps[-1]) / 2, 1), (0, drop), xycoords=("data", "axes fraction"),
             textcoords="offset points", ha="center", va="top", color=colour, fontweight="bold",

@@ -32,7 +32,7 @@ from ma2mba.training.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("examples/demo/recipes")
-STAGES = ("stage1", "stage1_5", "stage2")
+STAGES = ("stage1", "stage1_5", "stage2", "stage2_long")
 NEEDLES = "needles"
 RANKS = 2
 PORT = "{port}"
@@ -43,28 +43,40 @@ console = Terminal()
 class Size:
     """The size of the demo.
 
-    Counts for `data_prep toy`; the stages, whose recipes are in `recipes`, with `overrides` for each; `frames` of the
-    evaluations; `lengths` in seconds and `questions` of the needle grid.
+    `toy`: options of `data_prep toy`. `frames` of the evaluations; `lengths` in seconds and `questions` of the needle
+    grid. `overrides` of the recipe of every stage, and `long_overrides` of the last one's.
     """
 
-    videos: int
-    short: int
-    stills: int
-    clips: int
-    held_out: int
-    seconds: str
+    toy: dict[str, int | str]
     frames: tuple[str, ...]
     lengths: str
     questions: int = 96
     overrides: tuple[str, ...] = ()
-    recipes: Path = RECIPES
-    stages: tuple[str, ...] = STAGES
+    long_overrides: tuple[str, ...] = ()
 
 
-FULL = Size(240, 480, 2400, 480, 48, "60:120", ("2", "4", "8", "16", "32", "1fps"), "60,600,3600")
-LONG = replace(FULL, lengths="60,600,3600,7200")
+def toy(videos: int, short: int, stills: int, clips: int, held_out: int, seconds: str) -> dict[str, int | str]:
+    """Return options of `data_prep toy`, without those of the marathons."""
+    counts: dict[str, int | str] = {"videos": videos, "short": short, "stills": stills, "clips": clips}
+    return counts | {"held-out": held_out, "seconds": seconds}
+
+
+FULL = Size(
+    toy(240, 480, 2400, 480, 48, "60:120") | {"marathons": 160, "marathon-seconds": "300:1000"},
+    ("2", "4", "8", "16", "32", "1fps"),
+    "60,600,3600",
+)
+LONG = replace(
+    FULL,
+    toy=FULL.toy | {"marathons": 300, "marathon-seconds": "200:3600"},
+    lengths="60,600,3600,7200",
+    long_overrides=("epochs=8",),
+)
 TINY = Size(
-    *(2, 2, 4, 2, 2, "6:8", ("8", "1fps"), "4,8", 11),
+    toy(2, 2, 4, 2, 2, "6:8") | {"marathons": 2, "marathon-seconds": "10:12"},
+    ("8", "1fps"),
+    "4,8",
+    11,
     overrides=("epochs=null", "steps=2", "global_batch=4", "micro_batch=2"),
 )
 NEEDLE_SEED = 18
@@ -118,18 +130,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def training_steps(out: Path, size: Size) -> list[Step]:
     """Return the steps that make videos and shards, and train the stages."""
-    toy = out / "toy"
-    amounts = [f"--{name.replace('_', '-')}={getattr(size, name)}" for name in ("videos", "short", "stills", "clips")]
-    command = ("python", "-m", "data_prep", "toy", f"--out={toy}", *amounts, f"--held-out={size.held_out}")
-    steps = [Step("toy videos", (*command, f"--seconds={size.seconds}"), toy)]
-    for stage in size.stages:
+    corpus = out / "toy"
+    options = [f"--{name}={value}" for name, value in size.toy.items()]
+    steps = [Step("toy videos", ("python", "-m", "data_prep", "toy", f"--out={corpus}", *options), corpus)]
+    for stage in STAGES:
         shards = out / "shards" / stage
-        build = ("python", "-m", "data_prep", "build", str(toy / f"{stage}.yaml"), "--out", str(shards))
+        build = ("python", "-m", "data_prep", "build", str(corpus / f"{stage}.yaml"), "--out", str(shards))
         steps.append(Step(f"shards {stage}", build, shards, resumes=True))
     before = None
-    for stage in size.stages:
-        recipe, run = size.recipes / f"{stage}.yaml", out / stage
+    for stage in STAGES:
+        recipe, run = RECIPES / f"{stage}.yaml", out / stage
         overrides = [f"data={out / 'shards' / stage}", f"run={run}", *([f"init_from={before}"] if before else [])]
+        overrides += size.long_overrides if stage == STAGES[-1] else ()
         launch = (
             "deepspeed",
             "--quiet",
@@ -146,7 +158,7 @@ def training_steps(out: Path, size: Size) -> list[Step]:
 def trial_steps(out: Path, size: Size) -> list[Step]:
     """Return the steps that export the model, ask a question, evaluate at every number of frames, and find needles."""
     model, task = out / "model", out / "toy" / "eval.jsonl"
-    export = ("ma2mba", "export", str(out / size.stages[-1]), "--out", str(model))
+    export = ("ma2mba", "export", str(out / STAGES[-1]), "--out", str(model))
     ask = ("ma2mba", "ask", str(out / "toy/media/heldout/00000.mp4"), "Which symbol appeared?", "--model", str(model))
     steps = [Step("export", export, model), Step("ask", ask)]
     for frames in size.frames:
@@ -221,7 +233,7 @@ def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
     """Write the report and print it."""
     results = {frames: json.loads((out / f"eval-{frames}" / "report.json").read_text()) for frames in size.frames}
     needles = json.loads((out / NEEDLES / "report.json").read_text())["needle_grid"]
-    report = build_report(out / "model", results, {stage: out / stage for stage in size.stages}, seconds, needles)
+    report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds, needles)
     numbers, picture = write_report(report, out)
     console.rule(Text("report", "bold"), align="left")
     record = results[size.frames[-1]]["records"][0]

@@ -14,7 +14,7 @@ from ma2mba.model.pretrained import load_model
 from tests.dist.launching import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("stage1", "stage1_5", "stage2")
+STAGES = ("stage1", "stage1_5", "stage2", "stage2_long")
 TIMEOUT_SECONDS = 1100
 pytestmark = pytest.mark.timeout(1200)
 
