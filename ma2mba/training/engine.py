@@ -191,6 +191,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
     inner = _initialize(module, optimizer, ds_config(recipe, world, policy), recipe.zero_config)
+    for buffer in model.buffers() if world.size > 1 else ():  # DeepSpeed shares rank 0's parameters alone
+        deepspeed.comm.broadcast(buffer, 0)
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
