@@ -78,10 +78,8 @@ def build(recipe: Recipe, world: World) -> Job:
     launcher ends the other ranks.
     """
     clock = StartClock()
-    clock.enter("imports")
-    world, policy = check_world(recipe, world)
-    backend(world.device)
     clock.enter("checkpoint")
+    world, policy = check_world(recipe, world)
     start = find_start(recipe, verify=world.reads_files)
     recipe = pin(recipe, start)
     clock.enter("weights")
@@ -95,6 +93,8 @@ def build(recipe: Recipe, world: World) -> Job:
     data = open_data(recipe, world, source, model.config, start)
     if world.reads_files:
         _check_features(data.dataset, model)
+    clock.enter("imports")
+    backend(world.device)
     clock.enter("plan")
     fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)
     if world.rank == 0:  # so that the first checkpoint takes no longer than the others
