@@ -48,6 +48,7 @@ setup(
     package_data={
         "data_prep": ["recipes/*.yaml"],
         "ma2mba.model.hf": ["*.md"],
+        "ma2mba.serving.page.assets": ["*.css", "*.html", "*.js"],
         "ma2mba.recipes": ["*.yaml"],
         "ma2mba.policies": ["*.json"],
     },
@@ -81,6 +82,7 @@ setup(
         "serve": [
             "fastapi>=0.165",
             "gradio>=6.31",
+            "httpcore>=1.0.9",
             "prometheus-client>=0.26",
             "python-multipart>=0.0.34",
             "uvicorn>=0.54",

@@ -9,14 +9,19 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 INK, FAINT, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 ACCENT, COLOURS = "#d9480f", ("#4263eb", "#0ca678", "#ae3ec9")
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Colours for up to seven curves, which colour-blind people can tell apart (Okabe and Ito, 2008)."""
+HEAT = LinearSegmentedColormap.from_list("heat", ["#fff3bf", "#94d2bd", "#1c7ed6", "#102a6b"])
+DARK = 0.55
+"""Shares above this one have a dark colour in HEAT: letters on it are white."""
 Points = dict[str, list[tuple[int, float]]]
 SPAN_FOR_POWERS = 30
 """A logarithmic axis that spans less would show at most one power of ten: it gets round numbers instead."""
@@ -111,6 +116,68 @@ def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]])
     axes.grid(axis="y", color=GRID, zorder=0)
     axes.set_xlabel("optimizer steps")
     _title(axes, "Loss of the three stages", "nats per supervised token")
+
+
+def draw_needle_grid(grid: Mapping[str, Any], frames: str, path: Path) -> None:
+    """Draw the heat map of a needle evaluation (evaluation.needle_report.needle_grid). `frames`: how many are seen."""
+    rows, columns = len(grid["lengths_seconds"]), len(grid["depths"])
+    with _figure(path, max(6.0, 3.0 + 0.62 * columns), 2.4 + 0.55 * rows, 150) as figure:
+        draw_needles(figure.subplots(), grid, frames)
+
+
+def draw_needles(axes: Axes, grid: Mapping[str, Any], frames: str) -> None:
+    """Draw the accuracy at each length (rows) and depth (columns) in per cent, with a column for all depths."""
+    depths, lengths = grid["depths"], grid["lengths_seconds"]
+    shares = np.array([[np.nan if cell is None else cell for cell in row] for row in grid["accuracy"]], float).reshape(
+        len(lengths), len(depths)
+    )
+    means = np.array([np.nan if cell is None else cell for cell in grid["accuracy_by_length"]], float)
+    beside = len(depths) + 0.4
+    for x, cells in [*enumerate(shares.T), (beside, means)]:
+        for y, cell in enumerate(cells):
+            colour = HEAT(cell) if np.isfinite(cell) else GRID
+            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.5))
+            axes.annotate(f"{100 * cell:.0f}" if np.isfinite(cell) else "-", (x, y), ha="center", va="center",
+                          fontweight="bold" if x == beside else "normal",
+                          color="white" if np.isfinite(cell) and cell > DARK else INK)  # fmt: skip
+    axes.set_xlim(-0.5, beside + 0.5)
+    axes.set_ylim(len(lengths) - 0.5, -0.5)
+    axes.set_xticks([*range(len(depths)), beside], [*(f"{100 * depth:.3g}" for depth in depths), "all"])
+    axes.set_yticks(range(len(lengths)), [duration_words(length) for length in lengths])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("depth of the needle (0: start of the video, 100: its end)")
+    axes.set_ylabel("length of the video")
+    counts = sorted(set(grid["questions_by_length"]))
+    asked = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    chance = "" if grid["chance"] is None else f" (chance {100 * grid['chance']:.3g}%)"
+    _title(axes, f"Needles found, in per cent{chance}", f"{asked} questions about each length, {frames}")
+
+
+def duration_words(seconds: int) -> str:
+    """Return a duration as "45 s", "10 min" or "2 h"; the largest unit that it is a whole number of, up to 90 min."""
+    if seconds % 60:
+        return f"{seconds:,} s"
+    return f"{seconds // 3600} h" if seconds > 5400 and seconds % 3600 == 0 else f"{seconds // 60:,} min"
+
+
+def draw_pictures(
+    pictures: Mapping[tuple[int, float], np.ndarray], lengths: Sequence[int], depths: Sequence[float], path: Path
+) -> None:
+    """Draw one picture with a needle for each length (rows) and depth (columns) that has one."""
+    with _figure(path, 1.6 + 0.95 * len(depths), 1.6 + 0.95 * len(lengths), 150) as figure:
+        grid = figure.subplots(len(lengths), len(depths), squeeze=False)
+        for row, length in zip(grid, lengths, strict=True):
+            for axes, depth in zip(row, depths, strict=True):
+                if (length, depth) in pictures:
+                    axes.imshow(pictures[length, depth])
+                axes.set_xticks([])
+                axes.set_yticks([])
+                axes.spines[:].set_visible(False)
+            row[0].set_ylabel(duration_words(length), rotation=0, ha="right", va="center")
+        for axes, depth in zip(grid[-1], depths, strict=True):
+            axes.set_xlabel(f"{100 * depth:.3g}%")
+        figure.suptitle("The first question of each length and depth: the symbol that the model was shown", fontsize=12)
 
 
 def smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:

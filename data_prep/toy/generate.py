@@ -1,6 +1,7 @@
 """Write a toy corpus: media, annotations in the real formats, recipes, a tokenizer and an evaluation."""
 
 import json
+import math
 import multiprocessing
 import random
 from collections.abc import Callable, Iterable
@@ -28,27 +29,38 @@ CLIP_LENGTHS = (2, 3, 4, 6, 8, 12, 16, 20)
 BUCKETS = ((30, "0_30_s"), (60, "30_60_s"), (120, "1_2_m"), (180, "2_3_m"), (600, "3_10_m"))
 """LLaVA-Video-178K's ranges of video length: (longest in seconds, name)."""
 IMAGE_SIZE = 56
+MARATHON_FPS = 2
+"""Frames a second of marathons: a quarter of the work, and the same pictures at whole seconds."""
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """The number of videos, images and clips to write."""
+    """The number of videos, images, clips and marathons (videos of many minutes) to write."""
 
     videos: int
     short: int
     stills: int
     clips: int
     held_out: int
+    marathons: int = 0
 
     @classmethod
-    def derived(cls, videos: int, short: int | None, stills: int | None, clips: int | None, held_out: int | None):
+    def derived(
+        cls,
+        videos: int,
+        short: int | None,
+        stills: int | None,
+        clips: int | None,
+        held_out: int | None,
+        marathons: int = 0,
+    ):
         """Return the given numbers; derive a number that is None from `videos`."""
 
         def pick(value: int | None, default: int) -> int:
             return default if value is None else value
 
         held = pick(held_out, max(len(NEEDLES), videos // 5))
-        return cls(videos, pick(short, 2 * videos), pick(stills, 4 * videos), pick(clips, videos), held)
+        return cls(videos, pick(short, 2 * videos), pick(stills, 4 * videos), pick(clips, videos), held, marathons)
 
 
 def bucket(seconds: int) -> str:
@@ -74,7 +86,21 @@ def plan_series(
     return movies
 
 
-def generate(out: Path, amounts: Amounts, seconds: tuple[int, int], seed: int, workers: int) -> dict[str, int]:
+def marathon_lengths(count: int, seconds: tuple[int, int], seed: int) -> list[tuple[int, int]]:
+    """Return the lengths of `count` marathons, log-uniform in `seconds`: an hour is as rare as its neighbours."""
+    rng = random.Random(f"{seed}/marathon/lengths")
+    logs = [rng.uniform(math.log(seconds[0]), math.log(seconds[1])) for _ in range(count)]
+    return [(round(math.exp(log)), round(math.exp(log))) for log in logs]
+
+
+def generate(
+    out: Path,
+    amounts: Amounts,
+    seconds: tuple[int, int],
+    seed: int,
+    workers: int,
+    marathon_seconds: tuple[int, int] = (200, 1000),
+) -> dict[str, int]:
     """Write a corpus into `out`, which must be new or empty; return the number of movies of each series."""
     _require_new(out)
     around = [(round(0.9 * s), round(1.1 * s)) for s in SHORT_LENGTHS if s < seconds[0]] or [seconds]
@@ -87,10 +113,15 @@ def generate(out: Path, amounts: Amounts, seconds: tuple[int, int], seed: int, w
         "long": plan_series("long", [seconds] * amounts.videos, seed, lambda i: True),
         "heldout": plan_series("heldout", [seconds] * amounts.held_out, seed + 1_000_003, lambda i: True),
     }
+    if amounts.marathons:
+        lengths = marathon_lengths(amounts.marathons, marathon_seconds, seed)
+        everything["marathon"] = plan_series("marathon", lengths, seed, lambda i: True)
     _write_annotations(out, everything, seed)
     write_eval(out / "eval.jsonl", everything["heldout"])
     jobs = [
-        (movie, out / "media") for name in ("long", "heldout", "short", "clips", "stills") for movie in everything[name]
+        (movie, out / "media")
+        for name in ("marathon", "long", "heldout", "short", "clips", "stills")
+        for movie in everything.get(name, [])
     ]
     write_media(jobs, workers)
     words.save_tokenizer(out / "tokenizer.json")
@@ -135,7 +166,8 @@ def _write_one(job: tuple[Movie, Path]) -> None:
     """Write one movie below its folder. An image shows the first frame with the needle."""
     movie, media = job
     if not is_still(movie):
-        return write_movie(movie, media / f"{movie.name}.mp4")
+        fps = MARATHON_FPS if movie.name.startswith("marathon/") else FPS
+        return write_movie(movie, media / f"{movie.name}.mp4", fps)
     index = movie.needle.first if movie.needle else 0
     with atomic_path(media / f"{movie.name}.png", sync=False) as temporary:
         Image.fromarray(draw_frame(movie, index)).save(temporary, format="PNG")
@@ -156,8 +188,14 @@ def _write_annotations(out: Path, everything: dict[str, list[Movie]], seed: int)
     walks = [_scenewalk_record(movie) for movie in everything["short"] + everything["long"]]
     with atomic_write(folder / "stage1_5.jsonl") as file:
         file.writelines(json.dumps(record) + "\n" for record in walks)
+    _write_questions(folder, everything["short"] + everything["long"], rng)
+    _write_questions(folder / "marathon", everything.get("marathon", []), rng)
+
+
+def _write_questions(folder: Path, movies: list[Movie], rng: random.Random) -> None:
+    """Write the questions about some movies into a file for each range of lengths."""
     buckets: dict[str, list[dict]] = {}
-    for movie in everything["short"] + everything["long"]:
+    for movie in movies:
         buckets.setdefault(bucket(movie.seconds), []).extend(_video_records(movie, rng))
     for name, records in buckets.items():
         _write_json(folder / f"{name}_toy_oe.json", records)
@@ -234,16 +272,25 @@ def write_eval(path: Path, movies: list[Movie], tasks: tuple[str, ...] = ("needl
 
 
 def _write_recipes(out: Path) -> None:
-    """Write a build recipe for each stage."""
+    """Write a build recipe for each stage, and stage2_long.yaml if there are marathons."""
     sources = {
         "stage1": [{"format": "llava", "annotations": ["annotations/stage1.json"], "media": "media"}],
         "stage1_5": [{"format": "scenewalk", "annotations": ["annotations/stage1_5.jsonl"], "media": "media"}],
-        "stage2": [
-            {"format": "llava_video", "annotations": [f"annotations/{path.name}"], "media": "media"}
-            for path in sorted((out / "annotations").glob("*_toy_oe.json"))
-        ],
+        "stage2": _question_sources(out, "annotations"),
+        "stage2_long": _question_sources(out, "annotations/marathon"),
     }
-    for stage, listed in sources.items():
+    for name, listed in sources.items():
+        if not listed:
+            continue
+        stage = name.removesuffix("_long")
         recipe = {"stage": stage, "image_size": IMAGE_SIZE, "tokenizer": "tokenizer.json", "jpeg_quality": 95}
-        with atomic_write(out / f"{stage}.yaml") as file:
+        with atomic_write(out / f"{name}.yaml") as file:
             yaml.safe_dump(recipe | {"sources": listed}, file, sort_keys=False)
+
+
+def _question_sources(out: Path, folder: str) -> list[dict[str, Any]]:
+    """Return the sources of a build recipe for the files that `_write_questions` has written into a folder."""
+    return [
+        {"format": "llava_video", "annotations": [f"{folder}/{path.name}"], "media": "media"}
+        for path in sorted((out / folder).glob("*_toy_oe.json"))
+    ]

@@ -7,10 +7,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ma2mba.files import atomic_write
 from ma2mba.model.conversation import ASSISTANT, END, SYSTEM, USER
 from ma2mba.video.synthetic.movie import Movie
-from ma2mba.video.synthetic.scenes import BACKGROUNDS, COLOURS, NEEDLES, PATTERNS, SHAPES, Scene
+from ma2mba.video.synthetic.scenes import BACKGROUNDS, COLOURS, NEEDLE_QUESTION, NEEDLES, PATTERNS, SHAPES, Scene
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
-NEEDLE_QUESTION = "Which symbol appeared?"
 COUNT_QUESTION = "How many scenes were there?"
 DESCRIBE = ("Describe the picture.", "What does this show?", "Write a short caption.")
 DESCRIBE_SCENE = "Describe this scene."

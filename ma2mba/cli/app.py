@@ -22,6 +22,7 @@ from ma2mba.cli.inspect import inspect
 from ma2mba.cli.output import out, refuse
 from ma2mba.cli.plan import plan
 from ma2mba.cli.replay import replay
+from ma2mba.cli.serve import serve_command
 from ma2mba.cli.train import train
 from ma2mba.errors import UserError
 from ma2mba.terminal import guard_reports
@@ -33,7 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Prepare data, train Video-Ma2mba, ask a trained model about videos, evaluate it and export it.",
+    help="Prepare data, train Video-Ma2mba, ask a trained model about videos, serve it, evaluate it and export it.",
 )
 
 
@@ -52,6 +53,7 @@ for command, name in (
     (ask, "ask"),
     (ingest, "ingest"),
     (chat, "chat"),
+    (serve_command, "serve"),
     (evaluate_command, "eval"),
     (generate_command, "generate"),
     (export, "export"),

@@ -38,8 +38,8 @@ from ma2mba.cli.writing import (
 from ma2mba.errors import UserError
 
 if TYPE_CHECKING:
+    from ma2mba.inference.answer import Answer
     from ma2mba.inference.chat import VideoChat
-    from ma2mba.inference.generate import Answer
     from ma2mba.inference.sampling import Sampling
 
 Words = Annotated[

@@ -151,14 +151,16 @@ def toy(
     held_out: Annotated[
         int | None, typer.Option(min=0, help="Videos for evaluation only (default: 1 per 5 long ones, at least 8).")
     ] = None,
+    marathons: Annotated[int, typer.Option(min=0, help="Training videos of many minutes.")] = 0,
+    marathon_seconds: Seconds = "200:1000",
 ) -> None:
     """Render a toy corpus: videos, annotations and recipes for every stage, a tokenizer and an evaluation."""
     from data_prep.toy.generate import Amounts, generate
 
-    amounts = Amounts.derived(videos, short, stills, clips, held_out)
-    length = parse_seconds(seconds)
+    amounts = Amounts.derived(videos, short, stills, clips, held_out, marathons)
+    length, marathon_length = parse_seconds(seconds), parse_seconds(marathon_seconds, "--marathon-seconds")
     with writing(folder):
-        written = generate(folder, amounts, length, seed, workers)
+        written = generate(folder, amounts, length, seed, workers, marathon_length)
     print_line(f"{folder}: " + ", ".join(f"{count} {name}" for name, count in written.items()))
 
 
@@ -179,17 +181,17 @@ def toy_eval(
     print_line(f"{folder}: {count} needle videos; the questions are in {folder / 'eval.jsonl'}")
 
 
-def parse_seconds(text: str) -> tuple[int, int]:
+def parse_seconds(text: str, option: str = "--seconds") -> tuple[int, int]:
     """Convert "60:120" to (60, 120). Raise UserError unless 2 <= shortest <= longest."""
     try:
         low, high = (int(word) for word in text.split(":"))
     except ValueError:
         raise UserError(
-            f"--seconds {text}: not a range. Write shortest:longest in whole seconds, for example 60:120"
+            f"{option} {text}: not a range. Write shortest:longest in whole seconds, for example 60:120"
         ) from None
     if not 2 <= low <= high:
         raise UserError(
-            f"--seconds {text}: a video lasts at least 2 s, and the shortest comes first. Write, for example, 60:120"
+            f"{option} {text}: a video lasts at least 2 s, and the shortest comes first. Write, for example, 60:120"
         )
     return low, high
 

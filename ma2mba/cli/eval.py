@@ -2,12 +2,14 @@
 
 import tempfile
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from ma2mba.cli import needle as needles
 from ma2mba.cli.output import (
     Device,
     Dtype,
@@ -99,12 +101,20 @@ def evaluate_command(
     part: PartOption = None,
     fresh: Fresh = False,
     report: ReportOf = None,
+    needle: needles.Needle = False,
+    lengths: needles.Lengths = None,
+    depths: needles.Depths = None,
+    haystack: needles.Haystack = None,
+    questions: needles.QuestionsEach = None,
+    seed: needles.Seed = None,
+    hide_options: needles.HideOptions = False,
+    keep_videos: needles.KeepVideos = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ask every question of a task file or a benchmark, and count the right answers.
+    """Ask every question of a task file or a benchmark, or about needles in long videos, and count the right answers.
 
     Every answer is written to FOLDER/answers.jsonl as it comes: a command that was stopped or killed resumes where it
     was. report.json, accuracy.png and by_length.png follow when all questions are answered. A video that cannot be used
@@ -127,20 +137,25 @@ def evaluate_command(
     share = Part.choose(part)
     if share.of > 1 and not out_folder:
         raise UserError(f"--out is missing. Part {share} of an evaluation needs a folder that all parts share")
-    questions = _questions(task, benchmark, data, media, only, limit, split, subtitles, online)
+    grid = needles.NeedleOptions(lengths, depths, haystack, questions, seed, hide_options, keep_videos)
+    asked = _Asked(task, benchmark, data, media, only, limit, split, subtitles, online)
     choice: dict[str, Any] = {
         "scoring": scoring,
         "dtype": dtype_name(dtype),
         "device": device_name(device),
     }
-    with (
-        tempfile.TemporaryDirectory() if out_folder is None else nullcontext(str(out_folder)) as folder,
-        progress("questions") as tell,
-        keeping_answers(out_folder) as count,
-    ):
-        result = evaluate(
-            model, questions, Path(folder), frames, **choice, part=share, fresh=fresh, progress=count(tell)
-        )
+    if needle:
+        asked.refuse_given("--needle")
+        grid.grid()
+    else:
+        grid.refuse_given()
+    with tempfile.TemporaryDirectory() if out_folder is None else nullcontext(str(out_folder)) as folder:
+        asking = needles.needle_questions(grid, Path(folder), share) if needle else nullcontext(asked.questions())
+        telling = needles.watched_seconds(grid.grid(), share) if needle else progress("questions")
+        with asking as found, telling as tell, keeping_answers(out_folder) as count:
+            result = evaluate(
+                model, found, Path(folder), frames, **choice, part=share, fresh=fresh, progress=count(tell)
+            )
     if result:
         _print(result, out_folder, as_json)
     elif out_folder:
@@ -156,41 +171,67 @@ def require_folder(path: Path) -> None:
         raise UserError(f"--out {path}: is not a folder. Name a folder")
 
 
-def _questions(
-    task: Path | None,
-    benchmark: str | None,
-    data: str | None,
-    media: Path | None,
-    only: str | None,
-    limit: int | None,
-    split: str | None,
-    subtitles: bool,
-    online: bool,
-) -> "Questions":
-    """Return the questions that the options choose. Raise UserError for options that do not fit together."""
-    from ma2mba.evaluation.benchmarks import read_benchmark
-    from ma2mba.evaluation.evaluate import Questions
-    from ma2mba.evaluation.tasks import read_tasks
+@dataclass(frozen=True)
+class _Asked:
+    """The options that choose the questions of a task file or a benchmark."""
 
-    if (task is None) == (benchmark is None):
-        given = "both given" if task else "both missing"
-        raise UserError(f"--task and --benchmark: {given}. Give a file of questions, or the name of a benchmark")
-    if task:
-        extra = {"--data": data, "--subtitles": subtitles, "--split": split, "--online": online}
-        for name in (name for name, value in extra.items() if value):
-            raise UserError(f"{name}: is for --benchmark. Leave it out with --task")
-        found = read_tasks(task, media=media, task=only, limit=limit)
-        return Questions([question.item for question in found], str(task))
-    assert benchmark
-    if not data:
-        raise UserError(f"--data is missing. Give the folder of {benchmark}, or its name on the Hugging Face hub")
-    items = read_benchmark(benchmark, data, media=media, split=split, subtitles=subtitles, online=online)
-    chosen = [item for item in items if only in (None, item.task)][:limit]
-    if not chosen:
-        raise UserError(
-            f"--only {only}: {benchmark} has no such task. Use one of {names({item.task for item in items})}"
+    task: Path | None
+    benchmark: str | None
+    data: str | None
+    media: Path | None
+    only: str | None
+    limit: int | None
+    split: str | None
+    subtitles: bool
+    online: bool
+
+    def refuse_given(self, beside: str) -> None:
+        """Raise UserError if one of the options is given."""
+        for name in (name for name, value in vars(self).items() if value not in (None, False)):
+            raise UserError(f"--{name} and {beside}: both given. Leave out one of them")
+
+    def questions(self) -> "Questions":
+        """Return the questions that the options choose. Raise UserError for options that do not fit together."""
+        from ma2mba.evaluation.benchmarks import read_benchmark
+        from ma2mba.evaluation.evaluate import Questions
+        from ma2mba.evaluation.tasks import read_tasks
+
+        if (self.task is None) == (self.benchmark is None):
+            given = "both given" if self.task else "both missing"
+            raise UserError(
+                f"--task and --benchmark: {given}. Give a file of questions, the name of a benchmark, or --needle"
+            )
+        if self.task:
+            extra = {
+                "--data": self.data,
+                "--subtitles": self.subtitles,
+                "--split": self.split,
+                "--online": self.online,
+            }
+            for name in (name for name, value in extra.items() if value):
+                raise UserError(f"{name}: is for --benchmark. Leave it out with --task")
+            found = read_tasks(self.task, media=self.media, task=self.only, limit=self.limit)
+            return Questions([question.item for question in found], str(self.task))
+        assert self.benchmark
+        if not self.data:
+            raise UserError(
+                f"--data is missing. Give the folder of {self.benchmark}, or its name on the Hugging Face hub"
+            )
+        items = read_benchmark(
+            self.benchmark,
+            self.data,
+            media=self.media,
+            split=self.split,
+            subtitles=self.subtitles,
+            online=self.online,
         )
-    return Questions(chosen, data, benchmark, subtitles=subtitles)
+        chosen = [item for item in items if self.only in (None, item.task)][: self.limit]
+        if not chosen:
+            raise UserError(
+                f"--only {self.only}: {self.benchmark} has no such task. Use one of "
+                f"{names({item.task for item in items})}"
+            )
+        return Questions(chosen, self.data, self.benchmark, subtitles=self.subtitles)
 
 
 def names(tasks: set[str]) -> str:
@@ -228,8 +269,11 @@ def _say_missing(folder: Path, part: "Part", as_json: bool) -> None:
 def _print(report: dict[str, Any], folder: Path | None, as_json: bool) -> None:
     if as_json:
         return print_json(report)
-    print_line(f"{report['model']} on {report['questions_from']}, frames: {report['frames']}")
-    out.print(_accuracy_table(report))
+    if "needle_grid" in report:
+        needles.print_grid(report)
+    else:
+        print_line(f"{report['model']} on {report['questions_from']}, frames: {report['frames']}")
+        out.print(_accuracy_table(report))
     _list_unreadable(report["unreadable_videos"])
     if folder:
         print_line(f"report: {folder}/report.json, with charts beside it; every answer: answers*.jsonl")

@@ -108,7 +108,7 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
 
         def report(done: int, total: int, note: str = "") -> None:
             if not shown:
-                shown.append(stack.enter_context(Reporter(title, total)))
+                shown.append(stack.enter_context(Reporter(title, total, done)))
             shown[0].advance(done - shown[0].done, note)
 
         yield report

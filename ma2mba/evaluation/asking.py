@@ -6,7 +6,7 @@ what was answered before: a run that was killed and started again gives the answ
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -40,6 +40,15 @@ class Asked(Protocol):
 
 
 Q = TypeVar("Q", bound=Asked)
+Watch = Callable[[VideoChat, Sequence[Q], str, FrameReader], Sequence[VideoChat]]
+"""Lets a chat that has watched nothing watch what some questions are about; returns a chat for each question."""
+
+
+def watch_medium(chat: VideoChat, questions: Sequence[Asked], frames: str, reader: FrameReader) -> list[VideoChat]:
+    """Watch the seconds of one medium that all questions are about: they share the chat."""
+    first, chat = questions[0], chat.fork()
+    chat.watch(first.medium, frames, reader=reader, hashed=False, window=_window(first))
+    return [chat] * len(questions)
 
 
 @dataclass
@@ -47,15 +56,19 @@ class Asking(Generic[Q]):
     """A run of questions over media.
 
     describe  returns what a record says of a question, answered or not
-    respond   yields (place, fields) for each of some questions about what a chat has watched, as they are answered
+    respond   yields (place, fields) for each of some questions, as they are answered. Each question has its own chat
+    watch     returns these chats
+    apart     the questions of a medium see different pictures of it: `watch` is called for every TOGETHER of them
     """
 
     questions: Sequence[Q]
     frames: str
     describe: Callable[[Q], Record]
-    respond: Callable[[VideoChat, Sequence[Q]], Iterable[tuple[int, Record]]]
+    respond: Callable[[Sequence[VideoChat], Sequence[Q]], Iterable[tuple[int, Record]]]
     unanswered: Record = field(default_factory=dict)
     """The fields of a record without an answer."""
+    watch: Watch[Q] = watch_medium
+    apart: bool = False
 
     def media(self) -> list[list[int]]:
         """Return the numbers of each medium's questions, the media in the order of their first questions."""
@@ -76,8 +89,7 @@ class Asking(Generic[Q]):
         if done:
             progress(done, len(wanted))
         for numbers in part.share(self.media()):
-            for places in in_order(_window(self.questions[number]) for number in numbers).values():
-                group = [numbers[place] for place in places]
+            for group in self._groups(numbers):
                 for record in self._ask(chat, group, answered, reader):
                     if _says_more(record, file.records.get(record["number"])):
                         file.add(record)
@@ -85,30 +97,38 @@ class Asking(Generic[Q]):
                     progress(done, len(wanted))
             file.sync()
 
+    def _groups(self, numbers: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the questions about a medium that are answered after watching it once."""
+        for places in in_order(_window(self.questions[number]) for number in numbers).values():
+            size = TOGETHER if self.apart else len(places)
+            for begin in range(0, len(places), size):
+                yield [numbers[place] for place in places[begin : begin + size]]
+
     def _ask(self, chat: VideoChat, group: Sequence[int], answered: set[int], reader: FrameReader) -> Iterable[Record]:
         """Watch the seconds that a group asks about, and yield the records of its questions without an answer."""
         if answered.issuperset(group):
             return
-        first = self.questions[group[0]]
-        began = time.monotonic()
-        chat = chat.fork()
+        questions = [self.questions[number] for number in group]
+        medium, began = questions[0].medium, time.monotonic()
         try:
-            seen = chat.watch(first.medium, self.frames, reader=reader, hashed=False, window=_window(first))
+            chats = self.watch(chat, questions, self.frames, reader)
         except (torch.OutOfMemoryError, torch.AcceleratorError):  # no medium's fault: the next one would fail too
             raise
         except Exception as error:
             if not isinstance(error, MediaError):
-                log.debug("%s cannot be read", first.medium, exc_info=True)
-            reason = _reason(first.medium, error)
+                log.debug("%s cannot be read", medium, exc_info=True)
+            reason = _reason(medium, error)
             for number in group:
                 yield self._record(number) | self.unanswered | {"frames": 0, "error": reason}
             return
-        watched = _facts(seen, first) | {"watch_seconds": round(time.monotonic() - began, 3)}
+        watched = _facts(chats[0].watched[-1], questions[0])
+        watched |= {"watch_seconds": round(time.monotonic() - began, 3)}
         for begin in range(0, len(group), TOGETHER):
-            batch = group[begin : begin + TOGETHER]
+            some = slice(begin, begin + TOGETHER)
+            batch = group[some]
             if answered.issuperset(batch):
                 continue
-            for place, fields in self.respond(chat, [self.questions[number] for number in batch]):
+            for place, fields in self.respond(chats[some], questions[some]):
                 if batch[place] not in answered:
                     yield self._record(batch[place]) | watched | fields
 

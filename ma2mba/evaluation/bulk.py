@@ -130,7 +130,7 @@ def generate(
         raise UserError(f"--out {out}: is the file of the questions. Name another file")
     if os.path.lexists(out) and not os.path.lexists(run_path(out)):
         raise UserError(f"--out {out}: exists, and `ma2mba generate` did not write it. Name another file")
-    asking = Asking(asks, str(frames), _describe, lambda chat, some: _answers(chat, some, sampling), {"answer": None})
+    asking = Asking(asks, str(frames), _describe, lambda chats, some: _answers(chats, some, sampling), {"answer": None})
     options = {"questions": _hash(asks), "number_of_questions": len(asks), **_sampling(sampling)}
     place = Place(out.parent, out.name, run_path(out).name)
     answer_part(
@@ -153,12 +153,12 @@ def _describe(ask: Ask) -> Record:
     return {"id": ask.id, "video": str(ask.medium), "question": ask.question} | bounds
 
 
-def _answers(chat: VideoChat, asks: Sequence[Ask], sampling: Sampling) -> Iterator[tuple[int, Record]]:
+def _answers(given: Sequence[VideoChat], asks: Sequence[Ask], sampling: Sampling) -> Iterator[tuple[int, Record]]:
     """Yield each answer as soon as it ends."""
-    chats = [chat.fork() if ask.before else chat for ask in asks]
-    for one, ask in zip(chats, asks, strict=True):
-        for question, given in ask.before:
-            one.said(question, given)
+    chats = [chat.fork() if ask.before else chat for chat, ask in zip(given, asks, strict=True)]
+    for chat, ask in zip(chats, asks, strict=True):
+        for question, answer_before in ask.before:
+            chat.said(question, answer_before)
     together = Together(chats, [ask.question for ask in asks], sampling)
     for place, answer in together.ended():
         said: Record = {"answer": answer.text.strip(), "reason": answer.reason, "tokens": len(answer.tokens)}

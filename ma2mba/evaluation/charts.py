@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ma2mba.evaluation.benchmarks import BENCHMARKS
+from ma2mba.evaluation.needle_report import CHARTS, needle_charts
 from ma2mba.plots import Share, draw_bars, draw_by_length, draw_rows
 from ma2mba.terminal import one_line
 
-PICTURES = ACCURACY, LENGTHS, TASKS = "accuracy.png", "by_length.png", "by_task.png"
+ACCURACY, LENGTHS, TASKS = "accuracy.png", "by_length.png", "by_task.png"
+PICTURES = ACCURACY, LENGTHS, TASKS, *CHARTS
 Draw = Callable[[Path], None]
 MOST_BARS, MOST_ROWS = 6, 60
 """Tasks that a chart shows as bars, and as rows."""
@@ -17,8 +19,10 @@ TITLE = 40
 """Letters of a name in a title."""
 
 
-def charts(report: Mapping[str, Any]) -> dict[str, Draw]:
-    """Return for each picture's name a function that draws it to a path."""
+def charts(report: Mapping[str, Any], folder: Path) -> dict[str, Draw]:
+    """Return for each picture's name a function that draws it to a path. `folder`: the run's."""
+    if "needle_grid" in report:
+        return needle_charts(report, folder)
     benchmark = report["benchmark"]
     name = BENCHMARKS[benchmark].title if benchmark else Path(report["questions_from"]).name
     frames = "1 frame per second" if report["frames"] == "1fps" else f"{report['frames']} frames"

@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ma2mba.annotations.choices import LETTERS
 from ma2mba.errors import UserError
 from ma2mba.evaluation.answering import Place, Start, answer_part
 from ma2mba.evaluation.answers_file import Record
-from ma2mba.evaluation.asking import Asking, Progress
+from ma2mba.evaluation.asking import Asking, Progress, Watch, watch_medium
 from ma2mba.evaluation.charts import PICTURES
 from ma2mba.evaluation.items import Item
 from ma2mba.evaluation.judging import LIKELIHOOD, chosen, judged
@@ -33,12 +33,19 @@ HOW = Sampling(max_tokens=ANSWER_TOKENS, repetition_stop=True)
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of an evaluation: of a task file, or of the benchmark that is named."""
+    """The questions of an evaluation: of a task file, of the benchmark that is named, or about needles.
+
+    options      what else decides the answers: it is kept in run.json, and shown in the report
+    watch, apart see `Asking`
+    """
 
     items: Sequence[Item]
     source: str
     benchmark: str = ""
     subtitles: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    watch: Watch[Item] = watch_medium
+    apart: bool = False
 
 
 def evaluate(
@@ -70,8 +77,10 @@ def evaluate(
         raise UserError(
             f"--scoring {LIKELIHOOD}: {questions.source} has no question with options. Use --scoring letter"
         )
-    asking = Asking(questions.items, str(frames), _describe, _responder(scoring), UNANSWERED)
+    respond, watch, apart = _responder(scoring), questions.watch, questions.apart
+    asking = Asking(questions.items, str(frames), _describe, respond, UNANSWERED, watch, apart)
     options = {
+        **questions.options,
         "questions": _hash(questions.items),
         "number_of_questions": len(questions.items),
         "scoring": scoring,
@@ -103,26 +112,26 @@ def _describe(item: Item) -> Record:
         "prompt": item.prompt,
     }
     bounds = {"start": item.start, "end": item.end, "picture_rate": item.picture_rate}
-    return facts | {key: value for key, value in bounds.items() if value is not None}
+    return facts | {key: value for key, value in bounds.items() if value is not None} | dict(item.needle)
 
 
 def _responder(scoring: str) -> Any:
     return _by_likelihood if scoring == LIKELIHOOD else _in_words
 
 
-def _in_words(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
+def _in_words(chats: Sequence[VideoChat], items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
     """Yield each answer in words, judged, as soon as it ends."""
-    prompts = [_prompt(chat, item) for item in items]
-    together = Together([chat] * len(items), prompts, HOW)
+    prompts = [_prompt(chat, item) for chat, item in zip(chats, items, strict=True)]
+    together = Together(chats, prompts, HOW)
     for place, answer in together.ended():
         prediction = answer.text.strip()
         said = {"prompt": prompts[place], "prediction": prediction, "reason": answer.reason}
         yield place, said | {"seconds": round(answer.seconds, 3)} | judged(items[place], prediction)
 
 
-def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
+def _by_likelihood(chats: Sequence[VideoChat], items: Sequence[Item]) -> Iterator[tuple[int, Record]]:
     """Yield the option of each question that is the likeliest; an open question is answered in words."""
-    for place, item in enumerate(items):
+    for place, (chat, item) in enumerate(zip(chats, items, strict=True)):
         if item.options:
             began = time.monotonic()
             prompt = _prompt(chat, item)
@@ -136,7 +145,7 @@ def _by_likelihood(chat: VideoChat, items: Sequence[Item]) -> Iterator[tuple[int
             }
             yield place, said | chosen(item, option)
         else:
-            yield from ((place, fields) for _, fields in _in_words(chat, [item]))
+            yield from ((place, fields) for _, fields in _in_words([chat], [item]))
 
 
 def _prompt(chat: VideoChat, item: Item) -> str:

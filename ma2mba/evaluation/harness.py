@@ -17,8 +17,8 @@ from PIL import Image
 
 from ma2mba.errors import UserError
 from ma2mba.evaluation.likelihood import score_options
+from ma2mba.inference.answer import Answer
 from ma2mba.inference.chat import Together, VideoChat, parse_frames
-from ma2mba.inference.generate import Answer
 from ma2mba.inference.sampling import Sampling
 from ma2mba.model.conversation import encode_prompt
 from ma2mba.model.plain_text import plain_text

@@ -64,6 +64,9 @@ class Item:
     before_subtitles: str = ""
     """What stands before the subtitles in the prompt."""
 
+    needle: tuple[tuple[str, int | float], ...] = ()
+    """Where a needle is: its "length" (of the video, in seconds) and its "depth", for the records. Else empty."""
+
     @property
     def chance(self) -> float:
         """Return the probability that a guess among the options is right, 0 for an open question."""

@@ -13,6 +13,7 @@ from ma2mba.errors import UserError
 from ma2mba.evaluation.answers_file import Record, read_answers
 from ma2mba.evaluation.benchmarks import BENCHMARKS
 from ma2mba.evaluation.charts import charts
+from ma2mba.evaluation.needle_report import needle_grid
 from ma2mba.evaluation.paper import published
 from ma2mba.evaluation.run_file import RunFile
 from ma2mba.evaluation.scores import by_length, grouped, mean_of_tasks, means
@@ -22,7 +23,7 @@ from ma2mba.files import atomic_path, atomic_write
 RUN, ANSWERS, REPORT = "run.json", "answers.jsonl", "report.json"
 IN_REPORT = (
     *("id", "task", "video", "question", "answer", "prediction", "parser", "choice", "correct", "score", "frames"),
-    "error",
+    *("length", "depth", "error"),
 )
 """The fields of a record that the report repeats."""
 Report = dict[str, Any]
@@ -53,8 +54,8 @@ def build(collected: Collected) -> Report:
     """Return the report of the answers so far. Raise UserError if no question could be answered.
 
     The keys of `means` for all questions, for each of `tasks` and each of `lengths`; `mean_of_tasks`, and by `headline`
-    which of the two means the benchmark's authors report; the run's options; `unreadable_videos` [{video, questions,
-    reason}]; the paper's results; and `records`, one a question.
+    which of the two means the benchmark's authors report; the run's options; the `needle_grid` of an evaluation with
+    needles; `unreadable_videos` [{video, questions, reason}]; the paper's results; and `records`, one a question.
     """
     records, about = collected.records, collected.run.about
     lost = Counter((record["video"], record["error"]) for record in records if "error" in record)
@@ -82,6 +83,7 @@ def build(collected: Collected) -> Report:
         "tasks": {task: means(group) for task, group in sorted(tasks.items())},
         "lengths": {name: means(group) for name, group in by_length(records).items()},
         "unreadable_videos": unreadable,
+        **({"needle_grid": needle_grid(records, options)} if "needle_lengths" in options else {}),
         "paper": {"accuracy_percent": paper.percent, "note": paper.note} if paper else None,
         "records": [{key: record[key] for key in IN_REPORT if key in record} for record in records],
     }
@@ -99,7 +101,7 @@ def write_report(collected: Collected, folder: Path) -> Report:
     with atomic_write(folder / REPORT) as file:
         json.dump(report, file, indent=1)
         file.write("\n")
-    for name, draw in charts(report).items():
+    for name, draw in charts(report, folder).items():
         with atomic_path(folder / name) as temporary:
             draw(temporary)
     return report

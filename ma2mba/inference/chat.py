@@ -14,9 +14,10 @@ from tokenizers import Tokenizer
 
 from ma2mba.errors import UserError
 from ma2mba.files import xxh3_file
+from ma2mba.inference.answer import Answer
 from ma2mba.inference.cache import find_entry, keep_entry
 from ma2mba.inference.fingerprint import dtype_name, fingerprint
-from ma2mba.inference.generate import Answer, Batch
+from ma2mba.inference.generate import Batch
 from ma2mba.inference.reading import Report, read_video
 from ma2mba.inference.sampling import Sampling
 from ma2mba.inference.session import Session

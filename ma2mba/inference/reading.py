@@ -39,16 +39,17 @@ def read_video(
     `count`: see `FrameReader.stream`. Without `reader`, start a worker for this video alone. Raise UserError if the
     video cannot be used; with `keep_partial`, only if not one of its frames can be.
     """
-
-    def prompt(frames: int) -> Encoded:
-        return Encoded(before, frame_positions=[len(before)] * frames)
-
     size = session.model.config.image_size
     with (
         nullcontext(reader) if reader else FrameReader() as own,
         own.stream(video, size, count=count, keep_damaged=keep_partial, window=window) as stream,
     ):
-        after = watch(session, prompt, stream, report)
+        after = watch(session, prompt_before(before), stream, report)
         if stream.damage:
             return Read(after, stream.frames, stream.seconds, stream.damage.reason)
         return Read(after, len(stream.shown_N), stream.duration)
+
+
+def prompt_before(before: list[int]) -> Callable[[int], Encoded]:
+    """Return a function that encodes the tokens `before` and a number of frames after them."""
+    return lambda frames: Encoded(before, frame_positions=[len(before)] * frames)

@@ -5,6 +5,7 @@ V vocabulary, M pictures of a chunk.
 """
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from tokenizers import Tokenizer
@@ -93,14 +94,37 @@ class Session:
         logits_1V = self.model.logits(self._last_1D[None])[0]
         return logits_1V[0, : self.tokenizer.get_vocab_size()].float()
 
-    @torch.no_grad()
     def read_chunk(self, ids_T: Tensor, visual_T: Tensor, frames_MCHW: Tensor) -> None:
         """Read the tokens of one chunk, at most `chunk_tokens`. `visual_T` counts the pictures of this chunk."""
+        for _ in self.read_by_layers(ids_T, visual_T, frames_MCHW):
+            pass
+
+    def read_by_layers(self, ids_T: Tensor, visual_T: Tensor, frames_MCHW: Tensor) -> Iterator[None]:
+        """`read_chunk` that pauses after the embedding and after each layer. The session changes at the end alone."""
+        yield from self._through_layers(self.embed(ids_T, visual_T, frames_MCHW))
+
+    @torch.no_grad()
+    def embed(self, ids_T: Tensor, visual_T: Tensor, frames_MCHW: Tensor) -> Tensor:
+        """Return the residual stream x_BTD before the first layer, of the tokens that `read_chunk` takes."""
         device = self.device
-        x_BTD = self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_MCHW.to(device))
-        states = self.model.initial_states(x_BTD) if self.states is None else self.states
-        x_BTD, self.states = self.model.run(x_BTD, states)
-        self._last_1D = x_BTD[0, -1:].clone()
+        return self.model.embed(ids_T[None].to(device), visual_T[None].to(device), frames_MCHW.to(device))
+
+    def read_embedded(self, x_BTD: Tensor) -> None:
+        """Read the tokens of one chunk that are embedded already."""
+        for _ in self._through_layers(x_BTD):
+            pass
+
+    def _through_layers(self, x_BTD: Tensor) -> Iterator[None]:
+        """Pause before each layer. The session changes at the end alone."""
+        with torch.no_grad():
+            before = self.model.initial_states(x_BTD) if self.states is None else self.states
+        after: list[State] = []
+        for layer, state in zip(self.model.layers, before, strict=True):
+            yield
+            with torch.no_grad():
+                x_BTD, state = layer(x_BTD, state)
+            after.append(state)
+        self.states, self._last_1D = after, x_BTD[0, -1:].clone()
 
 
 def chunk_length(device: str, tokens_per_frame: int) -> int:
@@ -118,3 +142,11 @@ def within(visual_T: Tensor, tokens_per_frame: int) -> tuple[Tensor, Tensor]:
     pictures_M, places = torch.unique(visual_T[seen_T] // tokens_per_frame, return_inverse=True)
     visual_T[seen_T] = places * tokens_per_frame + visual_T[seen_T] % tokens_per_frame
     return visual_T, pictures_M
+
+
+@torch.no_grad()
+def blank_states(model: VideoMa2mba) -> tuple[list[State], Tensor]:
+    """Return the states before the first token, and an empty residual last_1D, as a session of this model has them."""
+    embedding = model.language_model.backbone.embedding.weight.detach()
+    x_BTD = embedding.new_zeros(1, 1, embedding.shape[1], dtype=torch.promote_types(embedding.dtype, torch.float32))
+    return model.initial_states(x_BTD), x_BTD[0]

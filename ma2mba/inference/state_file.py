@@ -20,7 +20,7 @@ from ma2mba import __version__
 from ma2mba.errors import UserError
 from ma2mba.files import BLOCK_BYTES, atomic_path, open_regular
 from ma2mba.inference.fingerprint import dtype_name
-from ma2mba.inference.session import Session
+from ma2mba.inference.session import Session, blank_states
 from ma2mba.limits import limits, raise_limit
 from ma2mba.model.base_config import StrictConfig, problem
 from ma2mba.model.layer import State
@@ -160,20 +160,13 @@ def _facts(path: Path, metadata: dict[str, str]) -> Facts:
 
 def state_bytes(model: VideoMa2mba) -> int:
     """Return about how many bytes a state file of this model takes, its conversation left out."""
-    return sum(tensor.nbytes for state in _like(model)[0] for tensor in state) + (1 << 16)
-
-
-def _like(model: VideoMa2mba) -> tuple[list[State], Tensor]:
-    """Return empty states and an empty residual, as a session of this model has them."""
-    embedding = model.language_model.backbone.embedding.weight.detach()
-    x_BTD = embedding.new_zeros(1, 1, embedding.shape[1], dtype=torch.promote_types(embedding.dtype, torch.float32))
-    return model.initial_states(x_BTD), x_BTD[0]
+    return sum(tensor.nbytes for state in blank_states(model)[0] for tensor in state) + (1 << 16)
 
 
 @torch.no_grad()
 def _states(path: Path, file: TensorFile, session: Session) -> tuple[list[State], Tensor | None]:
     """Return the states and the last token's residual. Compare shapes and types before memory is taken, then values."""
-    like, last_1D = _like(session.model)
+    like, last_1D = blank_states(session.model)
     wanted = dict(_named(like)) | {LAST: last_1D}
     stored = file.tensors
     if odd := sorted(stored.keys() ^ (wanted.keys() - ({LAST} - stored.keys()))):

@@ -42,8 +42,12 @@ class Progress:
 
 @dataclass
 class Chunk:
-    """The tokens `start`, `start` + 1, ... before `stop`, on the model's device once `ready` has happened."""
+    """The tokens `start`, `start` + 1, ... before `stop`, on the model's device once `ready` has happened.
 
+    `tensors`: ids_T, visual_T and the pictures that visual_T counts, uint8 (M, C, H, W).
+    """
+
+    start: int
     stop: int
     tensors: tuple[Tensor, Tensor, Tensor]
     ready: torch.cuda.Event | None
@@ -74,9 +78,7 @@ def _watch_once(
     session: Session, prompt: Callable[[int], Encoded], stream: VideoStream, report: Callable[[Progress], None]
 ) -> Session:
     plan, began = stream.plan, time.monotonic()
-    encoded = prompt(len(plan.shown_N))
-    head = Encoded(encoded.token_ids[: encoded.frame_positions[-1]], frame_positions=encoded.frame_positions)
-    sequence = Interleaved(head, session.model.config.tokens_per_frame, plan.shown_N)
+    sequence = sequence_of(session, prompt, stream)
 
     def tell(frames: int) -> None:
         seconds = float(plan.times_N[frames - 1]) if frames else 0.0
@@ -84,7 +86,7 @@ def _watch_once(
         report(Progress(seconds, plan.duration, frames, len(plan.shown_N), time.monotonic() - began))
 
     tell(0)
-    with ahead(_chunks(session, sequence, stream), stream.cancel) as chunks:
+    with ahead(chunks_of(session, sequence, stream), stream.cancel) as chunks:
         before = None
         for chunk in chunks:
             read = _read(session, chunk)
@@ -95,20 +97,32 @@ def _watch_once(
     return session
 
 
+def sequence_of(session: Session, prompt: Callable[[int], Encoded], stream: VideoStream) -> Interleaved:
+    """Return the tokens of a prompt up to the last frame of a stream. `prompt`: see `watch`."""
+    encoded = prompt(len(stream.plan.shown_N))
+    head = Encoded(encoded.token_ids[: encoded.frame_positions[-1]], frame_positions=encoded.frame_positions)
+    return Interleaved(head, session.model.config.tokens_per_frame, stream.plan.shown_N)
+
+
 def _read(session: Session, chunk: Chunk) -> torch.cuda.Event | None:
     """Let the model read a chunk. Return what happens on the GPU when it has done so; None on a CPU."""
+    current = arrive(chunk)
+    session.read_chunk(*chunk.tensors)
+    return current.record_event() if current else None
+
+
+def arrive(chunk: Chunk) -> torch.cuda.Stream | None:
+    """Let the GPU wait until a chunk is there. Return the stream that may use the chunk; None on a CPU."""
     if not chunk.ready:
-        session.read_chunk(*chunk.tensors)
         return None
-    current = torch.cuda.current_stream(session.device)
+    current = torch.cuda.current_stream(chunk.tensors[0].device)
     current.wait_event(chunk.ready)
     for tensor in chunk.tensors:
         tensor.record_stream(current)
-    session.read_chunk(*chunk.tensors)
-    return current.record_event()
+    return current
 
 
-def _chunks(session: Session, sequence: Interleaved, stream: VideoStream) -> Iterator[Chunk]:
+def chunks_of(session: Session, sequence: Interleaved, stream: VideoStream) -> Iterator[Chunk]:
     """Yield all chunks, and read the stream to its end."""
     device, per_frame = session.device, session.model.config.tokens_per_frame
     on_gpu = device.type == "cuda"
@@ -125,11 +139,11 @@ def _chunks(session: Session, sequence: Interleaved, stream: VideoStream) -> Ite
             ids_S, visual_S = ids_S[: stop - start], visual_S[: stop - start]
         tensors = ids_S, visual_S, pictures_MCHW
         if not side:
-            yield Chunk(stop, tensors, None)
+            yield Chunk(start, stop, tensors, None)
             continue
         with torch.cuda.stream(side):
             ids_S, visual_S, pictures_MCHW = (_pinned(t).to(device, non_blocking=True) for t in tensors)
-        yield Chunk(stop, (ids_S, visual_S, pictures_MCHW), side.record_event())
+        yield Chunk(start, stop, (ids_S, visual_S, pictures_MCHW), side.record_event())
     for block in stream:  # the decoder may still find damage
         raise RuntimeError(f"{stream.path}: picture {block.first} is not shown")
 

@@ -25,7 +25,7 @@ class LayerFlops(NamedTuple):
 
 
 class LayerStep(Protocol):
-    """One layer's recurrent states of B sequences. A call advances all of them by one token.
+    """One layer's recurrent states of some sequences. A call advances the first B of them by one token.
 
     in_place   True if a call changes the same memory each time, so that a CUDA graph may record it
     """
@@ -33,7 +33,7 @@ class LayerStep(Protocol):
     in_place: bool
 
     def __call__(self, x_BD: Tensor) -> Tensor:
-        """Return x_BD after the layer, for the next token of each sequence. May overwrite x_BD."""
+        """Return x_BD after the layer, for the next token of the first B sequences. May overwrite x_BD."""
 
     def load(self, row: int, state: State) -> None:
         """Copy the state of one sequence, of batch size 1, into row `row`."""
@@ -51,8 +51,8 @@ class PlainStep:
         self._layer, self._states = layer, list[State]([()] * rows)
 
     def __call__(self, x_BD: Tensor) -> Tensor:
-        after = [self._layer(x_D[None, None], state) for x_D, state in zip(x_BD, self._states, strict=True)]
-        self._states = [state for _, state in after]
+        after = [self._layer(x_D[None, None], state) for x_D, state in zip(x_BD, self._states, strict=False)]
+        self._states[: len(after)] = [state for _, state in after]
         return torch.cat([x_11D[0] for x_11D, _ in after])
 
     def load(self, row: int, state: State) -> None:

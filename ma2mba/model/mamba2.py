@@ -32,13 +32,21 @@ class Mamba2Mixer(nn.Module):
         heads, inner = config.heads, config.d_inner
         self.in_proj = nn.Linear(config.d_model, inner + config.conv_width + heads, bias=False)
         self.conv1d = nn.Conv1d(config.conv_width, config.conv_width, config.d_conv, groups=config.conv_width)
-        # As state-spaces/mamba initialises them: step sizes log-uniform in [0.001, 0.1], decays uniform in [1, 16].
+        # As state-spaces/mamba initialises them: step sizes log-uniform in [0.001, 0.1].
         dt = torch.exp(torch.rand(heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001)).clamp(min=1e-4)
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
-        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.A_log = nn.Parameter(_draw_log_rates(config))
         self.D = nn.Parameter(torch.ones(heads))
         self.norm = RMSNorm(inner, config.norm_eps)
         self.out_proj = nn.Linear(inner, config.d_model, bias=False)
+
+
+def _draw_log_rates(config: Mamba2Config) -> Tensor:
+    """Draw the logarithm of the decay rate A of each head, A_log_H."""
+    if config.A_log_uniform is None:
+        return torch.empty(config.heads).uniform_(1, 16).log()
+    low, high = config.A_log_uniform
+    return torch.empty(config.heads).uniform_(math.log(low), math.log(high))
 
 
 class Mamba2Layer(RecurrentLayer):

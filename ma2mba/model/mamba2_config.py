@@ -1,6 +1,6 @@
 """The configuration of a Mamba-2 language model. In a file of its own, because it must not import torch."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -11,9 +11,18 @@ from ma2mba.model.base_config import BackboneConfig, Size, problem
 from ma2mba.model.mamba2_formats import BACKBONE_TYPE, format_of
 from ma2mba.text import RECIPE_BYTES, read_json
 
+Rate = Annotated[float, Field(ge=1e-6, le=1e6)]
+
 
 class Mamba2Config(BackboneConfig):
-    """The names of the fields are those of state-spaces/mamba; `ssd_block` is the block of the SSD scan, in tokens."""
+    """The names of the fields are those of state-spaces/mamba, except two.
+
+    ssd_block      the block of the SSD scan, in tokens
+    A_log_uniform  [lowest, highest]: the decay rates A of new weights are drawn log-uniformly from this range, instead
+                   of uniformly from [1, 16] as state-spaces/mamba draws them. Lower rates remember longer.
+    """
+
+    UNWRITTEN: ClassVar[dict[str, Any]] = {**BackboneConfig.UNWRITTEN, "A_log_uniform": None}
 
     layer: Literal["mamba2"] = "mamba2"
     d_state: Annotated[int, Field(gt=0, le=1 << 16)] = 128
@@ -22,6 +31,7 @@ class Mamba2Config(BackboneConfig):
     d_conv: Annotated[int, Field(gt=0, le=1024)] = 4
     ngroups: Size = 1
     ssd_block: Annotated[int, Field(gt=0, le=1024)] = 256
+    A_log_uniform: tuple[Rate, Rate] | None = None
 
     @property
     def d_inner(self) -> int:
@@ -41,6 +51,8 @@ class Mamba2Config(BackboneConfig):
             raise ValueError(f"expand * d_model = {self.d_inner} is not a multiple of headdim = {self.headdim}")
         if self.heads % self.ngroups:
             raise ValueError(f"the number of heads, {self.heads}, is not a multiple of ngroups = {self.ngroups}")
+        if self.A_log_uniform and self.A_log_uniform[0] > self.A_log_uniform[1]:
+            raise ValueError(f"A_log_uniform = {list(self.A_log_uniform)}: the lowest rate comes first")
         return self
 
     @classmethod

@@ -16,7 +16,7 @@ from ma2mba.ops.types import LayerShape, LayerWeights
 
 
 class Step(Protocol):
-    """A layer's recurrent states of B sequences. A call advances all of them by one token.
+    """A layer's recurrent states of some sequences. A call advances the first B of them by one token.
 
     in_place   True if a call changes the same memory each time, so that a CUDA graph may record it
     """

@@ -124,7 +124,7 @@ class Reading(Protocol):
     @property
     def progress(self) -> Progress: ...
     async def wait(self) -> Progress:
-        """Return when the medium is read, or raise MediaError."""
+        """Return when the medium is read. Raise `errors.Refused` if it cannot be."""
 
     def events(self) -> AsyncIterator[Progress]:
         """Yield the progress now, and after each change, until it is read or has failed."""
@@ -137,8 +137,11 @@ class Answering(Protocol):
     """Answers that are being written."""
 
     usage: Usage
+    """The tokens of the prompt are known with the first piece."""
 
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        """Yield the pieces as they come. Raise `errors.Refused`, or another UserError, if the question fails."""
+
     def cancel(self) -> None:
         """Stop writing. Its place in the batch is free at once."""
 
@@ -152,7 +155,11 @@ class Busy(Exception):
 
 
 class Engine(Protocol):
-    """What answers questions. `read` and `ask` return at once; they raise Busy, and UserError for a bad question."""
+    """What answers questions.
+
+    `read` and `ask` return at once. They raise Busy, UserError for a bad question, and `errors.Refused` with status 503
+    if nothing can be answered any more.
+    """
 
     def read(self, medium: Medium, client: str) -> Reading: ...
     def ask(self, question: Question) -> Answering: ...
@@ -181,7 +188,7 @@ class Library(Protocol):
     """
 
     async def start(self) -> None:
-        """Delete what a killed server left and, from now on, media whose time is over. Raise UserError."""
+        """From now on, delete media whose time is over."""
 
     async def store(self, chunks: AsyncIterator[bytes], name: str, owner: str, length: int | None = None) -> Stored:
         """Write an upload to disk while it comes, check it, and return it with a new id."""
@@ -192,8 +199,11 @@ class Library(Protocol):
     async def fetch(self, url: str, kind: Kind, owner: str) -> Medium:
         """Return the medium that a content part names: an `https:`, `data:` or `file:` URL, or an id."""
 
+    def hold(self, medium: Medium) -> None:
+        """Keep a medium until `release`, also when its time is over. `fetch` holds what it returns."""
+
     def release(self, medium: Medium) -> None:
-        """Say that the question which `fetch` was called for has ended: a file without an id may be deleted."""
+        """Say that a question or a reading of a medium has ended. Its time counts from now."""
 
     def find(self, id: str, owner: str) -> Stored: ...
     def list(self, owner: str) -> list[Stored]: ...
@@ -205,4 +215,4 @@ class Library(Protocol):
         """Return numbers for /metrics: files and bytes that are kept, owners, uploads that are running."""
 
     async def close(self) -> None:
-        """Stop what runs, and delete what must not outlive the server."""
+        """Stop what runs. Media stay for the next start, until their time is over."""

@@ -2,12 +2,14 @@
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ma2mba.errors import UserError
 
 GB = 10**9
+HOST_NAME = re.compile(r"\.?[\w-]+(\.[\w-]+)*\.?")
 
 
 def default_cache() -> Path:
@@ -71,11 +73,21 @@ class Settings:
             )
         if self.token_file and self.no_auth:
             raise UserError("--no-auth: takes no --token-file. Leave one of them out")
+        for domain in self.domains:
+            if not HOST_NAME.fullmatch(domain):
+                raise UserError(f"--allow-domain {domain}: not a host name. Write example.org, or .example.org")
 
     @property
     def model_name(self) -> str:
         """The id of the model that clients see."""
         return self.name or self.model.resolve().name
+
+    @property
+    def host_names(self) -> frozenset[str] | None:
+        """The names under which the server may be asked for. None: all, because tokens or the operator protect it."""
+        if self.token_file or self.no_auth:
+            return None
+        return frozenset({"localhost", "127.0.0.1", "::1", self.host.strip("[]").lower()})
 
     @property
     def states(self) -> Path:
@@ -96,6 +108,6 @@ def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False

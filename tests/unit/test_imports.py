@@ -60,6 +60,7 @@ ONE_DOOR = {
     "starlette": ("ma2mba/serving/",),
     "uvicorn": ("ma2mba/serving/",),
     "gradio": ("ma2mba/serving/page/",),
+    "httpcore": ("ma2mba/serving/remote.py",),
     "prometheus_client": ("ma2mba/serving/",),
 }
 """A heavy dependency -> the only files, or folders, that may import it."""

@@ -40,12 +40,16 @@ class ReferenceStep:
         return x_BD + F.linear(normed_BI.to(w.out_proj_DI.dtype), w.out_proj_DI)
 
     def _convolve(self, xBC_BV: Tensor) -> Tensor:
-        self._inputs_BWV = torch.cat([self._inputs_BWV[:, 1:], xBC_BV[:, None]], dim=1)
-        return F.silu((self._inputs_BWV * self._taps_WV).sum(1).add_(self._bias_V))
+        inputs_BWV = torch.cat([self._inputs_BWV[: len(xBC_BV), 1:], xBC_BV[:, None]], dim=1)
+        if len(xBC_BV) == len(self._inputs_BWV):
+            self._inputs_BWV = inputs_BWV
+        else:
+            self._inputs_BWV[: len(xBC_BV)] = inputs_BWV
+        return F.silu((inputs_BWV * self._taps_WV).sum(1).add_(self._bias_V))
 
     def _scan(self, x_BI: Tensor, dt_BH: Tensor, B_BX: Tensor, C_BX: Tensor) -> Tensor:
         """Advance the state, and return its output: two products of matrices for each sequence and head group."""
-        ssm_BHPN, groups = self._ssm_BHPN, len(x_BI) * self._shape.ngroups
+        ssm_BHPN, groups = self._ssm_BHPN[: len(x_BI)], len(x_BI) * self._shape.ngroups
         dt_BH = F.softplus(dt_BH + self._dt_bias_H)
         x_BHP = x_BI.view(*dt_BH.shape, -1)
         u_SP1 = (x_BHP * dt_BH[..., None]).view(groups, -1, 1)

@@ -291,7 +291,7 @@ class KernelStep:
     def _one(self, x_1D: Tensor) -> None:
         w, eps, tile = self._weights, self._shape.eps, OUTPUT
         norm_product(x_1D, w.norm_D, w.in_proj_XD, self._projected_BX, eps, PROJECTION)
-        self._advance()
+        self._advance(1)
         rows, (channels, taps) = len(w.out_proj_DI), self._taps_VW.shape
         programs = max(triton.cdiv(rows, tile.rows), triton.cdiv(channels, tile.columns))
         parts = self._squares_BS.shape[1]
@@ -304,9 +304,9 @@ class KernelStep:
 
     def _several(self, x_BD: Tensor) -> None:
         w, eps, inner = self._weights, self._shape.eps, self._inner
-        torch.mm(rms_forward(x_BD, w.norm_D, eps), w.in_proj_XD.t(), out=self._projected_BX)
-        self._advance()
-        product_BD = self._scaled_BI @ w.out_proj_DI.t()
+        torch.mm(rms_forward(x_BD, w.norm_D, eps), w.in_proj_XD.t(), out=self._projected_BX[: len(x_BD)])
+        self._advance(len(x_BD))
+        product_BD = self._scaled_BI[: len(x_BD)] @ w.out_proj_DI.t()
         (rows, width), (channels, taps), parts, block = x_BD.shape, self._taps_VW.shape, self._squares_BS.shape[1], 1024
         _add_rows[(rows, triton.cdiv(max(width, channels), block))](
             *(product_BD, self._squares_BS, x_BD, self._projected_BX[:, inner:], self._conv_BWV),
@@ -314,8 +314,8 @@ class KernelStep:
             *(taps, block),
         )
 
-    def _advance(self) -> None:
-        rows, heads, width, states = self._ssm_BHPN.shape
+    def _advance(self, rows: int) -> None:
+        _, heads, width, states = self._ssm_BHPN.shape
         _advance[(rows, heads, triton.cdiv(width, PIECE))](
             *(self._projected_BX, self._conv_BWV, self._ssm_BHPN, self._taps_VW, self._bias_V, self._dt_bias_H),
             *(self._A_H, self._D_H, self._weights.gated_norm_I, self._scaled_BI, self._squares_BS),

@@ -41,7 +41,11 @@ class Needle:
     @property
     def seconds(self) -> list[int]:
         """The whole seconds at which the needle is visible: sampling at 1 FPS sees it once or twice."""
-        return [k for k in range(self.stop // FPS + 1) if self.first <= k * FPS < self.stop]
+        return [k for k in range(self.stop // FPS + 1) if self.shown_at(k)]
+
+    def shown_at(self, seconds: float) -> bool:
+        """Return True if the needle is visible at this second of the video."""
+        return self.first <= seconds * FPS < self.stop
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,13 @@ class Movie:
         return next(scene for scene in self.scenes if seconds < scene.stop)
 
 
-def plan_movie(name: str, seconds: int, kind: str | None, scenes: int, rng: random.Random) -> Movie:
-    """Plan a random video of `scenes` different scenes with a needle of this kind; with None, without a needle."""
+def plan_movie(
+    name: str, seconds: int, kind: str | None, scenes: int, rng: random.Random, depth: float | None = None
+) -> Movie:
+    """Plan a random video of `scenes` different scenes with a needle of this kind; with None, without a needle.
+
+    `depth`: see `plan_needle`.
+    """
     cuts = [0, *_cuts(seconds, scenes, rng), seconds]
     subjects = rng.sample([(shape, colour) for shape in SHAPES for colour in COLOURS], scenes)
     planned, last = [], ""
@@ -67,7 +76,7 @@ def plan_movie(name: str, seconds: int, kind: str | None, scenes: int, rng: rand
         last = rng.choice([name for name in BACKGROUNDS if name != last])
         path = rng.uniform(0, 6.28), rng.uniform(0.3, 0.9)
         planned.append(Scene(shape, colour, last, rng.choice(PATTERNS), start, stop, *path))
-    return Movie(name, seconds, tuple(planned), plan_needle(seconds, kind, rng) if kind else None)
+    return Movie(name, seconds, tuple(planned), plan_needle(seconds, kind, rng, depth) if kind else None)
 
 
 def _cuts(seconds: int, scenes: int, rng: random.Random) -> list[int]:
@@ -77,14 +86,18 @@ def _cuts(seconds: int, scenes: int, rng: random.Random) -> list[int]:
     return [shortest * (i + 1) + extra for i, extra in enumerate(spare)]
 
 
-def plan_needle(seconds: int, kind: str, rng: random.Random) -> Needle:
-    """Return a needle of 1 to 2 s at a random time. Any span of at least 1 s contains a whole second."""
+def plan_needle(seconds: int, kind: str, rng: random.Random, depth: float | None = None) -> Needle:
+    """Return a needle of 1 to 2 s at a random time. Any span of at least 1 s contains a whole second.
+
+    `depth` chooses the time: 0 is the earliest, 1 the latest.
+    """
     margin = MARGIN if seconds >= 4 else 0
     room = (seconds - 2 * margin) * FPS
     length = min(rng.randint(FPS, 2 * FPS), room)
     # without margins, the last sampled frame is at seconds - 1: the needle must start by then
     latest = (seconds - margin) * FPS - length if margin else min(seconds * FPS - length, (seconds - 1) * FPS)
-    first = rng.randint(margin * FPS, latest)
+    earliest = margin * FPS
+    first = rng.randint(earliest, latest) if depth is None else earliest + round(depth * (latest - earliest))
     spot = SIZE - NEEDLE_EXTENT
     return Needle(kind, first, first + length, rng.randint(0, spot), rng.randint(0, spot))
 
@@ -98,16 +111,20 @@ def draw_frame(movie: Movie, index: int) -> np.ndarray:
     return picture
 
 
-def write_movie(movie: Movie, path: Path) -> None:
-    """Write `movie` to `path` as H.264 (yuv420p, mp4), atomically."""
+def write_movie(movie: Movie, path: Path, fps: int = FPS, key_seconds: int = 10) -> None:
+    """Write `movie` to `path` as H.264 (yuv420p, mp4), atomically, with a key frame every `key_seconds`.
+
+    `fps` divides FPS: a file with fewer frames a second shows the same pictures at whole seconds.
+    """
     with atomic_path(path, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        options = {"preset": "ultrafast", "crf": "20", "threads": "1", "g": str(10 * FPS)}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
+        options = {"preset": "ultrafast", "crf": "20", "threads": "1", "g": str(key_seconds * fps)}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
         stream.codec_context.thread_count = 1
-        for index in range(movie.seconds * FPS):
-            frame = av.VideoFrame.from_ndarray(draw_frame(movie, index), format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
+        for number in range(movie.seconds * fps):
+            picture = draw_frame(movie, number * (FPS // fps))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 

@@ -30,6 +30,7 @@ NEEDLES: dict[str, tuple[tuple[int, int, int], str]] = {
     "white heart": ((255, 255, 255), "heart"),
     "orange house": ((255, 125, 0), "house"),
 }
+NEEDLE_QUESTION = "Which symbol appeared?"
 COLOURS = {
     "pink": (226, 178, 186),
     "mint": (176, 214, 184),

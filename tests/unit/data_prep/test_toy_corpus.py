@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from data_prep.toy import generate
@@ -146,6 +147,26 @@ def test_needle_videos_of_any_length(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "e/eval.jsonl").read_text().splitlines()]
     assert [(line["task"], line["seconds"]) for line in lines] == [("needle", 150.0)] * 2
     assert len(read_frames(tmp_path / "e" / lines[0]["video"], 56).frames_NHWC) == 150
+
+
+def test_marathons_are_a_build_recipe_of_their_own(corpus, tmp_path):
+    """Their lengths are log-uniform, and the rest of the corpus keeps its bytes."""
+    longer = contents(make(tmp_path / "m", "--marathons", "3", "--marathon-seconds", "40:90"))
+    assert {name: longer[name] for name in contents(corpus)} == contents(corpus)
+    added = {name for name in longer if name not in contents(corpus)}
+    media = {name for name in added if name.endswith(".mp4")}
+    assert media == {f"media/marathon/0000{i}.mp4" for i in range(3)}
+    assert "stage2_long.yaml" in added
+    sources = yaml.safe_load(longer["stage2_long.yaml"])["sources"]
+    asked = [json.loads(longer[name]) for source in sources for name in source["annotations"]]
+    needles = [r for file in asked for r in file if NEEDLE_QUESTION in r["conversations"][0]["value"]]
+    assert {f"media/{record['video']}" for record in needles} == media
+    for name in media:
+        assert 40 <= len(read_frames(tmp_path / "m" / name, 56).frames_NHWC) <= 90
+    lengths = [low for low, _ in generate.marathon_lengths(2000, (100, 10000), 0)]
+    assert min(lengths) < 105
+    assert max(lengths) > 9500
+    assert 850 < sorted(lengths)[1000] < 1170  # log-uniform: half of them are below the geometric mean
 
 
 @pytest.mark.parametrize("text", ["60", "90:60", "1:5", "a:b", "1:2:3"])

@@ -8,7 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from ma2mba.inference import generate
-from ma2mba.inference.generate import Answer, Batch
+from ma2mba.inference.answer import Answer
+from ma2mba.inference.generate import Batch
 from ma2mba.inference.sampling import Draws, Sampling
 
 
@@ -18,7 +19,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scripts: Sequence[list[int]]) -> I
     rows: dict[int, Iterator[int]] = {}
     left = [iter(script) for script in scripts]
 
-    def choose(logits_BV: torch.Tensor, sampling: Sampling, draws: list[Draws]) -> torch.Tensor:
+    def choose(logits_BV: torch.Tensor, samplings: Sequence[Sampling], draws: list[Draws]) -> torch.Tensor:
         for own in draws:
             if id(own) not in rows:
                 rows[id(own)] = left[len(rows)]

@@ -61,7 +61,7 @@ FILTERS = [
 def test_the_filters_keep_what_transformers_keeps(kind, options, temperature):
     sampling = Sampling(temperature=temperature, **options)
     values_BV = logits_BV(kind)
-    ours_BV, theirs_BV = filtered(values_BV, sampling), of_transformers(values_BV, sampling)
+    ours_BV, theirs_BV = filtered(values_BV, [sampling] * len(values_BV)), of_transformers(values_BV, sampling)
     assert torch.equal(ours_BV.isfinite(), theirs_BV.isfinite())
     torch.testing.assert_close(ours_BV.softmax(-1), theirs_BV.softmax(-1), rtol=1e-4, atol=1e-6)
 
@@ -71,11 +71,13 @@ def test_the_filters_keep_what_transformers_keeps(kind, options, temperature):
 def test_an_extreme_temperature_gives_a_distribution(options, temperature):
     sampling = Sampling(temperature=temperature, **options)
     values_BV = logits_BV("impossible")
-    probabilities_BV = filtered(values_BV, sampling).softmax(-1)
+    probabilities_BV = filtered(values_BV, [sampling] * len(values_BV)).softmax(-1)
     assert probabilities_BV.isfinite().all()
     assert not probabilities_BV[values_BV == -math.inf].any()
     if temperature < 1:
-        assert torch.equal(choose(values_BV, sampling, [sampling.draws() for _ in values_BV]), values_BV.argmax(-1))
+        assert torch.equal(
+            choose(values_BV, [sampling] * len(values_BV), [sampling.draws() for _ in values_BV]), values_BV.argmax(-1)
+        )
 
 
 def test_tokens_are_drawn_as_often_as_their_probability_says():
@@ -84,8 +86,10 @@ def test_tokens_are_drawn_as_often_as_their_probability_says():
     for options in ({"temperature": 1.0}, {"temperature": 0.5}, {"top_k": 3}, {"min_p": 0.2}):
         sampling = Sampling(**options, seed=5)
         draws = sampling.draws()
-        drawn = torch.cat([choose(values_V[None].expand(100, -1), sampling, [draws] * 100) for _ in range(n // 100)])
-        expected_V = filtered(values_V[None], sampling).softmax(-1)[0]
+        drawn = torch.cat(
+            [choose(values_V[None].expand(100, -1), [sampling] * 100, [draws] * 100) for _ in range(n // 100)]
+        )
+        expected_V = filtered(values_V[None], [sampling]).softmax(-1)[0]
         counted_V = drawn.bincount(minlength=len(values_V)) / n
         assert not counted_V[expected_V == 0].any()
         bound_V = 4.5 * (expected_V * (1 - expected_V) / n).sqrt()
@@ -102,17 +106,32 @@ def test_draws_at_the_ends_choose_possible_tokens():
 
     values_BV = torch.tensor([[-math.inf, 1.0, 2.0, -math.inf]]).expand(2, -1)
     ends = [End(0.0), End(1 - 2**-32)]
-    assert choose(values_BV, Sampling(temperature=1.0), ends).tolist() == [1, 2]
+    assert choose(values_BV, [Sampling(temperature=1.0)] * 2, ends).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("kind", ["random", "ties"])
 def test_a_row_gets_the_same_token_alone_and_in_a_batch(kind):
     values_BV = logits_BV(kind)
     sampling = Sampling(temperature=1.3, top_p=0.9, top_k=30, min_p=0.01, seed=11)
-    together = choose(values_BV, sampling, [sampling.draws() for _ in values_BV])
-    alone = torch.cat([choose(row_V[None], sampling, [sampling.draws()]) for row_V in values_BV])
+    together = choose(values_BV, [sampling] * len(values_BV), [sampling.draws() for _ in values_BV])
+    alone = torch.cat([choose(row_V[None], [sampling], [sampling.draws()]) for row_V in values_BV])
     assert torch.equal(together, alone)
     assert len(together.unique()) > 3
+
+
+def test_rows_of_a_batch_may_have_different_options():
+    """Each row gets the token that it gets alone, and takes a draw only if it has a temperature."""
+    values_BV = logits_BV("random", rows=4 * len(FILTERS))
+    heats = [{"temperature": 0.0}, {"temperature": 0.4}, {}, {"temperature": 2.0}]
+    pairs = [heat | options for options in FILTERS for heat in heats]
+    mixed = [Sampling(**pair, seed=seed) for seed, pair in enumerate(pairs)]
+    draws = [sampling.draws() for sampling in mixed]
+    together = choose(values_BV, mixed, draws)
+    for row, sampling in enumerate(mixed):
+        own = sampling.draws()
+        assert together[row] == choose(values_BV[row, None], [sampling], [own])[0], sampling
+        assert draws[row].next() == own.next()
+    assert (together != values_BV.argmax(-1)).sum() > 3
 
 
 def test_greedy_is_the_default_and_filters_imply_a_temperature():
@@ -121,7 +140,7 @@ def test_greedy_is_the_default_and_filters_imply_a_temperature():
     assert Sampling(top_p=0.9).heat == Sampling(top_k=4).heat == Sampling(min_p=0.1).heat == 1
     assert Sampling(temperature=0, top_k=4).heat == 0
     values_BV = logits_BV("random")
-    assert torch.equal(choose(values_BV, Sampling(), []), values_BV.argmax(-1))
+    assert torch.equal(choose(values_BV, [Sampling()] * len(values_BV), []), values_BV.argmax(-1))
 
 
 def test_without_a_seed_each_sequence_draws_by_itself():

@@ -5,6 +5,7 @@ batch, 3.9e-6 after 30 single steps. Loss and gradients of one call are equal bi
 """
 
 import copy
+import json
 import sys
 from types import ModuleType
 
@@ -17,6 +18,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoModelForMu
 
 from ma2mba.inference.interleaved import Interleaved, with_frames
 from ma2mba.model.encoded import Encoded
+from ma2mba.model.hf.config import parse_hf
+from ma2mba.model.mamba2 import Mamba2Layer
+from ma2mba.model.mamba2_config import Mamba2Config
 from tests.unit.model.hf_folder import (
     END,
     PER_FRAME,
@@ -281,6 +285,24 @@ def test_the_configuration_says_once_whether_the_head_is_the_embedding(hf_folder
     assert kind(text_config={"d_model": 32}, tie_word_embeddings=False).text_config.tie_embeddings is False
     with pytest.raises(ValueError, match=r"tie_word_embeddings is True, but text_config.tie_embeddings is False"):
         kind(text_config={"tie_embeddings": False})
+
+
+def test_decay_rates_of_a_new_model_are_drawn_from_the_range_that_its_configuration_names(hf_folder, tmp_path):
+    config = AutoConfig.from_pretrained(hf_folder, trust_remote_code=True)
+    config.text_config.d_model, config.text_config.A_log_uniform = 512, (0.02, 2.0)
+    model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
+    rates = [layer.mixer.A_log.detach().exp() for layer in model.language_model.backbone.layers]
+    own = Mamba2Layer(Mamba2Config(d_model=512, n_layer=1, headdim=8, A_log_uniform=(0.02, 2.0))).mixer.A_log.exp()
+    for rates_H in (*rates, own.detach()):
+        assert 0.02 <= float(rates_H.min()) < 0.05
+        assert 1 < float(rates_H.max()) <= 2
+        assert 0.15 < float(rates_H.median()) < 0.3  # the middle of a log-uniform draw is 0.2
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())["text_config"]
+    assert saved["A_log_uniform"] == [0.02, 2.0]
+    read = parse_hf(json.loads((tmp_path / "config.json").read_text())).text_config
+    assert isinstance(read, Mamba2Config)
+    assert read.A_log_uniform == (0.02, 2.0)
 
 
 def test_a_new_model_is_initialised_as_this_project_does(hf_folder):

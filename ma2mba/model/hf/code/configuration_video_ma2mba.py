@@ -11,6 +11,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class VideoMa2mbaTextConfig(PreTrainedConfig):
     """The Mamba-2 language model. `ssd_block` is the block of the SSD scan, in tokens.
 
+    The decay rates of new weights are drawn log-uniformly from the range `A_log_uniform`; None: uniformly from [1, 16].
+
     `config.json` holds the vocabulary before padding, as `vocab_size`. The attribute `vocab_size` is the padded one:
     the rows of the embedding and the columns of the logits, which is what transformers means by that name.
     """
@@ -44,6 +46,7 @@ class VideoMa2mbaTextConfig(PreTrainedConfig):
         norm_eps: float = 1e-5,
         tie_embeddings: bool = True,
         layer: str = "mamba2",
+        A_log_uniform: tuple[float, float] | None = None,
         **kwargs: Any,
     ):
         if layer != "mamba2":
@@ -60,6 +63,7 @@ class VideoMa2mbaTextConfig(PreTrainedConfig):
         self.__dict__["vocab_size"] = vocab_size
         self.norm_eps = norm_eps
         self.tie_embeddings = tie_embeddings
+        self.A_log_uniform = A_log_uniform
         super().__init__(**kwargs)
 
     @property

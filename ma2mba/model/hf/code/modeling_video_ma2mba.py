@@ -295,6 +295,13 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
         return F.cross_entropy(logits_MV, targets_M.to(logits_MV.device), reduction="sum")
 
+    def _draw_log_rates(self, heads: int) -> torch.Tensor:
+        """Draw the logarithms of the decay rates of new weights."""
+        drawn = self.config.text_config.A_log_uniform
+        if drawn is None:
+            return torch.empty(heads).uniform_(1, 16).log()
+        return torch.empty(heads).uniform_(math.log(drawn[0]), math.log(drawn[1]))
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise what a checkpoint does not have: the language model as state-spaces/mamba, the encoder as CLIP."""
@@ -302,7 +309,7 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaGeneration, PreTrainedModel
             low, high = math.log(0.001), math.log(0.1)
             dt_H = torch.exp(torch.rand(module.heads) * (high - low) + low).clamp(min=1e-4)
             init.copy_(module.dt_bias, (dt_H + torch.log(-torch.expm1(-dt_H))).to(module.dt_bias.device))
-            init.copy_(module.A_log, torch.empty(module.heads).uniform_(1, 16).log().to(module.A_log.device))
+            init.copy_(module.A_log, self._draw_log_rates(module.heads).to(module.A_log.device))
             init.ones_(module.D)
             bound = 1 / math.sqrt(module.out_proj.in_features * self.config.text_config.n_layer)
             init.uniform_(module.out_proj.weight, -bound, bound)
