@@ -42,8 +42,7 @@ function upload(chosen) {
     try {
       reply = JSON.parse(request.responseText);
     } catch {}
-    const problem = reply.id ? "" : `${chosen.name}: ${reply.error?.message || `the server answered ${request.status}. Try again.`}`;
-    over(problem);
+    over(reply.id ? "" : reply.error?.message || `${chosen.name}: the server answered ${request.status}. Try again.`);
     if (reply.id) choose(reply.id);
   };
   request.onerror = () => over(`${chosen.name}: the upload was interrupted. Check the connection, and try again.`);
