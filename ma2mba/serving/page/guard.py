@@ -6,6 +6,7 @@ can name a file, and a window's results go to the visitor who opened the window.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -17,6 +18,7 @@ from ma2mba.serving.auth import Clients
 from ma2mba.serving.errors import Refused, error_object
 from ma2mba.serving.page.assets import login_page
 from ma2mba.serving.page.visitors import Visitors
+from ma2mba.strings import fits_utf8
 
 OPEN = ("/assets/", "/static/", "/theme.css", "/favicon.ico", "/manifest.json")
 """What everybody may load: the scripts and styles of Gradio's package."""
@@ -41,10 +43,10 @@ def check_origin(request: Request) -> None:
 
 
 class PageGuard:
-    """Wraps Gradio's application."""
+    """Wraps Gradio's application. `inputs`: how many values each of the page's events has, by its number."""
 
-    def __init__(self, app: ASGIApp, visitors: Visitors, clients: Clients):
-        self._app, self._visitors, self._clients = app, visitors, clients
+    def __init__(self, app: ASGIApp, visitors: Visitors, clients: Clients, inputs: Mapping[int, int]):
+        self._app, self._visitors, self._clients, self._inputs = app, visitors, clients, inputs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -120,7 +122,7 @@ class PageGuard:
         """Pass an event on, with nothing in it but the text that the page sends."""
         check_origin(request)
         visitor = self._visitors.expect(request.cookies)
-        event = clean_event(await _bounded(request))
+        event = clean_event(await _bounded(request), self._inputs)
         self._visitors.tab(visitor, event["session_hash"]).joined()
         await self._forward(request, send, body=json.dumps(event).encode())
 
@@ -139,13 +141,17 @@ async def _bounded(request: Request) -> bytes:
     return bytes(body)
 
 
-def clean_event(body: bytes) -> dict[str, Any]:
-    """Return an event of Gradio with only the keys that the page needs. Raise Refused (400) if it is none."""
+def clean_event(body: bytes, inputs: Mapping[int, int]) -> dict[str, Any]:
+    """Return an event of Gradio with only the keys that the page needs. Raise Refused (400) if it is none.
+
+    Gradio and the handlers fail at other events, and fill the log.
+    """
     try:
         event = json.loads(body)
-        data, number, name = event["data"], event["fn_index"], event["session_hash"]
-        good = isinstance(data, list) and all(value is None or isinstance(value, str) for value in data)
-        good = good and isinstance(number, int) and isinstance(name, str)
+        number, name = event["fn_index"], event["session_hash"]
+        data = ["" if value is None else value for value in event["data"]]
+        good = isinstance(event["data"], list) and all(isinstance(value, str) and fits_utf8(value) for value in data)
+        good = good and type(number) is int and inputs.get(number) == len(data) and isinstance(name, str)
     except (ValueError, KeyError, TypeError, RecursionError):
         good = False
     if not good:

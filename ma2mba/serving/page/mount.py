@@ -23,9 +23,10 @@ def mount_page(app: FastAPI, settings: Settings, engine: Engine, library: Librar
     """Serve the page at `/`, below all routes that `app` has. Return the app to serve."""
     visitors = Visitors(library, settings.port, settings.keep_minutes * 60)
     inner = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = build(settings, Events(engine, library, visitors, settings.max_tokens))
     gr.mount_gradio_app(
         inner,
-        build(settings, Events(engine, library, visitors, settings.max_tokens)),
+        page,
         "/",
         footer_links=[],
         run_history=False,
@@ -42,7 +43,8 @@ def mount_page(app: FastAPI, settings: Settings, engine: Engine, library: Librar
     )
     app.state.parts.when_stopped.append(visitors.stop)
     app.include_router(page_routes(library, visitors, clients))
-    app.mount("/", PageGuard(inner, visitors, clients))
+    inputs = {number: len(event.inputs) for number, event in page.fns.items()}
+    app.mount("/", PageGuard(inner, visitors, clients, inputs))
     outer = app.router.lifespan_context
 
     @asynccontextmanager

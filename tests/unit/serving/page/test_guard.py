@@ -160,13 +160,27 @@ def test_many_windows_follow_readings_at_once(engine, settings, picture, monkeyp
 def test_an_event_carries_only_text(page, value):
     event = EVENT | {"data": [value]}
     with pytest.raises(Refused):
-        clean_event(json.dumps(event).encode())
+        clean_event(json.dumps(event).encode(), {0: 1})
     assert visitor(page).post("gradio_api/queue/join", json=event).status_code == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b"{}", b'{"data": 1}', b"[" * 100_000, b"\xff"])
 def test_what_is_no_event_is_refused(page, body):
     assert visitor(page).post("gradio_api/queue/join", content=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    "odd", [{"fn_index": -1}, {"fn_index": 10**9}, {"fn_index": True}, {"data": ["x"]}, {"fn_index": 1}]
+)
+def test_an_event_that_the_page_has_not_does_not_reach_gradio(page, odd, caplog):
+    assert visitor(page).post("gradio_api/queue/join", json=EVENT | odd).status_code == 400
+    assert "Traceback" not in caplog.text
+
+
+def test_half_a_surrogate_pair_is_no_text(page):
+    event = EVENT | {"fn_index": 1, "data": ["\ud83d"]}
+    answer = visitor(page).post("gradio_api/queue/join", content=json.dumps(event))
+    assert answer.status_code == 400
 
 
 def test_a_long_event_is_refused(page):
@@ -176,7 +190,7 @@ def test_a_long_event_is_refused(page):
 
 def test_an_event_loses_what_the_page_does_not_send():
     event = clean_event(
-        json.dumps(EVENT | {"request": {"a": 1}, "event_data": {"path": "/x"}, "batched": True}).encode()
+        json.dumps(EVENT | {"request": {"a": 1}, "event_data": {"path": "/x"}, "batched": True}).encode(), {0: 0}
     )
     assert event == EVENT
 
