@@ -1,5 +1,6 @@
 """Counts the bytes that owners keep: nobody fills the disk, or takes the share of the others."""
 
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from ma2mba.serving.errors import Refused
 
+log = logging.getLogger(__name__)
 GB = 10**9
 FREE_BYTES = 10**9
 """Bytes of the disk that uploads leave free."""
@@ -25,6 +27,7 @@ class Room:
         self._folder, self._each, self._total, self._make_room = folder, each, total, make_room
         self._by_owner: Counter[str] = Counter()
         self._until_look = 0
+        self._full = False
 
     def take(self, owner: str, bytes: int) -> None:
         """Count bytes that are to be written. Raise Refused, and count nothing, if there is no room for them."""
@@ -57,7 +60,9 @@ class Room:
         self._until_look -= bytes
         if self._until_look > 0:
             return False
-        if shutil.disk_usage(self._folder).free < bytes + FREE_BYTES + LOOK_EVERY:
-            return True
-        self._until_look = LOOK_EVERY
-        return False
+        told, self._full = self._full, shutil.disk_usage(self._folder).free < bytes + FREE_BYTES + LOOK_EVERY
+        if not self._full:
+            self._until_look = LOOK_EVERY
+        elif not told:
+            log.warning("%s: the disk is full: %g GB must stay free. Media are refused", self._folder, FREE_BYTES / GB)
+        return self._full

@@ -106,10 +106,11 @@ def test_an_upload_goes_to_the_disk_and_not_to_memory(tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "KiB"
 
 
-def test_uploads_leave_room_on_the_disk(tmp_path, monkeypatch):
+def test_uploads_leave_room_on_the_disk(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(room, "FREE_BYTES", 10**18)
     error = refused(settings(tmp_path), clip(tmp_path / "a.mp4"))
     assert (error.status, error.code, error.retry_after) == (503, "no_space", 60)
+    assert "uploads: the disk is full" in caplog.text
 
 
 def test_uploads_watch_the_disk_while_they_come(tmp_path, monkeypatch):
