@@ -61,7 +61,7 @@ class Completion(Strict):
     """A request for a chat completion, with the parameters that have an effect."""
 
     model: str
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: list[dict[str, Any]]
     n: Positive | None = None
     seed: Annotated[int, Field(ge=-SEEDS // 2, lt=SEEDS)] | None = None
     stop: Any = None

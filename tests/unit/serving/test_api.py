@@ -163,7 +163,7 @@ def test_errors_before_the_first_word_have_their_status(client, engine):
 @pytest.mark.parametrize(
     ("values", "param", "says"),
     [
-        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": []}, "messages", "begin with"),
         ({"messages": "hello"}, "messages", "list"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "list of parts"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages", "no question"),
