@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -27,21 +28,29 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Budget:
-    """The bytes of bodies that are held at once."""
+    """The bytes of bodies that are held at once.
+
+    A client gets at most half of the bytes that the others leave: one that announces large bodies and sends them slowly
+    does not keep the others out.
+    """
 
     def __init__(self, most: int = BODIES_BYTES):
-        self._most, self._held = most, 0
+        self._most, self._held = most, Counter[str]()
 
     @contextmanager
-    def hold(self, count: int) -> Iterator[None]:
-        """Count bytes while they are held. Raise Busy if they are too many."""
-        if self._held + count > self._most:
+    def hold(self, count: int, client: str) -> Iterator[None]:
+        """Count a client's bytes while they are held. Raise Busy if they are too many."""
+        own = self._held[client]
+        others = self._held.total() - own
+        if own + count > (self._most - others) // 2:
             raise Busy("too many large requests at once. Try again, or upload media with POST /v1/videos", 5)
-        self._held += count
+        self._held[client] += count
         try:
             yield
         finally:
-            self._held -= count
+            self._held[client] -= count
+            if not self._held[client]:
+                del self._held[client]
 
 
 def body_length(request: Request) -> int | None:

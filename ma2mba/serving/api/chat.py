@@ -26,7 +26,7 @@ async def complete(request: Request, parts: Served, client: Client) -> Response:
     parts.require_working()
     held = AsyncExitStack()
     try:
-        with parts.bodies.hold(expected_bytes(request)):
+        with parts.bodies.hold(expected_bytes(request), client):
             wanted, question = await _question(request, parts, client, held)
         answers = _Answers(parts, question, wanted)
         if wanted.stream:

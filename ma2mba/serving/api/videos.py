@@ -28,7 +28,7 @@ async def add_video(request: Request, parts: Served, client: Client) -> dict[str
     """Store an upload, or what a URL names, and begin to read it."""
     parts.require_working()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
-        with parts.bodies.hold(expected_bytes(request)):
+        with parts.bodies.hold(expected_bytes(request), client):
             link = validate(Link, await read_json(request))
             stored = await unless_gone(request, parts.library.keep(link.url, client))
     else:

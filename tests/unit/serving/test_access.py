@@ -1,14 +1,19 @@
 """Who may ask: tokens, addresses, pages of other sites, other hosts' names."""
 
+import select
+import socket
+from contextlib import ExitStack
+
 import httpx
 import openai
 import pytest
 
 from ma2mba.errors import UserError
+from ma2mba.serving.api.body import BODY_BYTES
 from ma2mba.serving.auth import read_tokens
 from ma2mba.serving.server import warn_if_readable
 from ma2mba.serving.settings import Settings, is_loopback
-from tests.unit.serving.fakes import FakeEngine, FakeLibrary, make_app, running
+from tests.unit.serving.fakes import FakeEngine, FakeLibrary, make_app, running, wait_for
 
 ANNA, BEN = "a" * 32, "b" * 32
 HELLO = {"model": "toy", "messages": [{"role": "user", "content": "?"}]}
@@ -174,3 +179,15 @@ def test_a_token_file_that_others_can_read_is_told(tmp_path, caplog):
         caplog.clear()
         warn_if_readable(file)
         assert ("chmod 600" in caplog.text) == told
+
+
+def test_a_client_that_announces_large_bodies_does_not_keep_the_others_out(guarded):
+    url, where = guarded[0], httpx.URL(guarded[0])
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {where.host}\r\nAuthorization: Bearer {BEN}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {BODY_BYTES}\r\n\r\n"
+    with ExitStack() as opened:
+        slow = [opened.enter_context(socket.create_connection((where.host, where.port))) for _ in range(12)]
+        for connection in slow:
+            connection.sendall(head.encode())
+        wait_for(lambda: len(select.select(slow, [], [], 0)[0]) >= 4)  # these are refused
+        assert httpx.post(f"{url}/v1/chat/completions", json=HELLO, headers=bearer(ANNA)).status_code == 200
