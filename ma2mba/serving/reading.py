@@ -86,7 +86,7 @@ class MediumReading:
     def lost(self) -> None:
         """Say that the state is known no more: it was evicted from memory, and is not on disk."""
         self.loading = self.looked_up = False
-        self.watched = ()
+        self.watched, self.frames_read = (), 0
         self.tell(Progress("queued"))
 
     def begin(self, ahead: FramesAhead, base: Session, watched: tuple[Watched, ...]) -> None:
