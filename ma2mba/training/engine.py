@@ -24,9 +24,9 @@ from ma2mba.data.batch import Batch
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.shards.manifest import FileEntry
+from ma2mba.model.weights import stored_tensors
 from ma2mba.text import brief, shorten
-from ma2mba.training.checkpoint.optimizer_files import read_fragments, write_fragments
+from ma2mba.training.checkpoint.optimizer_files import read_fragments
 from ma2mba.training.checkpoint.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
 from ma2mba.training.faults.stop_points import StopPoints
 from ma2mba.training.optimizer import parameter_groups, set_trainable
@@ -153,19 +153,30 @@ class Engine:
         deepspeed.comm.all_gather(by_rank, values)
         return [values.tolist() for values in by_rank]
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return all weights of the model by name. With ZeRO 3, gather them one by one, for rank 0 only."""
-        weights = self.model.state_dict()
-        if self.zero_stage == 3:
-            for name, parameter in self.model.named_parameters():
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    if self.world.rank == 0:
-                        weights[name] = parameter.detach().cpu().clone()
-        return weights
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights that a checkpoint holds, with their names.
 
-    def save(self, folder: Path) -> list[FileEntry]:
-        """Write this rank's share of the optimizer's state. Return its files. Raise OSError when the disk is full."""
-        return write_fragments(self._fragments(), steps_taken(self.inner.optimizer), self.world.rank, folder)
+        ZeRO 3 gathers each one, and frees it when the next one is asked for: all ranks must ask for all of them.
+        """
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in stored_tensors(self.model).items():
+            if self.zero_stage == 3 and name in parameters:
+                with deepspeed.zero.GatheredParameters([parameters[name]]):
+                    yield name, parameters[name].detach()
+            else:
+                yield name, tensor
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes of each of the `weights`, also where this rank has only a share."""
+        parameters = dict(self.model.named_parameters())
+        return {
+            name: getattr(parameters.get(name), "ds_numel", tensor.numel()) * tensor.element_size()
+            for name, tensor in stored_tensors(self.model).items()
+        }
+
+    def optimizer_state(self) -> tuple[list[Fragment], int]:
+        """Return this rank's share of the optimizer's state, and how many steps AdamW has taken."""
+        return list(self._fragments()), steps_taken(self.inner.optimizer)
 
     def load(self, folder: Path) -> None:
         """Read this rank's share of a saved optimizer state, from any number of ranks and any ZeRO stage.

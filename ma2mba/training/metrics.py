@@ -92,6 +92,7 @@ class Metrics:
         self._task = self._bar.add_task(
             title, total=tokens, completed=first_tokens, steps=first_step, of=steps, loss="-", speed="-"
         )
+        self._stood_still: dict[int, float] = {}
         self._title, self._last_line, self._waited = title, -LINE_SECONDS, 0.0
         self.last: dict[str, Any] = {}
         """The last line of metrics.jsonl that this launch wrote."""
@@ -149,12 +150,19 @@ class Metrics:
         self._waited = waited
         self._reset()
 
-    def saved(self, step: int, folder: Path, seconds: float) -> None:
-        """Report a checkpoint. The next line holds its duration; speeds exclude it."""
+    def stood_still(self, step: int, seconds: float) -> None:
+        """Count the time for which training stood still for a save. The next line holds it; speeds exclude it."""
         self._saving += seconds
+        self._stood_still[step] = seconds
         with self._writing():
             self._board.add_scalar("checkpoint_seconds", seconds, step)
-        self.message(f"saved {folder} in {seconds:.1f} s")
+
+    def saved(self, step: int, folder: Path, seconds: float) -> None:
+        """Report a complete checkpoint, and how long it took to write."""
+        still = self._stood_still.pop(step)
+        with self._writing():
+            self._board.add_scalar("checkpoint_write_seconds", seconds, step)
+        self.message(f"saved {folder} in {seconds:.1f} s (training stood still for {still:.1f} s)")
 
     def message(self, text: str) -> None:
         """Print a line without breaking the progress bar."""

@@ -14,6 +14,7 @@ from ma2mba.training.checkpoint.folder import (
     latest,
     read,
     steps_in,
+    unfinished_in,
 )
 from ma2mba.training.recipe.schema import Recipe
 
@@ -66,6 +67,14 @@ def _newest_complete(folder: Path) -> Path | None:
     return newest
 
 
+def _killed_in_first_save(folder: Path, steps: int, every: int) -> bool:
+    """Return True if a run may have been killed while its first checkpoint was written, and steps went on meanwhile.
+
+    The second save begins when the first one is complete.
+    """
+    return steps <= 2 * every and any(step <= every for step in unfinished_in(folder))
+
+
 def _require_new(run: Path) -> None:
     """Raise UserError if a run without checkpoints must have had one: it has taken steps after its first save."""
     path = inside(run, "recipe.yaml", run)
@@ -78,7 +87,7 @@ def _require_new(run: Path) -> None:
     if not all(isinstance(value, int) for value in (every, *taken)):
         raise UserError(f"{run}: damaged (checkpoint.every or a step is not a number). Set run to another folder")
     steps = max(taken, default=0)
-    if steps > every:
+    if steps > every and not _killed_in_first_save(run / CHECKPOINTS, steps, every):
         raise UserError(
             f"{run}: has taken {steps} steps and saves every {every} steps, but its checkpoints are missing. Restore "
             "them, set run to another folder, or use resume=none to start again from the beginning"
