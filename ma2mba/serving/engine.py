@@ -30,7 +30,7 @@ SWITCH = 0.0005
 """Seconds for which Python's other threads may keep the engine's thread waiting, each time; 0.005 by default, which is
 the time of a step on a GPU."""
 SILENT = {"cuda": 60.0, "cpu": 1800.0}
-"""Seconds without a turn of the loop after which the engine counts as stopped. A CPU is slow to see a chunk's frames."""
+"""Seconds without a turn of the loop after which the engine counts as stopped. A CPU is slow to see many frames."""
 
 
 class ServingEngine:
