@@ -62,11 +62,23 @@ def serve_command(
     places: Annotated[int, typer.Option("--places", min=1, help="Answers that are written at once.")] = 32,
     waiting: Annotated[int, typer.Option("--waiting", min=0, help="Questions, and videos, that may wait.")] = 128,
     client_places: Annotated[
-        int, typer.Option("--client-places", min=1, help="Answers of one client that are written or wait.")
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--client-places",
+            min=1,
+            help="Answers of one client that are written or wait (default: 16; no limit if only this machine is "
+            "served without tokens).",
+        ),
+    ] = None,
     client_readings: Annotated[
-        int, typer.Option("--client-readings", min=1, help="Videos of one client that are read or wait.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--client-readings",
+            min=1,
+            help="Videos of one client that are read or wait (default: 8; no limit if only this machine is served "
+            "without tokens).",
+        ),
+    ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of the longest answer.")] = 4096,
     grace_seconds: Annotated[
         float, typer.Option("--grace-seconds", min=0, help="Seconds for answers to end when the server is stopped.")

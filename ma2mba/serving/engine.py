@@ -57,7 +57,7 @@ class ServingEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(settings.model, device, settings.dtype)
-        limits = Limits(settings.places, settings.waiting, settings.client_places, settings.client_readings)
+        limits = Limits(settings.places, settings.waiting, settings.answers_each, settings.readings_each)
         budgets = default_budgets(Session(model, tokenizer), settings.places, int(settings.cache_gb * 1e9))
         try:
             return cls(model, tokenizer, limits, settings.states, budgets)

@@ -1,12 +1,7 @@
 """`ma2mba serve` with a small model, as a process of its own, asked with OpenAI's client."""
 
 import base64
-import re
 import signal
-import subprocess
-import sys
-import threading
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,52 +11,11 @@ import pytest
 
 from ma2mba.inference.chat import VideoChat
 from tests.unit.serving.fakes import wait_for
+from tests.unit.serving.process import serving
 from tests.unit.video.numbered_video import write
 
 QUESTION = "Which symbol appeared?"
 WRITING = {"max_tokens": 12, "temperature": 0}
-
-
-class Server:
-    """A process of `ma2mba serve`. `url` is known as soon as it listens."""
-
-    def __init__(self, *arguments: object):
-        command = [sys.executable, "-m", "ma2mba", "serve", "--port", "0", *map(str, arguments)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.log = ""
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self.process.stderr:
-            self.log += line
-
-    @property
-    def url(self) -> str:
-        found = re.search(r"at (http://\S+)/ ", self.log)
-        return found[1].replace("0.0.0.0", "127.0.0.1") if found else ""
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
-
-
-@contextmanager
-def serving(*arguments: object):
-    server = Server(*arguments)
-    try:
-        wait_for(lambda: server.url or server.process.poll() is not None, 120)
-        assert server.url, server.log
-        wait_for(lambda: answers(server.url), 60)
-        yield server
-    finally:
-        server.process.kill()
-        server.process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.fixture(scope="module")
