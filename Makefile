@@ -33,7 +33,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test test-slow fuzz test-newest test-oldest lmms-eval-test demo chaos shards stage1 stage1.5 stage2 clean need-DATA need-RUN
+.PHONY: help setup check test test-slow fuzz test-newest test-oldest lmms-eval-test demo demo-long chaos shards stage1 stage1.5 stage2 clean need-DATA need-RUN
 
 help: ## list the targets
 	@echo "make <target> [VARIABLE=value ...]"
@@ -99,6 +99,9 @@ $(VENV)/.lmms-eval: setup.py $(CONSTRAINTS)
 
 demo: setup ## train on toy videos through all stages on a CPU, to runs/demo (10 minutes; resumes; ARGS=--fresh starts over)
 	@.ci/with-args $(BIN)/python examples/demo/run.py
+
+demo-long: setup ## the same with a longer training, until needles are found in two hours of video, to runs/demo-long (hours; resumes)
+	@.ci/with-args $(BIN)/python examples/demo/run.py --long
 
 chaos: setup ## kill a training run 10 times and compare it with an undisturbed run (ARGS='--kills 20 --seed 1')
 	@.ci/with-args $(BIN)/python tests/dist/chaos.py

@@ -185,9 +185,14 @@ def write_checked(path: Path, content: bytes) -> str:
         file.write(content)
     fsync(path)
     expected = xxhash.xxh3_128(content).hexdigest()
-    if xxh3_file(path) != expected:
-        raise OSError(errno.EIO, "the bytes read back differ from the bytes written", str(path))
+    require_written(path, expected)
     return expected
+
+
+def require_written(path: Path, xxh3: str) -> None:
+    """Read a file back. Raise OSError if its XXH3-128 is not the hash of what was written."""
+    if xxh3_file(path) != xxh3:
+        raise OSError(errno.EIO, "the bytes read back differ from the bytes written", str(path))
 
 
 def fsync(path: Path | str) -> None:

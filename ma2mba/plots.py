@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,12 @@ def _figure(path: Path, width: float, height: float, dpi: int, wspace: float = 0
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
-    """Draw an evaluation report (evaluation.report.build_report): accuracy on the left, losses on the right."""
-    with _figure(path, 12, 4.8, 150, wspace=0.06) as figure:
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
-        draw_accuracy(left, report["accuracy_by_frames"], report["chance"], report["questions"])
-        draw_losses(right, report["loss_curves"])
+    """Draw the demo's report (evaluation.report.build_report): accuracy by frames and by length and depth; losses."""
+    with _figure(path, 13.5, 9, 150, wspace=0.06) as figure:
+        axes = figure.subplot_mosaic([["frames", "needles"], ["losses", "losses"]], width_ratios=(1, 1.5))
+        draw_accuracy(axes["frames"], report["accuracy_by_frames"], report["chance"], report["questions"])
+        draw_needles(axes["needles"], report["needle_grid"], "1 frame per second")
+        draw_losses(axes["losses"], report["loss_curves"])
 
 
 def draw_accuracy(axes: Axes, accuracies: Mapping[str, float], chance: float, questions: int) -> None:
@@ -86,11 +88,11 @@ def draw_accuracy(axes: Axes, accuracies: Mapping[str, float], chance: float, qu
 def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Draw the losses of the stages one after another, raw (thin) and smoothed (thick), on a logarithmic scale.
 
-    The middle stage may be narrower than its name, so its name is drawn lower.
+    A stage may be narrower than its name, so every second name is drawn lower.
     """
     begin = 0.0
     axes.set_yscale("log")
-    for (stage, losses), colour, drop in zip(curves.items(), COLOURS, (-4, -20, -4), strict=False):
+    for (stage, losses), colour, drop in zip(curves.items(), cycle(COLOURS), cycle((-4, -20)), strict=False):
         if not losses["step"]:
             continue
         steps = np.asarray(losses["step"], float) + begin
@@ -98,7 +100,7 @@ def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]])
         axes.plot(steps, smooth(losses["loss"]), color=colour, linewidth=2.2)
         if begin:
             axes.axvline(begin, color=GRID, linewidth=1.2, zorder=0)
-        label = stage.replace("stage", "stage ").replace("_", ".")
+        label = stage.replace("stage", "stage ").replace("_long", ", long videos").replace("_", ".")
         axes.annotate(
             label, ((begin + steps[-1]) / 2, 1), (0, drop), xycoords=("data", "axes fraction"),
             textcoords="offset points", ha="center", va="top", color=colour, fontweight="bold",
@@ -115,7 +117,7 @@ def draw_losses(axes: Axes, curves: Mapping[str, Mapping[str, Sequence[float]]])
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color=GRID, zorder=0)
     axes.set_xlabel("optimizer steps")
-    _title(axes, "Loss of the three stages", "nats per supervised token")
+    _title(axes, "Loss of each stage", "nats per supervised token")
 
 
 def draw_needle_grid(grid: Mapping[str, Any], frames: str, path: Path) -> None:
@@ -178,6 +180,30 @@ def draw_pictures(
         for axes, depth in zip(grid[-1], depths, strict=True):
             axes.set_xlabel(f"{100 * depth:.3g}%")
         figure.suptitle("The first question of each length and depth: the symbol that the model was shown", fontsize=12)
+
+
+def draw_half_lives(seconds: Mapping[str, np.ndarray], path: Path) -> None:
+    """Draw how long each head remembers: `seconds` maps up to seven names to half-lives (layers, heads)."""
+    with _figure(path, 9, 5.2, 150) as figure:
+        axes = figure.subplots()
+        for number, ((name, found), colour) in enumerate(zip(seconds.items(), DISTINCT, strict=False)):
+            layers, heads = found.shape
+            aside = (number - (len(seconds) - 1) / 2) * 0.8 / len(seconds)
+            places = np.repeat(np.arange(1, layers + 1) + aside, heads)
+            axes.plot(places, found.flatten(), color=colour, linestyle="", marker="o", alpha=0.7, label=name)
+        for mark in (60, 600, 3600):
+            axes.axhline(mark, color=FAINT, linestyle=(0, (5, 4)), linewidth=1.2, zorder=0)
+            axes.annotate(duration_words(mark), (1, mark), (4, 0), xycoords=("axes fraction", "data"), color=FAINT,
+                          textcoords="offset points", va="center")  # fmt: skip
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y", color=GRID, zorder=0)
+        axes.set_xlabel("layer")
+        figure.legend(loc="outside lower center", frameon=False)
+        _title(
+            axes, "How long each head remembers", "half-life of its state on the frames of a quiet video, in seconds"
+        )
 
 
 def smooth(values: Sequence[float], share: float = 0.04) -> np.ndarray:

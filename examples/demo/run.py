@@ -1,5 +1,7 @@
 """`make demo`: run the whole project on toy videos, with the commands that a user would type, and write a report.
 
+`make demo-long` does the same with a longer training, until the model finds needles in hours of video.
+
 A second call skips finished steps and resumes an interrupted training stage. A changed command or recipe repeats its
 step and all later steps.
 """
@@ -13,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from ma2mba.cli.needle import grid_table
 from ma2mba.evaluation.report import build_report, write_report
 from ma2mba.files import atomic_write
 from ma2mba.terminal import Arguments, Terminal
@@ -29,7 +32,8 @@ from ma2mba.training.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path("examples/demo/recipes")
-STAGES = ("stage1", "stage1_5", "stage2")
+STAGES = ("stage1", "stage1_5", "stage2", "stage2_long")
+NEEDLES = "needles"
 RANKS = 2
 PORT = "{port}"
 console = Terminal()
@@ -37,20 +41,46 @@ console = Terminal()
 
 @dataclass(frozen=True)
 class Size:
-    """The size of the demo: counts for `data_prep toy`, `overrides` for the recipe of every stage."""
+    """The size of the demo.
 
-    videos: int
-    short: int
-    stills: int
-    clips: int
-    held_out: int
-    seconds: str
+    `toy`: options of `data_prep toy`. `frames` of the evaluations; `lengths` in seconds and `questions` of the needle
+    grid. `overrides` of the recipe of every stage, and `long_overrides` of the last one's.
+    """
+
+    toy: dict[str, int | str]
     frames: tuple[str, ...]
+    lengths: str
+    questions: int = 96
     overrides: tuple[str, ...] = ()
+    long_overrides: tuple[str, ...] = ()
 
 
-FULL = Size(240, 480, 2400, 480, 48, "60:120", ("2", "4", "8", "16", "32", "1fps"))
-TINY = Size(2, 2, 4, 2, 2, "6:8", ("8", "1fps"), ("epochs=null", "steps=2", "global_batch=4", "micro_batch=2"))
+def toy(videos: int, short: int, stills: int, clips: int, held_out: int, seconds: str) -> dict[str, int | str]:
+    """Return options of `data_prep toy`, without those of the marathons."""
+    counts: dict[str, int | str] = {"videos": videos, "short": short, "stills": stills, "clips": clips}
+    return counts | {"held-out": held_out, "seconds": seconds}
+
+
+FULL = Size(
+    toy(240, 480, 2400, 480, 48, "60:120") | {"marathons": 160, "marathon-seconds": "300:1000"},
+    ("2", "4", "8", "16", "32", "1fps"),
+    "60,600,3600",
+)
+LONG = replace(
+    FULL,
+    toy=FULL.toy | {"marathons": 300, "marathon-seconds": "200:3600"},
+    lengths="60,600,3600,7200",
+    long_overrides=("epochs=8",),
+)
+TINY = Size(
+    toy(2, 2, 4, 2, 2, "6:8") | {"marathons": 2, "marathon-seconds": "10:12"},
+    ("8", "1fps"),
+    "4,8",
+    11,
+    overrides=("epochs=null", "steps=2", "global_batch=4", "micro_batch=2"),
+)
+NEEDLE_SEED = 18
+"""The needle grid has its own random numbers: no training video is drawn from them, whatever the seed."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +102,17 @@ class Step:
 def main() -> int:
     """Run the unfinished steps and write the report. Return the exit code of the first command that fails."""
     arguments = parse_arguments()
-    out: Path = arguments.out
+    size = TINY if arguments.tiny else LONG if arguments.long else FULL
+    target = "demo-long" if arguments.long else "demo"
+    out: Path = arguments.out or Path("runs") / target
     if arguments.fresh:
         shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    size = TINY if arguments.tiny else FULL
     journal = Journal(out / "steps.json")
     for step in [*training_steps(out, size), *trial_steps(out, size)]:
         code = journal.run(step)
         if code:
-            console.error(f"{step.name} failed (exit code {code}); `make demo` resumes there")
+            console.error(f"{step.name} failed (exit code {code}); `make {target}` resumes there")
             return code
     finish(out, size, journal.seconds())
     return 0
@@ -89,26 +120,28 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="output folder (default: runs/demo)")
+    parser.add_argument("--out", type=Path, help="output folder (default: runs/demo, or runs/demo-long)")
     parser.add_argument("--fresh", action="store_true", help="remove the output folder first")
-    parser.add_argument("--tiny", action="store_true", help="two videos and two steps a stage, as a check")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--tiny", action="store_true", help="two videos and two steps a stage, as a check")
+    size.add_argument("--long", action="store_true", help="train longer, and look for needles in two hours of video")
     return parser.parse_args()
 
 
 def training_steps(out: Path, size: Size) -> list[Step]:
-    """Return the steps that make videos and shards, and train the three stages."""
-    toy = out / "toy"
-    amounts = [f"--{name.replace('_', '-')}={getattr(size, name)}" for name in ("videos", "short", "stills", "clips")]
-    command = ("python", "-m", "data_prep", "toy", f"--out={toy}", *amounts, f"--held-out={size.held_out}")
-    steps = [Step("toy videos", (*command, f"--seconds={size.seconds}"), toy)]
+    """Return the steps that make videos and shards, and train the stages."""
+    corpus = out / "toy"
+    options = [f"--{name}={value}" for name, value in size.toy.items()]
+    steps = [Step("toy videos", ("python", "-m", "data_prep", "toy", f"--out={corpus}", *options), corpus)]
     for stage in STAGES:
         shards = out / "shards" / stage
-        build = ("python", "-m", "data_prep", "build", str(toy / f"{stage}.yaml"), "--out", str(shards))
+        build = ("python", "-m", "data_prep", "build", str(corpus / f"{stage}.yaml"), "--out", str(shards))
         steps.append(Step(f"shards {stage}", build, shards, resumes=True))
     before = None
     for stage in STAGES:
         recipe, run = RECIPES / f"{stage}.yaml", out / stage
         overrides = [f"data={out / 'shards' / stage}", f"run={run}", *([f"init_from={before}"] if before else [])]
+        overrides += size.long_overrides if stage == STAGES[-1] else ()
         launch = (
             "deepspeed",
             "--quiet",
@@ -123,7 +156,7 @@ def training_steps(out: Path, size: Size) -> list[Step]:
 
 
 def trial_steps(out: Path, size: Size) -> list[Step]:
-    """Return the steps that export the model, ask one question, and evaluate at every number of frames."""
+    """Return the steps that export the model, ask a question, evaluate at every number of frames, and find needles."""
     model, task = out / "model", out / "toy" / "eval.jsonl"
     export = ("ma2mba", "export", str(out / STAGES[-1]), "--out", str(model))
     ask = ("ma2mba", "ask", str(out / "toy/media/heldout/00000.mp4"), "Which symbol appeared?", "--model", str(model))
@@ -133,6 +166,9 @@ def trial_steps(out: Path, size: Size) -> list[Step]:
         options = ("--model", str(model), "--task", str(task), "--frames", frames, "--out", str(result))
         only = () if frames == "1fps" else ("--only", "needle")
         steps.append(Step(f"eval {frames}", ("ma2mba", "eval", *options, *only), result, resumes=True))
+    grid = ("--lengths", size.lengths, "--questions", str(size.questions), "--seed", str(NEEDLE_SEED), "--hide-options")
+    found = ("ma2mba", "eval", "--needle", "--model", str(model), *grid, "--out", str(out / NEEDLES))
+    steps.append(Step(NEEDLES, found, out / NEEDLES, resumes=True))
     return steps
 
 
@@ -196,7 +232,8 @@ def remove(path: Path) -> None:
 def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
     """Write the report and print it."""
     results = {frames: json.loads((out / f"eval-{frames}" / "report.json").read_text()) for frames in size.frames}
-    report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds)
+    needles = json.loads((out / NEEDLES / "report.json").read_text())["needle_grid"]
+    report = build_report(out / "model", results, {stage: out / stage for stage in STAGES}, seconds, needles)
     numbers, picture = write_report(report, out)
     console.rule(Text("report", "bold"), align="left")
     record = results[size.frames[-1]]["records"][0]
@@ -210,6 +247,8 @@ def finish(out: Path, size: Size, seconds: dict[str, float]) -> None:
         table.add_row("1 a second" if frames == "1fps" else frames, f"{accuracy:.0%}")
     table.add_row("by chance", f"{100 * report['chance']:.3g}%", style="dim")
     console.print(table)
+    console.print("needles found at each depth, in per cent")
+    console.print(grid_table(needles))
     rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in report["tokens_per_second"].items() if rate)
     console.print(f"tokens a second: {rates or 'not measured'}; {sum(seconds.values()) / 60:.1f} minutes in all")
     for what, path in (("model", out / "model"), ("report", numbers), ("picture", picture)):

@@ -115,26 +115,27 @@ def watched_seconds(grid: "Grid", part: "Part") -> Iterator[Callable[[int, int],
 
 def print_grid(report: dict[str, Any]) -> None:
     """Print the accuracy at each length and depth."""
-    from ma2mba.plots import duration_words
-
     grid = report["needle_grid"]
     print_line(f"{report['model']}: needles found at each depth, in per cent; frames: {report['frames']}")
+    out.print(grid_table(grid))
     chance = "none" if grid["chance"] is None else f"{grid['chance']:.1%}"
-    said = [f"by chance {chance}", f"{report['n']:,} questions answered"]
-    said += [f"{report['unreadable']:,} not answered"] if report["unreadable"] else []
+    lost = f", {report['unreadable']:,} not answered" if report["unreadable"] else ""
+    print_line(f"by chance {chance}, {report['n']:,} questions answered{lost}")
+
+
+def grid_table(grid: dict[str, Any]) -> Table:
+    """Return the accuracy in per cent: a row for each length, a column for each depth (in per cent) and for all."""
+    from ma2mba.plots import duration_words
+
     table = Table("length", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for depth in grid["depths"]:
         table.add_column(f"{100 * depth:.3g}", justify="right")
     table.add_column("all", justify="right", style="bold")
     table.add_column("asked", justify="right")
-    rows = zip(
-        *(grid[key] for key in ("lengths_seconds", "accuracy", "accuracy_by_length", "questions_by_length")),
-        strict=True,
-    )
-    for length, cells, whole, questions in rows:
+    keys = ("lengths_seconds", "accuracy", "accuracy_by_length", "questions_by_length")
+    for length, cells, whole, questions in zip(*(grid[key] for key in keys), strict=True):
         table.add_row(duration_words(length), *map(_cell, cells), _cell(whole), f"{questions:,}")
-    out.print(table)
-    print_line(", ".join(said))
+    return table
 
 
 def _cell(share: float | None) -> str:

@@ -16,12 +16,16 @@ Report = dict[str, Any]
 
 
 def build_report(
-    model: Path, results: Mapping[str, Mapping[str, Any]], runs: Mapping[str, Path], seconds: Mapping[str, float]
+    model: Path,
+    results: Mapping[str, Mapping[str, Any]],
+    runs: Mapping[str, Path],
+    seconds: Mapping[str, float],
+    needles: Mapping[str, Any],
 ) -> Report:
     """Return a report.
 
     `results` maps a frame sampling ("1fps", "8", ...) to the result of `evaluate` on the needle task, `runs` maps a
-    stage's name to its run folder, `seconds` maps a step of the work to its duration.
+    stage's name to its run folder, `seconds` maps a step of the work to its duration, `needles` is a `needle_grid`.
     """
     accuracies = {frames: result["tasks"]["needle"]["accuracy"] for frames, result in results.items()}
     return {
@@ -31,6 +35,7 @@ def build_report(
         "questions": next(iter(results.values()))["tasks"]["needle"]["n"],
         "model": str(model),
         "accuracy_by_frames": accuracies,
+        "needle_grid": dict(needles),
         "loss_curves": {stage: curve(run, "loss") for stage, run in runs.items()},
         "tokens_per_second": {stage: median(run, "tokens_per_second") for stage, run in runs.items()},
         "recipes": {stage: _recipe(run) for stage, run in runs.items()},

@@ -46,11 +46,11 @@ def save_model(
     folder: Path | str,
     weights: Mapping[str, Tensor] | None = None,
     facts: CardFacts | None = None,
-) -> None:
-    """Write a model folder under a temporary name, then rename it. Raise UserError if the folder exists.
+) -> dict[str, str]:
+    """Write a model folder under a temporary name, then rename it. Return the XXH3-128 of its files of tensors.
 
     `weights` replace the model's own weights, of which a rank may hold only a share. `tokenizer_path` is a file that
-    `load_tokenizer` accepts. `facts` are for the model card.
+    `load_tokenizer` accepts. `facts` are for the model card. Raise UserError if the folder exists.
     """
     folder = Path(folder)
     if folder.exists():
@@ -61,7 +61,7 @@ def save_model(
     card = model_card(model.config, specs, facts or CardFacts())
     content = folder_content(model.config, Path(tokenizer_path).read_bytes(), specs, card)
     with atomic_folder(folder) as temporary:
-        content.write(tensors.__getitem__, temporary)
+        return content.write(tensors.__getitem__, temporary)
 
 
 @dataclass(frozen=True)

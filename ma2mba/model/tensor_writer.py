@@ -8,10 +8,11 @@ import json
 import math
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -50,17 +51,28 @@ class TensorSpec:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
+class Digest(Protocol):
+    """A checksum that is computed block by block, as hashlib and xxhash do."""
+
+    def update(self, block: Any, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Shard:
-    """A file to write: its name, and its tensors in the order in which they stand in it."""
+    """A file to write: its name, its tensors in the order in which they stand in it, and its metadata.
+
+    With several keys of metadata, the library writes an order that differs between processes. We use one key.
+    """
 
     name: str
     tensors: Mapping[str, TensorSpec]
+    metadata: Mapping[str, str] = field(default_factory=lambda: {"format": "pt"})
 
     @property
     def header(self) -> bytes:
         """The bytes before the first tensor."""
-        content: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        content: dict[str, object] = {"__metadata__": dict(self.metadata)}
         end = 0
         for name, spec in self.tensors.items():
             start, end = end, end + spec.bytes
@@ -90,7 +102,7 @@ def plan_shards(specs: Mapping[str, TensorSpec], most: int | None = None) -> lis
         groups[-1][name] = spec
         size += spec.bytes
     names = [WEIGHTS] if len(groups) == 1 else [shard_name(i, len(groups)) for i in range(1, len(groups) + 1)]
-    return [Shard(name, _in_order(group)) for name, group in zip(names, groups, strict=True)]
+    return [Shard(name, in_order(group)) for name, group in zip(names, groups, strict=True)]
 
 
 def shard_name(number: int, of: int) -> str:
@@ -108,12 +120,19 @@ def index_text(shards: list[Shard]) -> str:
     return json.dumps({"metadata": about, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n"
 
 
-def write_shards(shards: list[Shard], read: Callable[[str], Tensor], folder: Path) -> dict[str, str]:
+def write_shards(
+    shards: list[Shard], read: Callable[[str], Tensor], folder: Path, more: Mapping[str, Digest] | None = None
+) -> dict[str, str]:
     """Write the files, and an index if they are several. Return the SHA-256 of each file.
 
     `read(name)` returns a tensor, on any device. Raise UserError if it has another type or shape than planned.
+    `more` has another checksum to compute for the file of each shard, by its name.
     """
-    sums = {shard.name: _write(shard, read, folder / shard.name) for shard in shards}
+    sums = {}
+    for shard in shards:
+        digest = hashlib.sha256()
+        write_shard(shard, read, folder / shard.name, [digest, *([more[shard.name]] if more else [])])
+        sums[shard.name] = digest.hexdigest()
     if len(shards) > 1:
         content = index_text(shards).encode()
         (folder / INDEX).write_bytes(content)
@@ -121,17 +140,26 @@ def write_shards(shards: list[Shard], read: Callable[[str], Tensor], folder: Pat
     return sums
 
 
-def _in_order(group: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+def in_order(group: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """Return tensors in the order in which they stand in a file."""
     return dict(sorted(group.items(), key=lambda item: (ORDER.index(item[1].dtype), item[0])))
 
 
-def _write(shard: Shard, read: Callable[[str], Tensor], path: Path) -> str:
-    """Write a file and return its SHA-256. A second thread hashes what the first one writes."""
-    digest, hashed = hashlib.sha256(), deque[Future]()
+def write_shard(shard: Shard, read: Callable[[str], Tensor], path: Path, digests: Sequence[Digest]) -> None:
+    """Write a file and compute its checksums. A second thread hashes what the first one writes.
+
+    `read` and its errors are those of `write_shards`.
+    """
+    hashed = deque[Future]()
+
+    def update(block: memoryview) -> None:
+        for digest in digests:
+            digest.update(block)
+
     with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
 
         def put(block: memoryview) -> None:
-            hashed.append(thread.submit(digest.update, block))
+            hashed.append(thread.submit(update, block))
             while block:
                 block = block[file.write(block) :]
             if len(hashed) > BEHIND:
@@ -141,7 +169,8 @@ def _write(shard: Shard, read: Callable[[str], Tensor], path: Path) -> str:
         for name, spec in shard.tensors.items():
             for block in _bytes(name, read(name), spec).split(BLOCK_BYTES):
                 put(block.numpy().data)
-    return digest.hexdigest()
+        while hashed:
+            hashed.popleft().result()
 
 
 def _bytes(name: str, tensor: Tensor, spec: TensorSpec) -> Tensor:

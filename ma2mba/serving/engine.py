@@ -1,6 +1,8 @@
 """The engine: answers questions about media for many clients at once, with one model."""
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -24,6 +26,9 @@ from ma2mba.serving.settings import Settings
 from ma2mba.serving.state_folder import StateFolder
 from ma2mba.serving.states import Budgets, States
 
+SWITCH = 0.0005
+"""Seconds for which Python's other threads may keep the engine's thread waiting, each time; 0.005 by default, which is
+the time of a step on a GPU."""
 SILENT = 60.0
 """Seconds without a turn of the loop, although there is work, after which the engine counts as stopped."""
 
@@ -57,7 +62,9 @@ class ServingEngine:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         model, tokenizer = load_model(settings.model, device, settings.dtype)
-        limits = Limits(settings.places, settings.waiting, settings.answers_each, settings.readings_each)
+        readers = max(Limits.readers, (os.cpu_count() or 1) // 2)
+        limits = Limits(settings.places, settings.waiting, settings.answers_each, settings.readings_each, readers)
+        sys.setswitchinterval(SWITCH)
         budgets = default_budgets(Session(model, tokenizer), settings.places, int(settings.cache_gb * 1e9))
         try:
             return cls(model, tokenizer, limits, settings.states, budgets)

@@ -23,6 +23,8 @@ class Mailbox(Generic[T]):
 
     async def get(self) -> T:
         """Return the next item, and wait for it."""
+        if self._items:
+            return self._items.popleft()
         with self._news.listen() as told:
             while not self._items:
                 await told.wait()

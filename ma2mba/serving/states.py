@@ -17,7 +17,7 @@ import torch
 
 from ma2mba.errors import UserError
 from ma2mba.inference.fingerprint import dtype_name, fingerprint
-from ma2mba.inference.session import Session
+from ma2mba.inference.session import Session, blank_states
 from ma2mba.inference.state_file import Facts, Watched, load_state, save_state, state_bytes
 from ma2mba.model.layer import State
 from ma2mba.serving.prompt import Prefix
@@ -48,7 +48,7 @@ class Kept:
 
 @dataclass
 class Budgets:
-    """Bytes of states on the GPU (of a model on the CPU: in memory), in host memory and on disk."""
+    """Bytes of states on the model's device, in host memory (0 if that is the device) and on disk."""
 
     device: int
     host: int
@@ -69,9 +69,8 @@ class States:
     def __init__(self, like: Session, folder: StateFolder | None, budgets: Budgets):
         """`like`: a session of the model. Without a folder, nothing is kept on disk."""
         self._like, self._folder, self._budgets = like, folder, budgets
-        self._fingerprint = fingerprint(like.model)
-        self._on_gpu = like.device.type == "cuda"
-        self._side = torch.cuda.Stream(like.device) if self._on_gpu else None
+        self._fingerprint, (self._blank, _) = fingerprint(like.model), blank_states(like.model)
+        self._side = torch.cuda.Stream(like.device) if like.device.type == "cuda" else None
         self._bytes = state_bytes(like.model)
         self._lock = threading.RLock()
         self._kept: OrderedDict[str, Kept] = OrderedDict()
@@ -99,7 +98,7 @@ class States:
                 self._counts.returned += 1
                 self._shrink()
             states = kept.device
-        if self._on_gpu and states:
+        if self._side and states:
             current = torch.cuda.current_stream(self._like.device)
             for tensor in (tensor for state in states for tensor in state):
                 tensor.record_stream(current)  # another stream may have made it
@@ -117,7 +116,8 @@ class States:
 
     def keep(self, prefix: Prefix, states: list[State], watched: tuple[Watched, ...]) -> None:
         """Keep the state after a prefix, and write it to disk."""
-        kept = Kept(prefix, watched, self._bytes, device=[tuple(map(_own, state)) for state in states])
+        own: list[State] = [tuple(map(_own, *pair)) for pair in zip(states, self._blank, strict=True)]
+        kept = Kept(prefix, watched, self._bytes, device=own)
         with self._lock:
             self._kept[prefix.key] = kept
             self._kept.move_to_end(prefix.key)
@@ -162,7 +162,7 @@ class States:
         return numbers | {"states_disk": files, "states_disk_bytes": size}
 
     def _event(self) -> Any:
-        return torch.cuda.current_stream(self._like.device).record_event() if self._on_gpu else None
+        return torch.cuda.current_stream(self._like.device).record_event() if self._side else None
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Run work in a thread: a failure costs a state, not the server."""
@@ -179,7 +179,7 @@ class States:
         try:
             host = self._to_host(device, event)
             with self._lock:
-                kept.host = host if self._on_gpu and self._budgets.host else None
+                kept.host = host if self._budgets.host else None
             session = self._like.fork()
             session.jump(host)
             facts = Facts(
@@ -248,7 +248,7 @@ class States:
         for kept in self._beyond(self._budgets.device, lambda kept: 0 if kept.spilling else bool(kept.device)):
             if kept.saving:
                 continue  # comes back here when it is written
-            if kept.host is not None or not self._on_gpu or not self._budgets.host:
+            if kept.host is not None or not self._budgets.host:
                 kept.device = None
             else:
                 kept.spilling = True
@@ -270,6 +270,8 @@ def _copy(states: Sequence[State], device: torch.device) -> list[State]:
     return [tuple(tensor.to(device) for tensor in state) for state in states]
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor; a copy if it is a view that keeps a larger tensor alive."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+def _own(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the tensor; a copy with the layout of `like` if it is a view that keeps a larger tensor alive."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes and tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_like(like).copy_(tensor)

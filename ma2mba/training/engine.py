@@ -1,10 +1,11 @@
 """The only file that imports DeepSpeed: processes, ZeRO, the optimizer's step, and its state in a checkpoint."""
 
+import ctypes
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
@@ -13,9 +14,12 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.utils import set_z3_leaf_modules
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.distributed import DistNetworkError, ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 from torch.optim import Optimizer
@@ -24,9 +28,9 @@ from ma2mba.data.batch import Batch
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.shards.manifest import FileEntry
+from ma2mba.model.weights import stored_tensors
 from ma2mba.text import brief, shorten
-from ma2mba.training.checkpoint.optimizer_files import read_fragments, write_fragments
+from ma2mba.training.checkpoint.optimizer_files import read_fragments
 from ma2mba.training.checkpoint.zero_state import Fragment, attach_moments, fragments, set_steps_taken, steps_taken
 from ma2mba.training.faults.stop_points import StopPoints
 from ma2mba.training.optimizer import parameter_groups, set_trainable
@@ -153,19 +157,30 @@ class Engine:
         deepspeed.comm.all_gather(by_rank, values)
         return [values.tolist() for values in by_rank]
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return all weights of the model by name. With ZeRO 3, gather them one by one, for rank 0 only."""
-        weights = self.model.state_dict()
-        if self.zero_stage == 3:
-            for name, parameter in self.model.named_parameters():
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    if self.world.rank == 0:
-                        weights[name] = parameter.detach().cpu().clone()
-        return weights
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights that a checkpoint holds, with their names.
 
-    def save(self, folder: Path) -> list[FileEntry]:
-        """Write this rank's share of the optimizer's state. Return its files. Raise OSError when the disk is full."""
-        return write_fragments(self._fragments(), steps_taken(self.inner.optimizer), self.world.rank, folder)
+        ZeRO 3 gathers each one, and frees it when the next one is asked for: all ranks must ask for all of them.
+        """
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in stored_tensors(self.model).items():
+            if self.zero_stage == 3 and name in parameters:
+                with deepspeed.zero.GatheredParameters([parameters[name]]):
+                    yield name, parameters[name].detach()
+            else:
+                yield name, tensor
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes of each of the `weights`, also where this rank has only a share."""
+        parameters = dict(self.model.named_parameters())
+        return {
+            name: getattr(parameters.get(name), "ds_numel", tensor.numel()) * tensor.element_size()
+            for name, tensor in stored_tensors(self.model).items()
+        }
+
+    def optimizer_state(self) -> tuple[list[Fragment], int]:
+        """Return this rank's share of the optimizer's state, and how many steps AdamW has taken."""
+        return list(self._fragments()), steps_taken(self.inner.optimizer)
 
     def load(self, folder: Path) -> None:
         """Read this rank's share of a saved optimizer state, from any number of ranks and any ZeRO stage.
@@ -191,6 +206,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
     inner = _initialize(module, optimizer, ds_config(recipe, world, policy), recipe.zero_config)
+    for buffer in model.buffers() if world.size > 1 else ():  # DeepSpeed shares rank 0's parameters alone
+        deepspeed.comm.broadcast(buffer, 0)
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
@@ -200,8 +217,42 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
 def _initialize(module: nn.Module, optimizer: Optimizer, config: dict[str, Any], policy: str) -> Any:
     """Return DeepSpeed's engine. Raise UserError if DeepSpeed refuses a value of the policy."""
     _check_config(config, policy)
-    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
-        return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    with redirect_stdout(StringIO()), _flattening_in_place():  # its bf16 wrapper prints its memory use for every group
+        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    if getattr(engine.optimizer, "flatten", None) is _flatten:
+        engine.optimizer.flatten = _flatten_dense_tensors
+    return engine
+
+
+@contextmanager
+def _flattening_in_place() -> Iterator[None]:
+    """Within the block, ZeRO 1 and 2 join parameters without holding all of them twice."""
+    places = (stage_1_and_2, bf16_optimizer)
+    for module in places:
+        module._flatten_dense_tensors = _flatten
+    try:
+        yield
+    finally:
+        for module in places:
+            module._flatten_dense_tensors = _flatten_dense_tensors
+
+
+def _flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the tensors joined, as `_flatten_dense_tensors` does. A parameter becomes a view of its place at once."""
+    flat = tensors[0].new_empty(sum(t.numel() for t in tensors), requires_grad=False)
+    for tensor, place in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        place.copy_(tensor.detach().reshape(-1))
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = place.view(tensor.shape)
+            _return_free_memory(tensor.device)
+    return flat
+
+
+def _return_free_memory(device: torch.device) -> None:
+    """Give memory that tensors on a CPU no longer need back to the system: glibc keeps tensors of less than 32 MiB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if device.type == "cpu" else None
+    if trim:
+        trim(0)
 
 
 def _check_config(config: dict[str, Any], policy: str) -> None:

@@ -1,7 +1,8 @@
 """`make chaos`: kill a training run at random moments, resume it, and compare its end with an undisturbed run.
 
 Both runs train the same recipe on the same number of ranks. One run is undisturbed. The other is killed by SIGKILL (one
-rank, all ranks, or the launcher and all ranks; every second kill falls into a save) and resumed by the same command.
+rank, all ranks, or the launcher and all ranks; every second kill falls into a save, which is written while steps go on)
+and resumed by the same command.
 After every kill the checkpoint that `latest` names must be whole to the last byte. At the end the weights, the
 optimizer's state and every logged loss must be equal, bit for bit. Exits with code 1 if they differ.
 """
@@ -51,7 +52,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Pace:
-    """The pace of a run: its number of steps, seconds a step, and seconds a save."""
+    """The pace of a run: its number of steps, seconds a step, and seconds for which a save is written."""
 
     steps: int
     step_seconds: float
@@ -149,9 +150,9 @@ def pace_of(run: Path) -> Pace:
     """Return the pace of a finished run, from the file times of its last two checkpoints."""
     before, last = sorted((run / CHECKPOINTS).glob("step-*"), key=lambda folder: int(folder.name[5:]))[-2:]
     begun = [min(p.stat().st_mtime for p in (folder / OPTIMIZER).iterdir()) for folder in (before, last)]
-    ended = [(folder / STATE_HASH).stat().st_mtime for folder in (before, last)]
+    ended = [(folder / STATE_HASH).stat().st_mtime for folder in (before, last)]  # steps go on until then
     steps = [int(folder.name[5:]) for folder in (before, last)]
-    return Pace(steps[1], (begun[1] - ended[0]) / (steps[1] - steps[0]), ended[1] - begun[1])
+    return Pace(steps[1], (begun[1] - begun[0]) / (steps[1] - steps[0]), ended[1] - begun[1])
 
 
 def disturb(start: Starter, pace: Pace, count: int, chance: random.Random, console: Console) -> list[Kill]:

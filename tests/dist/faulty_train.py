@@ -1,10 +1,12 @@
-"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow|save|full:RANK:STEP, in that rank and step.
+"""launch/train.py with one fault: MA2MBA_TEST_FAULT=raise|hang|nan|slow|save|disk|full:RANK:STEP.
 
-The fault occurs in forward. From there on, a slow rank takes CHUNK_SECONDS for every chunk, and writes a file "slow".
-With "save", the save after that step takes SAVE_SECONDS more, in its middle. With "full", the disk is full when that
-step is reported.
+The fault occurs in that rank and step, in forward. From there on, a slow rank takes CHUNK_SECONDS for every chunk, and
+writes a file "slow".
+With "save", the save after that step takes SAVE_SECONDS more, in its middle; with "disk", the disk fills in its middle.
+With "full", the disk is full when that step is reported.
 """
 
+import errno
 import io
 import os
 import runpy
@@ -42,7 +44,7 @@ def noted(activity, step, tokens):
 
 
 def faulty(engine, batch, loss_scale, stop_points):
-    if KIND in ("save", "full") or Now.step != int(STEP) or engine.world.rank != int(RANK):
+    if KIND in ("save", "disk", "full") or Now.step != int(STEP) or engine.world.rank != int(RANK):
         return sound(engine, batch, loss_scale, stop_points)
     if KIND == "raise":
         raise ArithmeticError("the fault of this test")
@@ -64,6 +66,12 @@ def slow_save(temporary, rank, state):
     write_rank(temporary, rank, state)
 
 
+def save_on_a_full_disk(temporary, rank, state):
+    if (rank, temporary.name) == (int(RANK), checkpoint.temporary_folder(Path(), int(STEP)).name):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write_rank(temporary, rank, state)
+
+
 def on_a_full_disk(metrics, step, result, waited):
     if step == int(STEP):
         metrics._file = io.TextIOWrapper(io.FileIO("/dev/full", "w"))
@@ -74,6 +82,8 @@ Activity.begin_step = noted
 deepspeed_engine.Engine.forward = faulty
 if KIND == "save":
     checkpoint.write_rank = slow_save
+if KIND == "disk":
+    checkpoint.write_rank = save_on_a_full_disk
 if KIND == "full":
     Metrics.add = on_a_full_disk
 sys.argv[0] = str(ROOT / "launch" / "train.py")

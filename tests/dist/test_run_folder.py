@@ -77,6 +77,19 @@ def test_a_disk_that_fills_between_saves(folder, monkeypatch):
     assert len(curve(folder / "full")) == 6
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_disk_that_fills_while_steps_go_on_ends_the_run_at_the_next_step(folder, monkeypatch, rank):
+    monkeypatch.setenv("MA2MBA_TEST_FAULT", f"disk:{rank}:4")
+    run = folder / f"disk{rank}"
+    error = error_of(launch(folder, 2, f"run=disk{rank}", "checkpoint.every=2", script=FAULTY))
+    assert error.startswith(f"error: {run}/checkpoints/.step-000004.tmp: cannot be written (No space left on device). ")
+    assert latest(run).name == "step-000002"
+    assert is_complete(latest(run))
+    assert 4 <= len(curve(run)) < 9
+    assert launch(folder, 0, f"run=disk{rank}", "checkpoint.every=2", "steps=6").returncode == 0
+    assert len(curve(run)) == 6
+
+
 @pytest.fixture
 def without_rights():
     """The words that start a command for which the modes of files count, also for root."""

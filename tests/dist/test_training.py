@@ -95,6 +95,25 @@ def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monk
     assert chaos.compare(undisturbed, folder / "asked") == []
 
 
+def test_steps_go_on_while_a_checkpoint_is_written_and_a_signal_waits_for_it(folder, undisturbed, monkeypatch):
+    monkeypatch.setenv("MA2MBA_TEST_FAULT", "save:0:3")
+    (folder / "save").unlink(missing_ok=True)
+    run, overrides = folder / "written", ("run=written", "steps=9")
+    with running(command(2, *overrides, script=FAULTY), folder) as process:
+        chaos.wait_for(lambda: chaos.last_step(run) > 3, process)
+        assert latest(run) is None
+        signal_one_rank(process.pid)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    first, newest = run / "checkpoints" / "step-000003", latest(run)
+    assert is_complete(first)
+    assert is_complete(newest)
+    assert int(newest.name[5:]) == len(curve(run)) > 3
+    assert re.search(rf"saved {first} in \d+\.\d s \(training stood still for \d\.\d s\)", " ".join(said.split()))
+    train(folder, 2, *overrides)
+    assert chaos.compare(undisturbed, run) == []
+
+
 def signal_one_rank(launcher):
     (rank,) = (rank for rank in ranks_of(launcher) if "--local_rank=1" in rank.cmdline())
     rank.send_signal(signal.SIGUSR1)

@@ -14,7 +14,7 @@ from ma2mba.model.pretrained import load_model
 from tests.dist.launching import kill_all
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("stage1", "stage1_5", "stage2")
+STAGES = ("stage1", "stage1_5", "stage2", "stage2_long")
 TIMEOUT_SECONDS = 1100
 pytestmark = pytest.mark.timeout(1200)
 
@@ -51,12 +51,15 @@ def test_the_report_is_whole(out):
     assert report["needle_accuracy_1fps"] == report["accuracy_by_frames"]["1fps"]
     assert report["needle_accuracy_8_frames"] == report["accuracy_by_frames"]["8"]
     assert 0 < report["chance"] < 0.5
+    grid = report["needle_grid"]
+    assert (grid["lengths_seconds"], grid["questions_by_length"]) == ([4, 8], [11, 11])
+    assert grid["depths"] == [n / 10 for n in range(11)]
     for stage in STAGES:
         assert report["loss_curves"][stage]["step"] == [1, 2]
         assert report["tokens_per_second"][stage] > 0
         assert report["recipes"][stage]["steps"] == 2
     assert report["machine"]["torch"]
-    assert {"toy videos", *STAGES, "export", "eval 1fps"} <= set(report["seconds"])
+    assert {"toy videos", *STAGES, "export", "eval 1fps", "needles"} <= set(report["seconds"])
     assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

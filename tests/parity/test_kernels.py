@@ -8,7 +8,8 @@ plain torch 7e-4. The loss of 1,000 positions is within 6.6e-5, its gradients wi
 import pytest
 import torch
 
-from ma2mba.inference.decoder import Decoder
+from ma2mba.inference.decoder import Decoder, Slots
+from ma2mba.inference.session import blank_states
 from ma2mba.magc import Plan, Streamer
 from ma2mba.model.clip_config import ClipConfig
 from ma2mba.model.config import ModelConfig
@@ -122,3 +123,25 @@ def test_a_graph_of_one_token_steps_gives_what_chunks_give(rows):
         for row in range(rows):
             for found, right in zip(decoder.states(row), after, strict=True):
                 assert all(relative(a.cpu(), b[row : row + 1]) < 4e-2 for a, b in zip(found, right, strict=True))
+
+
+def test_graphs_of_several_sizes_advance_the_first_rows_alone():
+    """As the server uses them: the graphs share the states and their memory, and rows leave and join between steps."""
+    torch.manual_seed(0)
+    config = ModelConfig(language_model=Mamba2Config(d_model=WIDTH, n_layer=3, vocab_size=1000), vision=ClipConfig())
+    model = VideoMa2mba(config).to("cuda", torch.bfloat16)
+    rows, sizes = 4, (1, 2, 4)
+    slots = Slots(model, rows, sizes)
+    blank, _ = blank_states(model)
+    decoders = []
+    for row in range(rows):
+        for layer, state in zip(slots.layers, blank, strict=True):
+            layer.load(row, state)
+        decoders.append(Decoder(model, [blank]))
+    generator = torch.Generator().manual_seed(1)
+    for count in (4, 1, 4, 2, 4, 2, 1):
+        ids_B = torch.randint(0, 1000, (count,), generator=generator).cuda()
+        logits_BV = slots.step(ids_B).clone()
+        for row in range(count):
+            right_1V = decoders[row].step(ids_B[row : row + 1])
+            assert relative(logits_BV[row], right_1V[0].double()) < 2e-2, (count, row)

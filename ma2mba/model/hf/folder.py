@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import xxhash
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -44,13 +45,18 @@ class FolderContent:
         sizes[CHECKSUMS] = len(checksums_text(dict.fromkeys(sizes, SHA256_DIGITS)))
         return dict(sorted(sizes.items()))
 
-    def write(self, read: Callable[[str], Tensor], folder: Path) -> None:
-        """Write all files. `read(name)` returns a tensor; each is read once."""
-        sums = write_shards(self.shards, read, folder)
+    def write(self, read: Callable[[str], Tensor], folder: Path) -> dict[str, str]:
+        """Write all files, and return the XXH3-128 of the files of tensors.
+
+        `read(name)` returns a tensor; each is read once.
+        """
+        digests = {shard.name: xxhash.xxh3_128() for shard in self.shards}
+        sums = write_shards(self.shards, read, folder, digests)
         for name, content in self.small.items():
             (folder / name).write_bytes(content)
             sums[name] = hashlib.sha256(content).hexdigest()
         (folder / CHECKSUMS).write_text(checksums_text(sums), encoding="utf-8")
+        return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def folder_content(

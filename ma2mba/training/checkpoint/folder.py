@@ -243,6 +243,12 @@ def temporary_folder(run: Path, step: int) -> Path:
     return run / CHECKPOINTS / f".step-{step:06d}.tmp"
 
 
+def unfinished_in(folder: Path) -> list[int]:
+    """Return the steps of the interrupted saves in a folder RUN/checkpoints."""
+    names = (path.name.removeprefix(".").removesuffix(".tmp") for path in folder.glob(".step-*.tmp"))
+    return [int(match[1]) for name in names if (match := TAG.fullmatch(name))]
+
+
 def clear_temporary(run: Path) -> None:
     """Remove the temporary folders of interrupted saves."""
     for leftover in (run / CHECKPOINTS).glob(".step-*.tmp"):
@@ -256,14 +262,17 @@ def write_rank(temporary: Path, rank: int, state: RankState) -> None:
     write_checked(path, state.model_dump_json().encode() + b"\n")
 
 
-def publish(run: Path, step: int, at: Position, facts: Mapping[str, Any]) -> Path:
+def publish(
+    run: Path, step: int, at: Position, facts: Mapping[str, Any], hashed: Mapping[str, str] | None = None
+) -> Path:
     """Make the temporary checkpoint of `step` the run's latest, and return its folder. Only rank 0 calls it.
 
-    All ranks must have written their files. `facts` are the remaining fields of TrainerState. Raise OSError if a file
-    is missing or differs from the one that its rank wrote.
+    All ranks must have written their files. `facts` are the remaining fields of TrainerState. `hashed` has the XXH3-128
+    of files that rank 0 has synced and verified, by name. Raise OSError if a file is missing or differs from the one
+    that its rank wrote.
     """
     temporary, folder = temporary_folder(run, step), run / CHECKPOINTS / f"step-{step:06d}"
-    state = TrainerState(step=step, epoch=at.epoch, cursor=at.cursor, files=_entries(temporary), **facts)
+    state = TrainerState(step=step, epoch=at.epoch, cursor=at.cursor, files=_entries(temporary, hashed or {}), **facts)
     content = state.model_dump_json(indent=2).encode() + b"\n"
     write_checked(temporary / STATE, content)
     write_checked(temporary / STATE_HASH, _hash_line(content).encode())
@@ -295,12 +304,15 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def _entries(folder: Path) -> list[FileEntry]:
-    """Return the size and hash of every file: from ranks/ for optimizer files, computed for the others."""
+def _entries(folder: Path, hashed: Mapping[str, str]) -> list[FileEntry]:
+    """Return the size and hash of every file: from ranks/ for optimizer files, `hashed`, or computed."""
     written = {
         f"{OPTIMIZER}/{entry.name}": entry
         for path in (folder / RANKS).glob("rank-*.json")
         for entry in RankState.model_validate_json(path.read_bytes()).files
+    }
+    written |= {
+        name: FileEntry(name=name, bytes=(folder / name).stat().st_size, xxh3=xxh3) for name, xxh3 in hashed.items()
     }
     entries = []
     paths = sorted(p for p in folder.rglob("*") if p.is_file())

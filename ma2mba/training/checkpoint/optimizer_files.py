@@ -9,41 +9,59 @@ A file rank-00000-000.safetensors holds the one-dimensional fp32 tensors `weight
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import save
 
 from ma2mba.errors import UserError
-from ma2mba.files import inside, write_checked
+from ma2mba.files import fsync, inside, require_written
 from ma2mba.model.tensor_file import TensorFile, reason_of
+from ma2mba.model.tensor_writer import Shard, TensorSpec, in_order, write_shard
 from ma2mba.model.weights import is_finite
 from ma2mba.shards.manifest import FileEntry
 from ma2mba.text import parse_json
 from ma2mba.training.checkpoint.zero_state import Fragment
 
 FILE_BYTES = 1 << 30
-"""Approximate size of a file. While a rank writes a file, it holds twice this size in host memory."""
+"""Approximate size of a file: one file is synced and read back while the next one is written."""
 ABOUT = "ma2mba"
-"""The only metadata key: with several keys, safetensors writes an order that differs between processes."""
+"""The only metadata key."""
 
 
 def write_fragments(fragments: Iterable[Fragment], steps: int, rank: int, folder: Path) -> list[FileEntry]:
     """Write this rank's fragments and the number of AdamW's steps, and verify each file. Return the files' entries.
 
-    Raise OSError if a file cannot be written or the bytes read back differ.
+    Tensors may be on any device. Their hashes are computed while they are written. Raise OSError if a file cannot be
+    written or the bytes read back differ.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, batch in enumerate(_file_batches(fragments)):
-        tensors = {f"{key}/{f.name}": t.cpu().contiguous() for f in batch for key, t in f.tensors.items()}
-        about = {"steps": steps, "starts": {f.name: f.start for f in batch}}
-        path = folder / f"rank-{rank:05d}-{number:03d}.safetensors"
-        content = save(tensors, {ABOUT: json.dumps(about)})
-        entries.append(FileEntry(name=path.name, bytes=len(content), xxh3=write_checked(path, content)))
+    entries, checks = [], []
+    with ThreadPoolExecutor(1) as thread:
+        for number, batch in enumerate(_file_batches(fragments)):
+            entry = _write_file(batch, steps, f"rank-{rank:05d}-{number:03d}.safetensors", folder)
+            entries.append(entry)
+            checks.append(thread.submit(_sync_and_verify, folder, entry))
+        for check in checks:
+            check.result()
     return entries
+
+
+def _write_file(batch: list[Fragment], steps: int, name: str, folder: Path) -> FileEntry:
+    tensors = {f"{key}/{f.name}": t for f in batch for key, t in f.tensors.items()}
+    about = {"steps": steps, "starts": {f.name: f.start for f in batch}}
+    specs = in_order({key: TensorSpec.of(key, t) for key, t in tensors.items()})
+    shard, digest = Shard(name, specs, {ABOUT: json.dumps(about)}), xxhash.xxh3_128()
+    write_shard(shard, tensors.__getitem__, folder / name, [digest])
+    return FileEntry(name=name, bytes=shard.bytes, xxh3=digest.hexdigest())
+
+
+def _sync_and_verify(folder: Path, entry: FileEntry) -> None:
+    fsync(folder / entry.name)
+    require_written(folder / entry.name, entry.xxh3)
 
 
 def _file_batches(fragments: Iterable[Fragment]) -> Iterator[list[Fragment]]:

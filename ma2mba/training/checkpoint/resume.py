@@ -14,39 +14,41 @@ from ma2mba.training.checkpoint.folder import (
     latest,
     read,
     steps_in,
+    unfinished_in,
 )
 from ma2mba.training.recipe.schema import Recipe
 
 
-def find_start(recipe: Recipe) -> Start | None:
+def find_start(recipe: Recipe, *, verify: bool = True) -> Start | None:
     """Return the checkpoint that `resume` asks for, None for a new run.
 
     auto      the run's latest checkpoint; None if the run has none yet
     none      None; the run must not have a checkpoint
     a folder  that checkpoint, or the latest checkpoint of that run
 
+    Without `verify` only the sizes of its files are compared: another rank reads every byte.
     Raise UserError if the checkpoint is missing, incomplete or damaged, if the run has a later checkpoint than the
     given folder, or if the run's checkpoints were removed.
     """
     run = recipe.run_folder
     check_run_folder(run)
     if recipe.resume not in ("auto", "none"):
-        return _start_from(Path(recipe.resume), run)
+        return _start_from(Path(recipe.resume), run, verify)
     newest = latest(run) or _newest_complete(run / CHECKPOINTS)
     if recipe.resume == "none":
         if newest:
             raise UserError(f"{run}: already has checkpoints. Set run to another folder, or use resume=auto to resume")
         return None
     if newest:
-        return read(newest, hashes=True)
+        return read(newest, hashes=verify)
     _require_new(run)
     return None
 
 
-def _start_from(folder: Path, run: Path) -> Start:
+def _start_from(folder: Path, run: Path, verify: bool) -> Start:
     if not folder.is_dir():
         raise UserError(f"resume: {folder} does not exist. Give a checkpoint folder, a run folder, auto or none")
-    start = read(latest(folder) or folder, hashes=True)
+    start = read(latest(folder) or folder, hashes=verify)
     newest = latest(run)
     if newest and is_complete(newest) and read(newest).state.step > start.state.step:
         raise UserError(
@@ -66,6 +68,14 @@ def _newest_complete(folder: Path) -> Path | None:
     return newest
 
 
+def _killed_in_first_save(folder: Path, steps: int, every: int) -> bool:
+    """Return True if a run may have been killed while its first checkpoint was written, and steps went on meanwhile.
+
+    The second save begins when the first one is complete.
+    """
+    return steps <= 2 * every and any(step <= every for step in unfinished_in(folder))
+
+
 def _require_new(run: Path) -> None:
     """Raise UserError if a run without checkpoints must have had one: it has taken steps after its first save."""
     path = inside(run, "recipe.yaml", run)
@@ -78,7 +88,7 @@ def _require_new(run: Path) -> None:
     if not all(isinstance(value, int) for value in (every, *taken)):
         raise UserError(f"{run}: damaged (checkpoint.every or a step is not a number). Set run to another folder")
     steps = max(taken, default=0)
-    if steps > every:
+    if steps > every and not _killed_in_first_save(run / CHECKPOINTS, steps, every):
         raise UserError(
             f"{run}: has taken {steps} steps and saves every {every} steps, but its checkpoints are missing. Restore "
             "them, set run to another folder, or use resume=none to start again from the beginning"

@@ -1,6 +1,7 @@
 """Stop a run whose loss or gradient is no longer a number, and keep the step for `ma2mba replay`."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -22,13 +23,17 @@ class Ranks(Protocol):
     def gather(self, values: Tensor) -> list[list[float]]: ...
 
 
-def stop_unless_finite(job: Job, ranks: Ranks, step: int, plan: StepPlan, result: StepResult) -> None:
+def stop_unless_finite(
+    job: Job, ranks: Ranks, step: int, plan: StepPlan, result: StepResult, finish_save: Callable[[], None]
+) -> None:
     """Raise UserError on all ranks when a step's loss or gradient norm is infinite or not a number.
 
-    RUN/replay/step-000123.json then holds the step.
+    RUN/replay/step-000123.json then holds the step, and names the latest checkpoint: `finish_save` waits until a save
+    in progress is complete.
     """
     if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
         return
+    finish_save()
     losses = summed_by_group(ranks.gather(result.losses_M), job.world.sequence)
     path = job.recipe.run_folder / REPLAY / f"step-{step:06d}.json"
     record = keep(job, step, plan, result, losses)

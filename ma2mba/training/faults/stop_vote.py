@@ -34,7 +34,7 @@ class StopVote:
     """
 
     def __init__(self, store: Store | None, ranks: int, group: int | None = None, place: int = 0):
-        self._store = None if store is None else _own_keys(store, ranks)
+        self._store = None if store is None else own_keys(store, ranks, "stop vote")
         self._ranks, self._group, self._place = ranks, group, place
         self._arrivals = self._looks = 0
 
@@ -107,7 +107,7 @@ def build_vote(world: World) -> StopVote:
     return StopVote(store, world.size, world.group if world.sequence > 1 else None, world.place)
 
 
-def _own_keys(store: Store, ranks: int) -> Store:
-    """Return a view of the store for one vote: the n-th votes of all ranks share their keys."""
-    number = store.add("ma2mba stop votes", 1)
-    return PrefixStore(f"ma2mba stop vote {(number - 1) // ranks}", store)
+def own_keys(store: Store, ranks: int, kind: str) -> Store:
+    """Return a view of the store for one object of a kind: the n-th objects of all ranks share their keys."""
+    number = store.add(f"ma2mba {kind}", 1)
+    return PrefixStore(f"ma2mba {kind} {(number - 1) // ranks}", store)

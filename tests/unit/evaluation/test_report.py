@@ -23,13 +23,24 @@ def runs(tmp_path):
     return folders
 
 
+NEEDLES = {
+    "lengths_seconds": [60, 3600],
+    "depths": [0.0, 0.5, 1.0],
+    "accuracy": [[1.0, 1.0, 1.0], [0.0, None, 0.75]],
+    "questions": [[4, 4, 4], [4, 0, 4]],
+    "accuracy_by_length": [1.0, 0.375],
+    "questions_by_length": [12, 8],
+    "chance": 0.125,
+}
+
+
 def result(accuracy):
     return {"tasks": {"needle": {"n": 48, "accuracy": accuracy, "chance": 0.125}}}
 
 
 def test_report_has_every_number_and_a_picture(runs, tmp_path):
     results = {"8": result(0.5), "32": result(0.75), "1fps": result(1.0)}
-    report = build_report(tmp_path / "model", results, runs, {"toy": 12.5})
+    report = build_report(tmp_path / "model", results, runs, {"toy": 12.5}, NEEDLES)
     numbers, picture = write_report(report, tmp_path / "out")
     read = json.loads(numbers.read_text())
     assert read["needle_accuracy_1fps"] == 1.0
@@ -39,19 +50,20 @@ def test_report_has_every_number_and_a_picture(runs, tmp_path):
     assert read["accuracy_by_frames"] == {"8": 0.5, "32": 0.75, "1fps": 1.0}
     assert read["loss_curves"]["stage1"] == {"step": [1, 10, 20, 30], "loss": [3.0, 0.3, 0.15, 0.1]}
     assert read["tokens_per_second"] == {"stage1": 1500.0, "stage1_5": 1500.0, "stage2": 1500.0}
+    assert read["needle_grid"] == NEEDLES
     assert read["recipes"]["stage2"] == {"stage": "stage2", "steps": 30}
     assert read["seconds"] == {"toy": 12.5}
     assert read["machine"]["cores"] >= 1
     with Image.open(picture) as image:
         pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape == (720, 1800, 3)
+    assert pixels.shape == (1350, 2025, 3)
     assert (pixels.reshape(-1, 3) == [217, 72, 15]).all(1).any(), "the point at 1 FPS is not in its colour"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.png"]
 
 
 def test_a_stage_that_logged_nothing_is_left_out_of_the_curves(runs, tmp_path):
     (runs["stage1_5"] / "metrics.jsonl").unlink()
-    report = build_report(tmp_path / "model", {"8": result(0.5)}, runs, {})
+    report = build_report(tmp_path / "model", {"8": result(0.5)}, runs, {}, NEEDLES)
     assert report["loss_curves"]["stage1_5"] == {"step": [], "loss": []}
     assert report["tokens_per_second"]["stage1_5"] is None
     assert report["needle_accuracy_1fps"] is None

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
-from ma2mba.inference.decoder import Decoder
+from ma2mba.inference.decoder import Decoder, Slots
 from ma2mba.inference.session import Session
+from ma2mba.model.layer import RecurrentLayer
+from ma2mba.model.mamba2 import Mamba2Layer
 
 PROMPTS = ([9, 12, 15, 7], [8], [21, 22, 23, 24, 25, 26, 27])
 TOKENS = torch.tensor([[11, 30, 12], [13, 8, 39], [6, 6, 6], [17, 28, 9], [33, 10, 14]])
@@ -39,6 +41,28 @@ def test_steps_give_what_feeds_give(model, tokenizer, count, tied):
         for found, right in zip(decoder.states(row), session.states, strict=True):
             torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-14)
             assert [t.stride() for t in found] == [t.stride() for t in right]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_step_of_the_first_rows_leaves_the_others(model, tokenizer, monkeypatch, plain):
+    """Also of a layer without a step of its own."""
+    if plain:
+        monkeypatch.setattr(Mamba2Layer, "open_step", RecurrentLayer.open_step)
+    fed = sessions(model, tokenizer, 3)
+    slots = Slots(model, 3)
+    for row, session in enumerate(fed):
+        for layer, state in zip(slots.layers, session.states, strict=True):
+            layer.load(row, state)
+    for count, ids_B in zip((3, 1, 2, 3), TOKENS, strict=False):
+        logits_BV = slots.step(ids_B[:count])
+        assert len(logits_BV) == count
+        for row, token in enumerate(ids_B[:count].tolist()):
+            fed[row].feed_text([token])
+            right_V = fed[row].logits()
+            torch.testing.assert_close(logits_BV[row, : len(right_V)], right_V, rtol=0, atol=1e-6)
+    for row, session in enumerate(fed):
+        for layer, right in zip(slots.layers, session.states, strict=True):
+            torch.testing.assert_close(layer.state(row), right, rtol=1e-4, atol=1e-6)
 
 
 def test_states_are_copies(model, tokenizer):

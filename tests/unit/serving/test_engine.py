@@ -14,6 +14,7 @@ from ma2mba.serving.contract import Busy, Question, Turn
 from ma2mba.serving.engine import ServingEngine
 from ma2mba.serving.errors import Refused
 from ma2mba.serving.queues import Limits
+from ma2mba.serving.reading import MediumReading
 from tests.unit.serving.engine_media import image, question, text_of, video
 
 TEXTS = ("Which symbol appeared?", "How many scenes were there?", "What is shown?", "Where was the red star?")
@@ -213,6 +214,51 @@ def test_full_queues_say_busy(model, tokenizer, media):
     asyncio.run(engine.stop(0))
     with pytest.raises(Refused, match="stopped"):
         engine.ask(long[5])
+
+
+def test_a_client_with_many_questions_does_not_keep_the_others_waiting(model, tokenizer):
+    engine = ServingEngine(model, tokenizer, Limits(places=2))
+    ended = []
+
+    async def one(client):
+        await text_of(engine, question(TEXTS[0], client=client, max_tokens=60, temperature=3.0, seed=1))
+        ended.append(client)
+
+    async def all_of():
+        many = [asyncio.create_task(one("many")) for _ in range(10)]
+        await asyncio.sleep(0)
+        await asyncio.gather(*many, asyncio.create_task(one("few")))
+
+    asyncio.run(all_of())
+    assert ended.index("few") <= 4, "the next one that gets a place"
+    asyncio.run(engine.stop(0))
+
+
+def test_readings_take_turns_between_clients(engine, tmp_path):
+    """With two decoders, a client's third video waits, and another client's first does not wait for it."""
+    engine._queues.limits = replace(engine._queues.limits, readers=0)
+    clips = [video(tmp_path / f"{n}.mkv", 3, n * 10) for n in range(4)]
+    held = [engine.read(clip, client) for clip, client in zip(clips, "aaab", strict=True)]
+    assert [one.progress.waiting for one in held] == [0, 1, 2, 3]
+    begun = []
+    real = MediumReading.begin
+
+    def begin(reading, *arguments):
+        begun.append(held_by[reading.prefix.medium.path])
+        real(reading, *arguments)
+
+    held_by = {clip.path: number for number, clip in enumerate(clips)}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(MediumReading, "begin", begin)
+        engine._queues.limits = replace(engine._queues.limits, readers=2)
+        engine._woken.set()
+
+        async def wait():
+            for one in held:
+                await one.wait()
+
+        asyncio.run(wait())
+    assert begun[:2] == [0, 3]
 
 
 def test_a_question_is_answered_while_its_video_is_read(engine, media, monkeypatch):

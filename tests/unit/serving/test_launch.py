@@ -1,7 +1,6 @@
 """The files in launch/ that run the server: the systemd unit, the reverse proxy, the container file."""
 
 import json
-import re
 import secrets
 import shutil
 import socket

@@ -77,9 +77,8 @@ class Load:
 
 async def upload(client: openai.AsyncOpenAI, path: Path) -> str:
     files = {"file": (path.name, path.read_bytes())}
-    video = await client.post(
-        "/videos", cast_to=dict, files=files, options={"headers": {"Content-Type": "multipart/form-data"}}
-    )
+    headers = {"headers": {"Content-Type": "multipart/form-data"}}
+    video = await client.post("/videos", cast_to=dict, files=files, options=headers)
     return video["id"]
 
 

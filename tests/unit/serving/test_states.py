@@ -31,9 +31,9 @@ def opened(model, tokenizer, tmp_path):
     like, made = Session(model, tokenizer), []
     size = state_bytes(model)
 
-    def open_states(device: int = 100, disk: int = 1 << 30) -> States:
+    def open_states(device: int = 100, host: int = 0, disk: int = 1 << 30) -> States:
         kept_in = StateFolder(tmp_path / "states", like.chunk_tokens)
-        made.append(States(like, kept_in, Budgets(device * size, 0, disk)))
+        made.append(States(like, kept_in, Budgets(device * size, host * size, disk)))
         return made[-1]
 
     yield open_states
@@ -86,6 +86,22 @@ def test_the_states_used_least_recently_leave_memory_and_come_back_from_disk(mod
     assert load(states, prefix(1))
     assert all(map(torch.equal, bits(states.find(prefix(1))), bits(state_of(model, tokenizer, 1))))
     assert states.status()["states_device"] == 2
+
+
+def test_states_spill_to_host_memory_and_come_back(model, tokenizer, opened):
+    """As on a GPU: nothing is on disk here."""
+    states = opened(device=1, host=2, disk=0)
+    for number in range(3):
+        states.keep(prefix(number), state_of(model, tokenizer, number), SEEN)
+        settle(states)
+        time.sleep(0.1)
+    assert (states.status()["states_device"], states.status()["states_host"]) == (1, 2)
+    for number in (1, 2, 1):
+        assert all(map(torch.equal, bits(states.find(prefix(number))), bits(state_of(model, tokenizer, number))))
+        time.sleep(0.1)
+    assert states.status()["states_returned_total"] >= 2
+    assert states.status()["states_device"] == 1
+    assert states.known(prefix(0)) is None, "beyond both budgets"
 
 
 def test_the_disk_keeps_the_states_used_last(model, tokenizer, opened):

@@ -33,7 +33,8 @@ def run(folder, first_step, steps, log_every=2, peak_flops=None, save_at=None):
         for step in range(first_step, steps):
             metrics.add(step + 1, result_of(step), waited=0.0)
             if step + 1 == save_at:
-                metrics.saved(save_at, folder, 0.25)
+                metrics.stood_still(save_at, 0.25)
+                metrics.saved(save_at, folder, 7.0)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -64,6 +65,7 @@ def test_the_duration_of_a_checkpoint_is_reported_and_excluded_from_speeds(tmp_p
     assert lines[2]["tokens_per_second"] < 0  # the made-up quarter of a second is more than the step took
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in board.Scalars("checkpoint_seconds")] == [(2, 0.25)]
+    assert [(e.step, e.value) for e in board.Scalars("checkpoint_write_seconds")] == [(2, 7.0)]
     assert {"lr/projector", "loss", "rank_imbalance", "frames_per_second"} < set(board.Tags()["scalars"])
 
 

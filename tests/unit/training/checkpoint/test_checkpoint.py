@@ -166,6 +166,21 @@ def test_a_run_whose_checkpoints_are_gone_does_not_restart_automatically(tmp_pat
     assert find_start(recipe(tmp_path, resume="none")) is None
 
 
+def test_a_run_that_was_killed_while_its_first_checkpoint_was_written_begins_again(tmp_path):
+    run = recipe(tmp_path, checkpoint={"every": 3})
+    (tmp_path / "recipe.yaml").write_text("checkpoint: {every: 3}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2}\n{"step": 6}\n')
+    checkpoint.temporary_folder(tmp_path, 3).mkdir(parents=True)
+    assert find_start(run) is None
+    checkpoint.temporary_folder(tmp_path, 3).rename(checkpoint.temporary_folder(tmp_path, 6))
+    with pytest.raises(UserError, match="its checkpoints are missing"):  # the first one was complete
+        find_start(run)
+    checkpoint.temporary_folder(tmp_path, 6).rename(checkpoint.temporary_folder(tmp_path, 3))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
+    with pytest.raises(UserError, match="its checkpoints are missing"):
+        find_start(run)
+
+
 def test_resume_none_and_paths(tmp_path):
     old, new = save(tmp_path, 3), save(tmp_path, 6)
     with pytest.raises(UserError, match="already has checkpoints"):
