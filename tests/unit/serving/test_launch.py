@@ -1,6 +1,7 @@
 """The files in launch/ that run the server: the systemd unit, the reverse proxy, the container file."""
 
 import json
+import re
 import secrets
 import shutil
 import socket
@@ -118,3 +119,29 @@ def test_a_browser_stays_at_its_server(proxy):
 
 def test_metrics_are_not_public(proxy):
     assert httpx.get(f"{proxy}/metrics").status_code == 404
+
+
+def test_the_unit_is_valid_and_hardened(tmp_path):
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd is not installed")
+    text = (LAUNCH / "ma2mba-serve.service").read_text()
+    unit = tmp_path / "ma2mba-serve.service"
+    unit.write_text(text.replace("/opt/ma2mba/.venv/bin/ma2mba", "/bin/true"))
+    for check in (["verify"], ["security", "--offline=true", "--threshold=20"]):
+        done = subprocess.run(["systemd-analyze", *check, unit], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Unknown" not in done.stderr
+
+
+def test_the_unit_and_the_image_call_serve_with_options_that_it_has():
+    known = set(re.findall(r'"(--[a-z-]+)"', (LAUNCH.parent / "ma2mba" / "cli" / "serve.py").read_text()))
+    known |= {"--model", "--device", "--dtype"}
+    unit = re.search("ExecStart=.*", (LAUNCH / "ma2mba-serve.service").read_text())[0]
+    image = re.search("ENTRYPOINT .*", (LAUNCH / "Containerfile").read_text())[0]
+    for line in (unit, image):
+        used = set(re.findall(r"--[a-z-]+", line))
+        assert len(used) >= 2
+        assert used <= known
+    page = (LAUNCH.parent / "docs" / "serving.md").read_text()
+    table = page.partition("## Options")[2].partition("##")[0]
+    assert set(re.findall(r"`(--[a-z-]+)", table)) == known
