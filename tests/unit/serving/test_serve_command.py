@@ -189,7 +189,7 @@ def test_progress_is_told_until_the_video_is_read(server, root):
     ("url", "status"),
     [
         ("data:video/mp4;base64,AAAA", 415),
-        ("file:///etc/passwd", 404),
+        ("file:///etc/passwd", 403),
         ("https://example.org/a.mp4", 403),
         ("video-unknown", 404),
     ],
