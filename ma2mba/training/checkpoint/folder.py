@@ -51,7 +51,7 @@ RUN_ENTRIES = (
 )
 """What training writes in a run folder."""
 READ_AT_ONCE = 8
-"""Files whose hashes are computed at a time. One core hashes 8 GB/s from the page cache; a checkpoint may have 40 GB."""
+"""Files whose hashes are computed at a time. One core hashes 8 GB/s; a checkpoint may have 40 GB."""
 STATE_BYTES = 8 << 20
 """Bytes of the largest accepted trainer.json or file in ranks/."""
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]
