@@ -61,11 +61,14 @@ def test_one_rank_reads_the_weights(ranks, weights):
 
 
 def test_no_rank_holds_a_second_copy(ranks, weights):
-    """Beside the weights, a rank holds its eighth of the fp32 copy and of both moments: 3/8 of the weights."""
+    """Beside the weights, a rank holds its eighth of the fp32 copy and of both moments: 3/8 of the weights.
+
+    Measured: 1.7 times the weights above a rank that holds none; 2.5 to 2.7 with DeepSpeed's own way to join parameters.
+    """
     program = [rank["after build"]["rss"] for rank in ranks[1:]]
     assert max(program) - min(program) < weights / 4, "these ranks hold no weights yet"
     peaks = [rank["after engine"]["peak"] - max(program) for rank in ranks]
-    assert max(peaks) < 2.3 * weights
+    assert max(peaks) < 2.2 * weights
 
 
 def test_every_rank_has_the_weights(started):
