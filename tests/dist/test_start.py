@@ -63,7 +63,7 @@ def test_one_rank_reads_the_weights(ranks, weights):
 def test_no_rank_holds_a_second_copy(ranks, weights):
     """Beside the weights, a rank holds its eighth of the fp32 copy and of both moments: 3/8 of the weights.
 
-    Measured: 1.7 times the weights above a rank that holds none; 2.5 to 2.7 with DeepSpeed's own way to join parameters.
+    Measured: 1.7 times the weights above a rank that holds none; as DeepSpeed joins parameters, 2.5 to 2.7.
     """
     program = [rank["after build"]["rss"] for rank in ranks[1:]]
     assert max(program) - min(program) < weights / 4, "these ranks hold no weights yet"
