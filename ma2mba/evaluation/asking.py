@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from ma2mba.errors import UserError
 from ma2mba.evaluation.answers_file import AnswersFile, Record
 from ma2mba.evaluation.sharing import Part, in_order
 from ma2mba.inference.chat import VideoChat
@@ -42,6 +43,10 @@ class Asked(Protocol):
 Q = TypeVar("Q", bound=Asked)
 Watch = Callable[[VideoChat, Sequence[Q], str, FrameReader], Sequence[VideoChat]]
 """Lets a chat that has watched nothing watch what some questions are about; returns a chat for each question."""
+
+
+class CannotWatch(UserError):
+    """`watch` cannot go on, and no medium is at fault: the run stops."""
 
 
 def watch_medium(chat: VideoChat, questions: Sequence[Asked], frames: str, reader: FrameReader) -> list[VideoChat]:
@@ -112,7 +117,11 @@ class Asking(Generic[Q]):
         medium, began = questions[0].medium, time.monotonic()
         try:
             chats = self.watch(chat, questions, self.frames, reader)
-        except (torch.OutOfMemoryError, torch.AcceleratorError):  # no medium's fault: the next one would fail too
+        except (
+            torch.OutOfMemoryError,
+            torch.AcceleratorError,
+            CannotWatch,
+        ):  # no medium's fault: the next one would fail too
             raise
         except Exception as error:
             if not isinstance(error, MediaError):

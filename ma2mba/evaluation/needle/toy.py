@@ -5,11 +5,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ma2mba.errors import UserError
-from ma2mba.evaluation.asking import watch_medium
+from ma2mba.evaluation.asking import CannotWatch, watch_medium
 from ma2mba.evaluation.evaluate import Questions
 from ma2mba.evaluation.items import Item
 from ma2mba.evaluation.needle import writer
@@ -34,7 +34,7 @@ class ToyVideos:
     """
 
     def __init__(self, grid: Grid, folder: Path, part: Part, *, keep: bool = False):
-        self._grid, self._folder, self._keep = grid, folder, keep
+        self._grid, self._folder, self._keep, self._alone = grid, folder, keep, part.of == 1
         self._places = part.share(list(grid.places()))
         self._order = {place.id: number for number, place in enumerate(self._places)}
         self._writing: dict[int, Future[None]] = {}
@@ -48,7 +48,7 @@ class ToyVideos:
     def watch(
         self, chat: VideoChat, questions: Sequence[Item], frames: str, reader: FrameReader
     ) -> Sequence[VideoChat]:
-        """Watch the video of one question. Raise UserError if a process that writes videos is killed."""
+        """Watch the video of one question. Raise CannotWatch if the video cannot be written."""
         (question,) = questions
         number = self._order[question.id]
         path = self._written(number)
@@ -66,8 +66,13 @@ class ToyVideos:
                 self._writing[ahead] = self._begin(self._places[ahead])
         try:
             self._writing[number].result()
+        except OSError as error:
+            raise CannotWatch(
+                f"{self._folder / VIDEOS}: cannot be written ({error.strerror}). Free space, or name another --out, "
+                "then run the command again"
+            ) from error
         except BrokenProcessPool as error:
-            raise UserError(
+            raise CannotWatch(
                 "a process that writes toy videos was killed, perhaps because the machine ran out of memory. "
                 "Run the same command again to resume"
             ) from error
@@ -89,9 +94,9 @@ class ToyVideos:
         if not self._keep:
             for number in self._writing:
                 self._path(self._places[number]).unlink(missing_ok=True)
-            folder = self._folder / VIDEOS
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if self._alone:
+                with suppress(OSError):  # it is not there, or holds what somebody else has put there
+                    (self._folder / VIDEOS).rmdir()
 
 
 def _name(place: Place) -> str:

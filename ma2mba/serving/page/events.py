@@ -14,7 +14,7 @@ from ma2mba.inference.sampling import Sampling
 from ma2mba.serving.contract import Busy, Engine, Library, Medium, Progress, Question, Stored
 from ma2mba.serving.errors import FAULT, refusal
 from ma2mba.serving.page.tabs import Tab, newest
-from ma2mba.serving.page.talks import Exchange, answer, clock
+from ma2mba.serving.page.talks import Exchange, Talk, answer, clock
 from ma2mba.serving.page.visitors import Visitor, Visitors
 from ma2mba.serving.page.watching import OVER, Watch
 from ma2mba.terminal import error_text
@@ -46,23 +46,23 @@ class Events:
         """Show the visitor's latest video: the page was opened, or loaded again."""
         visitor = self._visitor(request)
         mine = self._library.list(visitor.owner)
-        return self._view(visitor, max(mine, key=lambda stored: stored.created) if mine else None)
+        return self._view(request, max(mine, key=lambda stored: stored.created) if mine else None)
 
     async def show(self, id: str, request: gr.Request) -> tuple[Any, ...]:
         """Show a video that the visitor has chosen or uploaded."""
         visitor = self._visitor(request)
         try:
-            return self._view(visitor, self._library.find(id, visitor.owner))
+            return self._view(request, self._library.find(id, visitor.owner))
         except Exception as error:
-            return self._view(visitor, None, told(error))
+            return self._view(request, None, told(error))
 
     async def fetch(self, url: str, request: gr.Request) -> tuple[Any, ...]:
         """Fetch the video at an address, and show it."""
         visitor = self._visitor(request)
         try:
-            return self._view(visitor, await self._library.keep(url.strip(), visitor.owner))
+            return self._view(request, await self._library.keep(url.strip(), visitor.owner))
         except Exception as error:
-            return self._view(visitor, None, told(error))
+            return self._view(request, None, told(error))
 
     async def remove(self, id: str, request: gr.Request) -> tuple[Any, ...]:
         """Delete a video, with its conversation."""
@@ -124,25 +124,28 @@ class Events:
     async def ask(self, text: str, id: str, request: gr.Request) -> AsyncGenerator[tuple[Any, ...], None]:
         """Answer a question about the chosen video. Yields the question's box, the conversation and the buttons."""
         visitor = self._visitor(request)
-        text = text.strip()
         if not id:
             yield gr.skip(), [{"role": "problem", "text": "", "note": "Choose a video first, then ask."}], *BUTTONS_IDLE
             return
-        talk, exchange = visitor.talk(id), Exchange(text)
-        if not text or talk.busy:
-            yield gr.skip(), gr.skip(), *([gr.skip()] * 2 if talk.busy else BUTTONS_IDLE)
+        talk, exchange, tab = visitor.talk(id), Exchange(text.strip()), self._tab(visitor, request)
+        if not exchange.question or talk.busy:
+            yield gr.skip(), *conversation(talk)
             return
         talk.exchanges.append(exchange)
         talk.busy = True
         try:
-            yield "", talk.shown(), *BUTTONS_BUSY
+            yield "", *conversation(talk)
             writing = self._answer(visitor, id, exchange)
-            async with aclosing(newest(writing, self._tab(visitor, request), f"answer {id}", TEXT_SECONDS)) as steps:
+            async with aclosing(newest(writing, tab, f"answer {id}", TEXT_SECONDS)) as steps:
                 async for _ in steps:
-                    yield gr.skip(), talk.shown(), *BUTTONS_BUSY
+                    if tab.shown == id:
+                        yield gr.skip(), *conversation(talk)
         finally:
             talk.busy = False
-        yield gr.skip(), talk.shown(), *BUTTONS_IDLE
+            if not exchange.answer and not exchange.note:
+                exchange.note = "Stopped."
+        if tab.shown == id:
+            yield gr.skip(), *conversation(talk)
 
     async def _answer(self, visitor: Visitor, id: str, exchange: Exchange) -> AsyncGenerator[None, None]:
         """Write the answer, or why there is none, into `exchange`. Yields after each change."""
@@ -186,26 +189,32 @@ class Events:
         """Forget the conversation about a video."""
         visitor = self._visitor(request)
         self._tab(visitor, request).stop(f"answer {id}")
-        visitor.talks.pop(id, None)
+        visitor.talk(id).exchanges.clear()
         return []
 
-    def _view(self, visitor: Visitor, chosen: Stored | None, problem: str = "") -> tuple[Any, ...]:
-        """Return what the page shows of a video: the picker, the video, its progress and the conversation."""
+    def _view(self, request: gr.Request, chosen: Stored | None, problem: str = "") -> tuple[Any, ...]:
+        """Return what the page shows of a video: the picker, the video, its progress, the conversation, the buttons."""
+        visitor = self._visitor(request)
+        self._tab(visitor, request).shown = chosen.id if chosen else ""
         mine = sorted(self._library.list(visitor.owner), key=lambda stored: stored.created)
         videos = [{"id": stored.id, "name": stored.medium.name} for stored in mine]
         if not chosen:
             shown = {"state": "failed" if problem else "none", "text": problem}
-            return gr.HTML(value="", videos=videos), NOTHING, shown, []
+            return gr.HTML(value="", videos=videos), NOTHING, shown, [], *BUTTONS_IDLE
         viewer = {"id": chosen.id, "kind": chosen.medium.kind, "name": chosen.medium.name}
-        talk = visitor.talks.get(chosen.id)
         shown = {"state": "queued", "text": ""}
-        return gr.HTML(value=chosen.id, videos=videos), viewer, shown, talk.shown() if talk else []
+        return gr.HTML(value=chosen.id, videos=videos), viewer, shown, *conversation(visitor.talks.get(chosen.id))
 
     def _visitor(self, request: gr.Request) -> Visitor:
         return self._visitors.expect(request.cookies)
 
     def _tab(self, visitor: Visitor, request: gr.Request) -> Tab:
         return self._visitors.tab(visitor, request.session_hash or "")
+
+
+def conversation(talk: Talk | None) -> tuple[Any, ...]:
+    """Return a conversation, and the buttons beside it."""
+    return talk.shown() if talk else [], *(BUTTONS_BUSY if talk and talk.busy else BUTTONS_IDLE)
 
 
 def told(error: Exception) -> str:
@@ -230,12 +239,15 @@ def progress_shown(progress: Progress) -> Update:
 def _sentence(progress: Progress) -> str:
     if progress.state == "failed":
         return progress.error
-    if progress.state == "ready":
-        return f"Read: {clock(progress.seconds)}, {progress.frames:,} frames."
     if progress.state == "queued":
         return f"Waiting: {progress.waiting} before this one." if progress.waiting else "Starting to read."
-    parts = [f"Reading: {clock(progress.seconds)} of {clock(progress.duration)}"]
-    if progress.frames_per_second:
-        parts.append(f"{progress.frames_per_second:,.0f} frames/s")
-        parts.append(f"{clock((progress.total - progress.frames) / progress.frames_per_second)} left")
+    speed = progress.frames_per_second
+    if progress.state == "ready":
+        parts = [f"Read: {clock(progress.seconds)}", f"{progress.frames:,} frames"]
+    else:
+        parts = [f"Reading: {clock(progress.seconds)} of {clock(progress.duration)}"]
+    if speed:
+        parts.append(f"{speed:,.0f} frames/s")
+        if progress.state == "reading":
+            parts.append(f"{clock((progress.total - progress.frames) / speed)} left")
     return " · ".join(parts)

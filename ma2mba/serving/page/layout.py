@@ -11,8 +11,8 @@ from ma2mba.serving.page.assets import asset
 from ma2mba.serving.page.events import Events
 from ma2mba.serving.settings import Settings
 
-WAITING = 2000
-"""Events of all visitors that may be open at once."""
+EVENTS = 4000
+"""Events of all visitors that may run, and wait, at once: each window that shows a reading or an answer has one."""
 LONGEST_QUESTION = 8000
 """Characters."""
 
@@ -36,7 +36,7 @@ def build(settings: Settings, events: Events) -> gr.Blocks:
                     ask = gr.Button("Ask", variant="primary", min_width=120)
                     stop = gr.Button("Stop", variant="stop", visible=False, min_width=120)
                     clear = gr.Button("Clear", min_width=120)
-        view = [picker, viewer, progress, talk]
+        view = [picker, viewer, progress, talk, ask, stop]
         private: dict[str, Any] = {
             "show_progress": "hidden",
             "api_visibility": "private",
@@ -51,11 +51,11 @@ def build(settings: Settings, events: Events) -> gr.Blocks:
         ]
         for chosen in choosing:
             chosen.then(events.progress, picker, progress, **private)
-        asking = private | {"trigger_mode": "once"}
-        gr.on([ask.click, question.submit], events.ask, [question, picker], [question, talk, ask, stop], **asking)
+        gr.on([ask.click, question.submit], events.ask, [question, picker], [question, talk, ask, stop], **private)
         stop.click(events.stop, picker, None, **private)
         clear.click(events.clear, picker, talk, **private)
-    page.queue(max_size=WAITING, api_open=False, default_concurrency_limit=None)
+    page.max_threads = EVENTS  # Gradio's default runs 40 events at once; ours are coroutines, and take no threads
+    page.queue(max_size=EVENTS, api_open=False, default_concurrency_limit=None)
     return page
 
 
@@ -86,6 +86,8 @@ def theme() -> gr.themes.Base:
     ).set(
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_400",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_600",
     )

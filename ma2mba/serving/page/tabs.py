@@ -12,9 +12,13 @@ GRACE_SECONDS = 5.0
 
 
 class Tab:
-    """One window. Gradio calls it a session, and names it by a number that the browser has drawn."""
+    """One window. Gradio calls it a session, and names it by a number that the browser has drawn.
+
+    shown    id of the video that the window shows
+    """
 
     def __init__(self) -> None:
+        self.shown = ""
         self._streams = 0
         self._tasks: dict[str, asyncio.Task] = {}
         self._timer: asyncio.TimerHandle | None = None

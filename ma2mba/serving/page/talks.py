@@ -39,7 +39,7 @@ class Talk:
             bubbles.append({"role": "user", "text": exchange.question})
             role = "problem" if exchange.problem else "assistant"
             bubbles.append({"role": role, "text": exchange.answer, "note": exchange.note})
-        if self.busy:
+        if self.busy and bubbles:
             bubbles[-1]["role"] = "writing"
         return bubbles
 

@@ -68,12 +68,20 @@ class Visitors:
         After a restart of the server, a visitor finds the videos that were uploaded before.
         """
         if len(self._sessions) >= MOST_VISITORS:
-            raise Refused("too many visitors are here. Try again later", 503, "busy", retry_after=60)
+            self._make_room()
         key = cookies.get(self.cookie, "")
         if key in self._sessions or not KEY.fullmatch(key) or not self._library.list(owner_of(client, key)):
             key = secrets.token_urlsafe(32)
         self._sessions[key] = Visitor(client, owner_of(client, key))
         return key
+
+    def _make_room(self) -> None:
+        """Forget the oldest session without a video. Raise Refused (503) if there is none."""
+        unused = next((key for key, visitor in self._sessions.items() if not (visitor.talks or visitor.watches)), None)
+        if unused is None:
+            raise Refused("too many visitors are here. Try again later", 503, "busy", retry_after=60)
+        for name in self._sessions.pop(unused).tabs:
+            self._tabs.pop(name, None)
 
     def find(self, cookies: Mapping[str, str]) -> Visitor | None:
         """Return the visitor whose cookie this is."""

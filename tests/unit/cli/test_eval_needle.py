@@ -16,11 +16,12 @@ from ma2mba.evaluation.needle_report import picture_path
 from ma2mba.video.pictures import read_image
 from ma2mba.video.synthetic.movie import plan_movie, write_movie
 from ma2mba.video.synthetic.scenes import NEEDLES
+from tests.unit.cli import failing_writer
 
 ROOT = Path(__file__).resolve().parents[3]
-SECONDS = 120
+SECONDS = 300
 QUICK = ("--lengths", "4,20", "--depths", "0,0.5,1", "--questions", "8", "--device", "cpu")
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +137,25 @@ def processes_of(session: int) -> list[int]:
         if int(owner) == session and state != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+@pytest.mark.parametrize(
+    ("writer", "problem"),
+    [
+        (failing_writer.die, "a process that writes toy videos was killed"),
+        (failing_writer.find_no_space, "videos: cannot be written (No space left on device)"),
+    ],
+)
+def test_a_video_that_cannot_be_written_stops_the_run(ma2mba, model_folder, tmp_path, monkeypatch, writer, problem):
+    out = tmp_path / "out"
+    command = ("eval", "--needle", "--model", model_folder, *QUICK, "--out", out)
+    with monkeypatch.context() as patched:
+        patched.setattr("ma2mba.evaluation.needle.writer.write_video", writer)
+        code, _, error = ma2mba(*command)
+    assert code == 2
+    assert problem in error
+    assert (out / "answers.jsonl").read_bytes() == b"", "no question is at fault"
+    assert ma2mba(*command)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_a_visitor_uploads_asks_while_it_is_read_and_asks_again(visit, engine, c
     expect(window.locator(".bubble .note").last).to_have_text(re.compile(r"About the first 0:\d\d of the video"))
     expect(progress).to_have_text(re.compile("Reading"))  # the answer was there before the reading ended
 
-    expect(progress).to_have_text("Read: 0:20, 20 frames.")
+    expect(progress).to_have_text("Read: 0:20 · 20 frames · 123 frames/s")
     ask(window, "And then?")
     expect(answers(window)).to_have_count(2)
     assert [question.so_far for question in engine.questions] == [True, False]
@@ -188,6 +188,38 @@ def test_an_answer_can_be_stopped(visit, engine, clip):
     expect(answers(window)).to_have_count(1)
     expect(window.get_by_role("button", name="Ask", exact=True)).to_be_visible()
     assert engine.answers[0].cancelled
+
+
+def test_a_conversation_can_be_cleared_while_an_answer_is_written(visit, engine, clip):
+    engine.reply, engine.pause = "word " * 1000, 0.05
+    window = visit()
+    show(window, clip)
+    ask(window, "Go on for ever")
+    expect(window.locator(".bubble.writing .text")).to_have_text(re.compile("word word"))
+    window.get_by_role("button", name="Clear").click()
+    expect(window.locator(".bubble")).to_have_count(0)
+    expect(window.get_by_role("button", name="Ask", exact=True)).to_be_visible()
+    assert engine.answers[0].cancelled
+    time.sleep(0.5)
+    assert window.locator(".bubble").count() == 0
+
+
+def test_an_answer_stays_with_its_video(visit, engine, clip, tmp_path):
+    engine.reply, engine.pause = "word " * 30, 0.1
+    window = visit()
+    show(window, clip)
+    ask(window, "About the first")
+    expect(window.locator(".bubble.writing .text")).to_have_text(re.compile("word word"))
+    show(window, write_clip(tmp_path / "second.webm", 3))
+    expect(window.locator(".bubble")).to_have_count(0)
+    engine.reply = "short"
+    ask(window, "About the second")
+    expect(answers(window)).to_have_text("short ")
+    wait_for(lambda: engine.answers[0].cancelled, 30)  # the first answer has ended, too
+    time.sleep(0.5)
+    assert window.locator(".bubble").count() == 2
+    window.get_by_label("Your videos").select_option(label=clip.name)
+    expect(answers(window)).to_have_text(re.compile("^(word ){30} *$"))
 
 
 def test_an_answer_ends_when_its_window_is_closed(visit, engine, clip, monkeypatch):

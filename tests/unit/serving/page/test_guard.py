@@ -9,6 +9,8 @@ import pytest
 from ma2mba.serving.app import create_app
 from ma2mba.serving.errors import Refused
 from ma2mba.serving.library import MediaLibrary
+from ma2mba.serving.page import tabs
+from ma2mba.serving.page.events import Events
 from ma2mba.serving.page.guard import clean_event
 from ma2mba.serving.page.layout import build
 from ma2mba.serving.page.media_type import media_type
@@ -127,6 +129,23 @@ def test_a_window_belongs_to_the_visitor_who_opened_it(page):
     assert second.get("gradio_api/queue/data", params={"session_hash": event["session_hash"]}).status_code == 403
     results = first.get("gradio_api/queue/data", params={"session_hash": event["session_hash"]})
     assert "process_completed" in results.text
+
+
+def test_many_windows_follow_readings_at_once(engine, settings, picture, monkeypatch):
+    """Gradio runs 40 events at once by default."""
+    monkeypatch.setattr(tabs, "GRACE_SECONDS", 600)
+    engine.rate = 0.001
+    functions = build(settings, Events(engine, None, None)).fns
+    follow = next(number for number, function in functions.items() if function.name == "progress")
+    with running(create_app(settings, engine, MediaLibrary(settings))) as address:
+        client = visitor(f"{address}/")
+        id = upload(client, picture)
+        for number in range(60):
+            event = EVENT | {"data": [id], "fn_index": follow, "session_hash": f"window{number:03}"}
+            assert client.post("gradio_api/queue/join", json=event).status_code == 200
+        assert client.post("gradio_api/queue/join", json=EVENT).status_code == 200
+        results = client.get("gradio_api/queue/data", params={"session_hash": EVENT["session_hash"]})
+        assert "process_completed" in results.text
 
 
 @pytest.mark.parametrize(
