@@ -9,7 +9,6 @@ from pathlib import Path
 from ma2mba.errors import UserError
 
 GB = 10**9
-CLIENT_PLACES, CLIENT_READINGS = 16, 8
 HOST_NAME = re.compile(r"\.?[\w-]+(\.[\w-]+)*\.?")
 
 
@@ -35,8 +34,8 @@ class Settings:
     keep_minutes        minutes after its last use for which an upload, and the state of its video, is kept
     places              answers that are written at once
     waiting             questions, and readings, that may wait for a place
-    client_places       answers of one client that are written or wait; None: see `answers_each`
-    client_readings     readings of one client that run or wait; None: see `readings_each`
+    client_places       answers of one client that are written or wait
+    client_readings     readings of one client that run or wait
     grace_seconds       seconds that answers may take to end when the server is stopped
     """
 
@@ -57,9 +56,9 @@ class Settings:
     client_upload_gb: float = 20
     keep_minutes: float = 120
     places: int = 32
-    waiting: int = 128
-    client_places: int | None = None
-    client_readings: int | None = None
+    waiting: int = 256
+    client_places: int = 64
+    client_readings: int = 64
     max_tokens: int = 4096
     grace_seconds: float = 30
     name: str = ""
@@ -89,16 +88,6 @@ class Settings:
         if self.token_file or self.no_auth:
             return None
         return frozenset({"localhost", "127.0.0.1", "::1", self.host.strip("[]").lower()})
-
-    @property
-    def answers_each(self) -> int:
-        """Answers of one client that are written or wait. Without tokens, this machine's clients are one address."""
-        return self.client_places or (self.places + self.waiting if self.host_names else CLIENT_PLACES)
-
-    @property
-    def readings_each(self) -> int:
-        """Readings of one client that run or wait."""
-        return self.client_readings or (self.places + self.waiting if self.host_names else CLIENT_READINGS)
 
     @property
     def states(self) -> Path:

@@ -42,7 +42,7 @@ async def _question(request: Request, parts: Parts, client: str, held: AsyncExit
     """Return the request's parameters and its question, whose media are released when `held` is closed."""
     body = await read_json(request)
     settings = parts.settings
-    wanted = parse_completion(body, settings.model_name, min(settings.places, settings.answers_each))
+    wanted = parse_completion(body, settings.model_name, min(settings.places, settings.client_places))
     sampling, said = sampling_of(wanted, settings.max_tokens), parse_messages(wanted.messages)
     turns = await unless_gone(request, fetch_turns(said, parts.library, client, held))
     alternatives = wanted.top_logprobs or 0

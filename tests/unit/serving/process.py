@@ -12,6 +12,9 @@ import openai
 
 from tests.unit.serving.fakes import wait_for
 
+STARTING = 400
+"""Seconds for a server's start: on a busy machine, the imports alone take minutes."""
+
 
 class Server:
     """A process of `ma2mba serve`. `url` is known as soon as it listens."""
@@ -35,13 +38,18 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
+def start(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ma2mba", "serve", "--port", "0", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=STARTING)
+
+
 @contextmanager
 def serving(*arguments: object) -> Iterator[Server]:
     server = Server(*arguments)
     try:
-        wait_for(lambda: server.url or server.process.poll() is not None, 400)
+        wait_for(lambda: server.url or server.process.poll() is not None, STARTING)
         assert server.url, server.log
-        wait_for(lambda: answers(server.url), 60)
+        wait_for(lambda: answers(server.url), STARTING)
         yield server
     finally:
         server.process.kill()

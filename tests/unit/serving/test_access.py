@@ -174,10 +174,3 @@ def test_a_token_file_that_others_can_read_is_told(tmp_path, caplog):
         caplog.clear()
         warn_if_readable(file)
         assert ("chmod 600" in caplog.text) == told
-
-
-def test_limits_of_a_client_are_for_servers_that_tell_clients_apart(tmp_path):
-    local, open_to_all = Settings(tmp_path), Settings(tmp_path, no_auth=True)
-    assert (local.answers_each, local.readings_each) == (160, 160)
-    assert (open_to_all.answers_each, open_to_all.readings_each) == (16, 8)
-    assert Settings(tmp_path, client_places=3, client_readings=2).answers_each == 3

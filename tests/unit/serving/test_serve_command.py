@@ -11,9 +11,10 @@ import pytest
 
 from ma2mba.inference.chat import VideoChat
 from tests.unit.serving.fakes import wait_for
-from tests.unit.serving.process import serving
+from tests.unit.serving.process import serving, start
 from tests.unit.video.numbered_video import write
 
+pytestmark = pytest.mark.timeout(4 * 400)
 QUESTION = "Which symbol appeared?"
 WRITING = {"max_tokens": 12, "temperature": 0}
 
@@ -45,6 +46,7 @@ def server(model_folder, root, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     options = ("--name", "toy", "--media-root", root, "--cache", cache, "--dtype", "fp32", "--device", "cpu")
     with serving("--model", model_folder, *options) as server:
+        server.cache = cache
         yield server
 
 
@@ -134,7 +136,7 @@ def test_progress_is_told_until_the_video_is_read(server, root):
     ("url", "status"),
     [
         ("data:video/mp4;base64,AAAA", 415),
-        ("file:///etc/passwd", 404),
+        ("file:///etc/passwd", 403),
         ("https://example.org/a.mp4", 403),
         ("video-unknown", 404),
     ],
@@ -173,15 +175,20 @@ def test_a_server_ends_gracefully_and_knows_its_videos_after_a_stop_and_after_a_
         next(stream)
         server.process.send_signal(signal.SIGTERM)
         assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")  # the answer ends
-        assert server.process.wait(60) == 0
+        assert server.process.wait(STARTING) == 0
     with serving(*options) as server:
         ask(server)
         server.process.kill()
     with serving(*options, "--host", "0.0.0.0", "--no-auth") as server:
         ask(server)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(STARTING) == 0
     assert cached[0] == 0
     assert min(cached[1:]) > 0
     assert "--no-auth: everybody" in server.log
     assert "Traceback" not in server.log
+
+
+def test_a_second_server_in_the_same_cache_is_refused(server, model_folder):
+    result = start("--model", model_folder, "--cache", server.cache)
+    assert (result.returncode, str(server.cache) in result.stderr, "Traceback" in result.stderr) == (2, True, False)
