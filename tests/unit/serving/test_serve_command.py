@@ -11,7 +11,7 @@ import pytest
 
 from ma2mba.inference.chat import VideoChat
 from tests.unit.serving.fakes import wait_for
-from tests.unit.serving.process import serving, start
+from tests.unit.serving.process import STARTING, serving, start
 from tests.unit.video.numbered_video import write
 
 pytestmark = pytest.mark.timeout(4 * 400)
