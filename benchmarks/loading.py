@@ -24,14 +24,16 @@ from ma2mba.training.fit.pricing import config_of_size
 
 
 @torch.no_grad()
-def write_model(size: str, device: str, folder: Path) -> Path:
-    """Write a model folder of one of the paper's sizes in bf16."""
+def write_model(size: str, device: str, folder: Path, tokenizer: Path | None = None) -> Path:
+    """Write `folder`/model, a model of one of the paper's sizes in bf16, and return it. `tokenizer` may be missing."""
     config = config_of_size(size)
     model = build_empty(lambda: VideoMa2mba(config), device, torch.bfloat16)
     for parameter in model.parameters():
         parameter.normal_(std=0.02)
-    Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")).save(str(folder / "tokenizer.json"))
-    save_model(model, folder / "tokenizer.json", folder / "model")
+    if tokenizer is None:
+        tokenizer = folder / "tokenizer.json"
+        Tokenizer(models.WordLevel({"<|endoftext|>": 0, "a": 1}, unk_token="a")).save(str(tokenizer))
+    save_model(model, tokenizer, folder / "model")
     return folder / "model"
 
 

@@ -60,13 +60,13 @@ def serve_command(
         typer.Option("--keep-minutes", min=0, help="Minutes after its last use for which an upload is kept."),
     ] = 120,
     places: Annotated[int, typer.Option("--places", min=1, help="Answers that are written at once.")] = 32,
-    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Questions, and videos, that may wait.")] = 128,
+    waiting: Annotated[int, typer.Option("--waiting", min=0, help="Questions, and videos, that may wait.")] = 256,
     client_places: Annotated[
         int, typer.Option("--client-places", min=1, help="Answers of one client that are written or wait.")
-    ] = 16,
+    ] = 64,
     client_readings: Annotated[
         int, typer.Option("--client-readings", min=1, help="Videos of one client that are read or wait.")
-    ] = 8,
+    ] = 64,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Tokens of the longest answer.")] = 4096,
     grace_seconds: Annotated[
         float, typer.Option("--grace-seconds", min=0, help="Seconds for answers to end when the server is stopped.")

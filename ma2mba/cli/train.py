@@ -34,6 +34,7 @@ Gpus = Annotated[
 Hostfile = Annotated[
     Path | None, typer.Option("--hostfile", help="Start the ranks of every line NODE slots=RANKS (docs/cluster.md).")
 ]
+Echo = Annotated[bool, typer.Option("--json", help="Print every line of metrics.jsonl on stdout as well.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would be read, planned and written. Train and write nothing.")
 ]
@@ -45,6 +46,7 @@ def train(
     gpus: Gpus = None,
     hostfile: Hostfile = None,
     dry_run: DryRun = False,
+    as_json: Echo = False,
     verbose: Verbose = False,
 ) -> None:
     """Train one stage. To resume an interrupted run, run the same command again.
@@ -58,18 +60,21 @@ def train(
             f"--{'gpus' if gpus else 'hostfile'}: WORLD_SIZE={os.environ['WORLD_SIZE']} is set, so a launcher has "
             "already started this process as a rank. Remove the option, or unset WORLD_SIZE"
         )
+    if dry_run and as_json:
+        raise UserError("--json: --dry-run trains nothing, so that there is no metrics.jsonl. Remove one of both")
     if dry_run:
         _show_preview(load(recipe, overrides), gpus, hostfile)
     elif gpus or hostfile:
         from ma2mba.training.launcher import launch
 
         load(recipe, overrides)  # refuse a wrong recipe here, before ranks start
-        arguments = [recipe, *(overrides or []), *(["--verbose"] if verbose else [])]
+        options = (("--verbose", verbose), ("--json", as_json))
+        arguments = [recipe, *(overrides or []), *(name for name, on in options if on)]
         raise typer.Exit(launch(arguments, gpus, hostfile))
     else:
         from ma2mba.training.rank import train_stage
 
-        raise typer.Exit(train_stage(recipe, overrides or [], verbose=verbose))
+        raise typer.Exit(train_stage(recipe, overrides or [], verbose=verbose, echo=as_json))
 
 
 def load(recipe: str, overrides: list[str] | None) -> "Recipe":

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from ma2mba.errors import UserError
+from ma2mba.ops.kernel_cache import KernelCache
 
 Backend = Literal["torch", "triton", "meta"]
 CHOICE = "MA2MBA_OPS"
@@ -47,6 +48,8 @@ def _choose(asked: str, device_type: str) -> tuple[Backend, str]:
         os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")  # later processes reuse the tuned settings
         if not torch.backends.cuda.matmul.allow_tf32:
             os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")  # Triton's fp32 products are tf32 by default
+        if torch.cuda.is_available() and (kernels := KernelCache.of(torch.device("cuda", 0))):
+            kernels.use()
         try:
             import ma2mba.ops.triton.layer  # noqa: F401
 

@@ -27,9 +27,9 @@ class Limits:
     """
 
     places: int = 32
-    waiting: int = 128
-    client_places: int = 16
-    client_readings: int = 8
+    waiting: int = 256
+    client_places: int = 64
+    client_readings: int = 64
     readers: int = 4
 
 

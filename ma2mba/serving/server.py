@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from ma2mba.errors import UserError
 from ma2mba.limits import PREFIX
@@ -22,6 +23,8 @@ from ma2mba.serving.settings import Settings
 log = logging.getLogger(__name__)
 CONNECTIONS = 2048
 """Connections after which the server answers with status 503."""
+KEEP_ALIVE_SECONDS = 75
+"""Seconds for which an idle connection is kept: longer than clients keep it, or they would find it closed."""
 MARGIN_SECONDS = 5
 """Seconds after the grace in which answers that were cut off are told so."""
 
@@ -43,31 +46,37 @@ def serve(settings: Settings) -> None:
             limit_concurrency=CONNECTIONS,
             proxy_headers=bool(settings.proxies),
             forwarded_allow_ips=list(settings.proxies),
+            lifespan="off",  # `Server` runs it: uvicorn would print a UserError with its traceback
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=int(settings.grace_seconds + MARGIN_SECONDS),
         )
-        _tell(settings, listener.getsockname()[1])
         # uvicorn raises the signals again when it has stopped; a server that has stopped gracefully exits with code 0.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        server = _Server(config, app.state.parts)
-        server.run(sockets=[listener])
-    if not server.started:
-        raise UserError("the server could not start. Its log has the reason")
+        Server(config, app).run(sockets=[listener])
     log.info("stopped")
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """uvicorn's server, which tells the engine at once that it is to stop: uvicorn first waits for all connections."""
 
-    def __init__(self, config: uvicorn.Config, parts: Parts):
+    def __init__(self, config: uvicorn.Config, app: FastAPI):
         super().__init__(config)
-        self._parts = parts
+        self._parts: Parts = app.state.parts
+        self._lifespan = app.router.lifespan_context(app)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._lifespan.__aenter__()
+        await super().startup(sockets)
+        for listener in sockets or []:
+            _tell(self._parts.settings, listener.getsockname()[1])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("stopping: answers may take %g s to end", self._parts.settings.grace_seconds)
         stopping = asyncio.create_task(self._parts.stop())
         await super().shutdown(sockets)
         await stopping
+        await self._lifespan.__aexit__(None, None, None)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -56,9 +56,9 @@ class Settings:
     client_upload_gb: float = 20
     keep_minutes: float = 120
     places: int = 32
-    waiting: int = 128
-    client_places: int = 16
-    client_readings: int = 8
+    waiting: int = 256
+    client_places: int = 64
+    client_readings: int = 64
     max_tokens: int = 4096
     grace_seconds: float = 30
     name: str = ""

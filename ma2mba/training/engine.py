@@ -1,10 +1,11 @@
 """The only file that imports DeepSpeed: processes, ZeRO, the optimizer's step, and its state in a checkpoint."""
 
+import ctypes
 import logging
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from io import StringIO
@@ -13,9 +14,12 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.zero import stage_1_and_2
 from deepspeed.utils import set_z3_leaf_modules
 from pydantic import ValidationError
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 from torch.distributed import DistNetworkError, ProcessGroup
 from torch.distributed import distributed_c10d as c10d
 from torch.optim import Optimizer
@@ -202,6 +206,8 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
     if policy.stage == 3:
         set_z3_leaf_modules(module, [StreamingLoss])
     inner = _initialize(module, optimizer, ds_config(recipe, world, policy), recipe.zero_config)
+    for buffer in model.buffers() if world.size > 1 else ():  # DeepSpeed shares rank 0's parameters alone
+        deepspeed.comm.broadcast(buffer, 0)
     if recipe.watchdog:
         _let_collectives_wait()
     attach_moments(inner.optimizer)
@@ -211,8 +217,42 @@ def build_engine(model: VideoMa2mba, recipe: Recipe, plan: Plan, world: World, p
 def _initialize(module: nn.Module, optimizer: Optimizer, config: dict[str, Any], policy: str) -> Any:
     """Return DeepSpeed's engine. Raise UserError if DeepSpeed refuses a value of the policy."""
     _check_config(config, policy)
-    with redirect_stdout(StringIO()):  # DeepSpeed's bf16 wrapper prints its memory use for every group
-        return deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    with redirect_stdout(StringIO()), _flattening_in_place():  # its bf16 wrapper prints its memory use for every group
+        engine = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
+    if getattr(engine.optimizer, "flatten", None) is _flatten:
+        engine.optimizer.flatten = _flatten_dense_tensors
+    return engine
+
+
+@contextmanager
+def _flattening_in_place() -> Iterator[None]:
+    """Within the block, ZeRO 1 and 2 join parameters without holding all of them twice."""
+    places = (stage_1_and_2, bf16_optimizer)
+    for module in places:
+        module._flatten_dense_tensors = _flatten
+    try:
+        yield
+    finally:
+        for module in places:
+            module._flatten_dense_tensors = _flatten_dense_tensors
+
+
+def _flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the tensors joined, as `_flatten_dense_tensors` does. A parameter becomes a view of its place at once."""
+    flat = tensors[0].new_empty(sum(t.numel() for t in tensors), requires_grad=False)
+    for tensor, place in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        place.copy_(tensor.detach().reshape(-1))
+        if isinstance(tensor, nn.Parameter):
+            tensor.data = place.view(tensor.shape)
+            _return_free_memory(tensor.device)
+    return flat
+
+
+def _return_free_memory(device: torch.device) -> None:
+    """Give memory that tensors on a CPU no longer need back to the system: glibc keeps tensors of less than 32 MiB."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if device.type == "cpu" else None
+    if trim:
+        trim(0)
 
 
 def _check_config(config: dict[str, Any], policy: str) -> None:

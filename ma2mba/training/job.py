@@ -1,7 +1,7 @@
 """Build the objects of a run from a recipe. All ranks do the same, before any process group exists."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,12 +15,14 @@ from ma2mba.model.conversation import load_tokenizer
 from ma2mba.model.hf.folder import fixed_files
 from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.model.vision import fingerprint
+from ma2mba.ops import backend
 from ma2mba.training.checkpoint.code_version import code_version, describe
 from ma2mba.training.checkpoint.folder import Start
 from ma2mba.training.checkpoint.resume import find_start
 from ma2mba.training.fit.fitting import FittedPlan, fit_run
 from ma2mba.training.model_source import ModelSource, find_source, pin
 from ma2mba.training.recipe.schema import Recipe
+from ma2mba.training.start_clock import StartClock
 from ma2mba.training.world import World, ZeroPolicy, check_ranks, load_policy, share_sequences
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Job:
-    """Everything that a run needs before its processes join."""
+    """Everything that a run needs before its processes join. `clock` has noted when each part was built."""
 
     recipe: Recipe
     world: World
@@ -40,6 +42,7 @@ class Job:
     start: Start | None
     steps: int
     base_models: tuple[str, ...] = ()
+    clock: StartClock = field(default_factory=StartClock)
 
     @property
     def plan(self) -> Plan:
@@ -69,17 +72,30 @@ class Job:
 
 
 def build(recipe: Recipe, world: World) -> Job:
-    """Read the recipe's model and data, and choose the plan. Raise UserError before anything is written."""
+    """Read the recipe's model and data, and choose the plan. Raise UserError before anything is written.
+
+    One rank of each host reads and verifies weights and checkpoints (`World.reads_files`). If it raises an error, the
+    launcher ends the other ranks.
+    """
+    clock = StartClock()
+    clock.enter("checkpoint")
     world, policy = check_world(recipe, world)
-    start = find_start(recipe)
+    start = find_start(recipe, verify=world.reads_files)
     recipe = pin(recipe, start)
+    clock.enter("weights")
     source = choose_source(recipe, start)
     log.debug("weights: %s", source.describe())
     # ZeRO 3 cuts the weights into shards of the ranks: no device need hold them all.
     device = world.device if policy.stage < 3 else torch.device("cpu")
-    model = source.build(recipe.seed, device, world.dtype(recipe.precision))
+    dtype = world.dtype(recipe.precision)
+    model = source.build(recipe.seed, device, dtype) if world.reads_files else source.build_empty(device, dtype)
+    clock.enter("data")
     data = open_data(recipe, world, source, model.config, start)
-    _check_features(data.dataset, model)
+    if world.reads_files:
+        _check_features(data.dataset, model)
+    clock.enter("imports")
+    backend(world.device)
+    clock.enter("plan")
     fitted_plan = fit_run(data.recipe, world, policy, model.config, data.dataset)
     if world.rank == 0:  # so that the first checkpoint takes no longer than the others
         fixed_files(model.config.model_dump_json(), data.dataset.tokenizer_path.read_bytes())
@@ -94,6 +110,7 @@ def build(recipe: Recipe, world: World) -> Job:
         start,
         data.steps,
         source.base_models,
+        clock,
     )
 
 

@@ -1,15 +1,20 @@
 """Verify on this machine the schedules of MA-GC, and the kernels that a model trains with."""
 
+import inspect
+import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ma2mba.errors import UserError
 from ma2mba.magc import Plan, checkpoint
+from ma2mba.model.layer import RecurrentLayer
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.ops import backend
+from ma2mba.ops import backend, kernel_cache
+from ma2mba.ops.kernel_cache import KernelCache
 from ma2mba.ops.selftest import Result, Row, attempt, loss_results, relative
 
 LAYERS, WIDTH, TOKENS = 3, 16, 13
@@ -23,6 +28,10 @@ PLANS = (
 EXACT = 1e-10
 """Largest accepted relative error; measured worst case on a CPU: 6e-16."""
 POSITIONS = 300
+CODE = (Path(__file__), Path(inspect.getfile(kernel_cache)).parent)
+"""The code that `check_operations` runs, with the file of the layer's class."""
+OWN = "ma2mba."
+log = logging.getLogger(__name__)
 
 
 class _TinyLayer(nn.Module):
@@ -81,10 +90,29 @@ def schedule_rows(device: torch.device) -> Iterator[Row]:
 def check_operations(device: torch.device, model: VideoMa2mba) -> None:
     """Compare the kernels that a model will run on this device with plain torch, on one short chunk. Takes seconds.
 
-    Does nothing where plain torch runs. Raises UserError that names the operation with the largest error.
+    Does nothing where plain torch runs, and where the same comparison has passed on this GPU with the same kernels
+    (`ma2mba.ops.kernel_cache`). Raises UserError that names the operation with the largest error.
     """
     if backend(device) == "torch":
         return
+    known, test = KernelCache.of(device), {}
+    if known and _is_own(model.layers[0]):
+        code = (*CODE, Path(inspect.getfile(type(model.layers[0]))))
+        test = kernel_cache.describe_test(device, model.config.language_model.model_dump_json(), code)
+        if known.has_passed(test):
+            log.debug("kernels: verified on this GPU before (%s)", known.folder)
+            return
+    _compare(device, model)
+    if known and test:
+        known.note_passed(test)
+
+
+def _is_own(layer: RecurrentLayer) -> bool:
+    """Return True for a layer of this package. What the kernels of other layers depend on is unknown."""
+    return type(layer).__module__.startswith(OWN)
+
+
+def _compare(device: torch.device, model: VideoMa2mba) -> None:
     vocabulary = model.config.language_model.padded_vocab_size
     rows = model.layers[0].check_kernels(device)
     rows += attempt("loss", f"{POSITIONS} positions", lambda: loss_results(device, POSITIONS, vocabulary))

@@ -18,6 +18,7 @@ import psutil
 from ma2mba.terminal import Arguments, write_error
 from ma2mba.training import nodes
 from ma2mba.training.ports import choose_port
+from ma2mba.training.start_clock import announced
 
 RANK_MODULE = "ma2mba.training.rank"
 
@@ -48,7 +49,7 @@ def run_launcher(arguments: Sequence[str], environment: Mapping[str, str] | None
     launcher = Path(sys.executable).with_name("deepspeed")
     # In a session of its own, so that a signal to this process group reaches only this process.
     command = [sys.executable, str(launcher), *arguments]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=announced(environment), start_new_session=True)
 
     def ask_ranks(number: int, frame: FrameType | None) -> None:
         ranks = ranks_of(process.pid)

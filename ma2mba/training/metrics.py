@@ -21,10 +21,11 @@ from ma2mba.files import atomic_write, inside
 from ma2mba.terminal import Terminal
 from ma2mba.text import read_jsonl
 from ma2mba.training.flops import ModelFlops
+from ma2mba.training.start_clock import StartClock, describe
 
 LINE_SECONDS = 10.0
 """Seconds between two lines where stderr is not a terminal."""
-NOT_ON_BOARD = ("step", "epoch", "rank_tokens", "checkpoint_seconds")
+NOT_ON_BOARD = ("step", "epoch", "rank_tokens", "checkpoint_seconds", "start_seconds")
 """Keys that only metrics.jsonl has. (TensorBoard gets the duration of each checkpoint at the step that saved it.)"""
 
 
@@ -62,6 +63,8 @@ class Metrics:
     peak_flops       peak FLOP/s of all devices together; None if unknown
     predicted_bytes  the peak memory that the planner predicted
     captured         True if chunks are captured as CUDA graphs
+    clock            has timed the start; the first line has its seconds
+    echo             print every line of metrics.jsonl on stdout as well
     """
 
     def __init__(
@@ -79,7 +82,10 @@ class Metrics:
         peak_flops: float | None,
         predicted_bytes: int,
         captured: bool = False,
+        clock: StartClock | None = None,
+        echo: bool = False,
     ):
+        self._clock, self._echo = clock, echo
         self._model_flops, self._peak_flops = flops, peak_flops
         self.path, self.device = run / "metrics.jsonl", device
         self.first_step, self.steps, self.log_every = first_step, steps, log_every
@@ -129,7 +135,7 @@ class Metrics:
             self._bar.update(self._task, advance=result.tokens, steps=step)
             return
         seconds = time.perf_counter() - self._since - self._saving
-        line = {
+        line: dict[str, Any] = {
             "step": step,
             "epoch": result.epoch,
             "loss": result.loss,
@@ -145,6 +151,9 @@ class Metrics:
             "rank_imbalance": max(result.rank_tokens) * len(result.rank_tokens) / sum(result.rank_tokens),
             "checkpoint_seconds": self._saving,
         }
+        if self._clock:
+            line["start_seconds"], self._clock = self._clock.finish(), None
+            self.message(describe(line["start_seconds"]))
         self._write(step, line)
         self._show(step, line, result.tokens)
         self._waited = waited
@@ -166,7 +175,7 @@ class Metrics:
 
     def message(self, text: str) -> None:
         """Print a line without breaking the progress bar."""
-        self._console.print(text)
+        self._console.print(text, soft_wrap=True)
 
     def _reset(self) -> None:
         self._since, self._tokens, self._frames = time.perf_counter(), 0, 0
@@ -177,6 +186,8 @@ class Metrics:
         with self._writing():
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+            if self._echo:
+                print(json.dumps(line), flush=True)
             for key, value in line.items():
                 if key == "lr":
                     for component, rate in value.items():

@@ -15,6 +15,7 @@ from ma2mba.model import published
 from ma2mba.model.checksums import TOKENIZER
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.conversation import load_tokenizer
+from ma2mba.model.empty import build_empty
 from ma2mba.model.hf.card import base_models, hub_names
 from ma2mba.model.placeholder import same_tokens
 from ma2mba.model.pretrained import (
@@ -117,6 +118,16 @@ class ModelSource:
         if self.language_model or self.vision:
             return start_model(config, self.language_model, self.vision, device, dtype).train()
         return VideoMa2mba(config).train()
+
+    def build_empty(self, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> VideoMa2mba:
+        """Return the model of `build` before its parameters have values: another rank has read or drawn these.
+
+        Memory that was never written takes no space. Raise UserError as `read_config` does.
+        """
+        if self.folder:
+            self._require_same_model(self.folder)
+        config = self.read_config(download=True)
+        return build_empty(lambda: VideoMa2mba(config), device, dtype).train()
 
     def _require_same_model(self, folder: Path) -> None:
         """Raise UserError if the recipe's model is not the model of the checkpoint that is resumed."""

@@ -13,6 +13,7 @@ from ma2mba.training.engine import Engine, build_engine
 from ma2mba.training.flops import ModelFlops, device_peak
 from ma2mba.training.job import Job
 from ma2mba.training.metrics import Metrics
+from ma2mba.training.start_clock import StartClock
 
 
 def open_engine(job: Job) -> Engine:
@@ -23,6 +24,8 @@ def open_engine(job: Job) -> Engine:
     engine = build_engine(job.model, job.recipe, job.plan, job.world, job.policy)
     if job.world.sequence > 1:
         _require_one_plan(job, engine)
+    if job.start:
+        job.clock.enter("optimizer state")
     resume(engine, job.start, job.recipe.seed)
     return engine
 
@@ -47,9 +50,10 @@ def open_loader(job: Job) -> Loader:
     return Loader(job.dataset, job.sampler, tokens_per_frame, rank=rank, at=job.position, primed_frames=primed)
 
 
-def open_metrics(job: Job) -> Metrics:
+def open_metrics(job: Job, clock: StartClock | None = None, echo: bool = False) -> Metrics:
     """Write RUN/recipe.yaml and return the run's report. Rank 0 only.
 
+    `clock` has timed this start. With `echo`, the report also prints every line of metrics.jsonl on stdout.
     Raise UserError when the run folder cannot be written.
     """
     recipe = job.recipe
@@ -70,6 +74,8 @@ def open_metrics(job: Job) -> Metrics:
             peak_flops=peak and peak * job.world.size,
             predicted_bytes=job.fitted_plan.prediction.device_bytes,
             captured=job.plan.graphs,
+            clock=clock,
+            echo=echo,
         )
     except OSError as error:
         raise UserError(f"run: {recipe.run} cannot be written ({error.strerror}). Choose another folder") from error

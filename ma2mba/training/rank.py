@@ -20,6 +20,7 @@ from ma2mba.errors import UserError
 from ma2mba.terminal import Arguments, Terminal, guard_reports, log_to_stderr
 from ma2mba.training.recipe.loading import load_recipe
 from ma2mba.training.recipe.schema import Recipe
+from ma2mba.training.start_clock import StartClock, command_began
 
 RANK, LOCAL_RANK = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
 HEAD_START_SECONDS = 60.0
@@ -36,14 +37,18 @@ def main() -> int:
         metavar="key=value",
         help="override keys of the recipe, such as data=shards/stage1 trainable.vision=4e-6",
     )
+    parser.add_argument("--json", action="store_true", help="print every line of metrics.jsonl on stdout as well")
     parser.add_argument("--verbose", action="store_true", help="show what is decided, and why")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    return train_stage(arguments.recipe, arguments.overrides, verbose=arguments.verbose)
+    return train_stage(arguments.recipe, arguments.overrides, verbose=arguments.verbose, echo=arguments.json)
 
 
-def train_stage(recipe: str, overrides: Sequence[str], *, verbose: bool = False) -> int:
-    """Train one stage in this process, as the rank that the environment names; return the exit code."""
+def train_stage(recipe: str, overrides: Sequence[str], *, verbose: bool = False, echo: bool = False) -> int:
+    """Train one stage in this process, as the rank that the environment names; return the exit code.
+
+    With `echo`, print every line of metrics.jsonl on stdout as well.
+    """
     log_to_stderr()
     guard_reports()
     level = logging.DEBUG if verbose else logging.INFO
@@ -51,14 +56,17 @@ def train_stage(recipe: str, overrides: Sequence[str], *, verbose: bool = False)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls
     warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
     try:
-        run(load_recipe(recipe, overrides))
+        run(load_recipe(recipe, overrides), echo)
     except UserError as error:
         return refuse(error)
     return 0
 
 
-def run(recipe: Recipe) -> None:
-    """Build the job and train. Raise UserError: before the processes join, the same error on every rank."""
+def run(recipe: Recipe, echo: bool = False) -> None:
+    """Build the job and train. Raise UserError: before the processes join, on the first rank of every host at least."""
+    clock = StartClock()
+    clock.enter("launch", command_began())
+    clock.enter("imports")
     # Import these here: they take seconds, and a wrong recipe must be reported before.
     from ma2mba.training import engine as processes
     from ma2mba.training.faults import failures
@@ -78,12 +86,17 @@ def run(recipe: Recipe) -> None:
             return
         if RANK == 0:
             failures.clear(recipe.run_folder)
+        clock.enter("processes")
         processes.start_processes(job.world)
         activity = Activity()
         with open_loader(job) as loader, guard(job, activity, lock.release if lock else None):
+            clock.enter("kernels")
             check_operations(job.world.device, job.model)
+            clock.enter("engine")
             engine = open_engine(job)
-            with open_metrics(job) if RANK == 0 else nullcontext() as metrics:
+            clock.enter("first step")
+            clock.join(job.clock)
+            with open_metrics(job, clock, echo) if RANK == 0 else nullcontext() as metrics:
                 train(job, engine, loader, metrics, activity)
         processes.stop_processes()
 

@@ -34,6 +34,7 @@ class World:
     size        number of ranks
     local_size  number of ranks on this host
     sequence    number of consecutive ranks that share the same samples
+    local_rank  number of this rank on its host, from 0
     """
 
     rank: int
@@ -41,6 +42,15 @@ class World:
     device: torch.device
     local_size: int = 1
     sequence: int = 1
+    local_rank: int = 0
+
+    @property
+    def reads_files(self) -> bool:
+        """True on the rank of each host that reads and verifies the files of all ranks: weights and checkpoints.
+
+        DeepSpeed gives the weights of rank 0 to all ranks.
+        """
+        return self.rank == 0 or self.local_rank == 0
 
     @property
     def groups(self) -> int:
@@ -68,7 +78,8 @@ class World:
         device = torch.device("cuda", local) if on_gpu else torch.device("cpu")
         # The deepspeed launcher sets LOCAL_SIZE, torchrun sets LOCAL_WORLD_SIZE.
         here = environment.get("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", 1))
-        return World(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)), device, int(here))
+        rank, size = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+        return World(rank, size, device, int(here), local_rank=local)
 
     def dtype(self, precision: str) -> torch.dtype:
         """Return the weights' dtype. "auto" means bf16 on CUDA and on CPUs with AMX, else fp32."""

@@ -518,8 +518,8 @@ def test_uploads_and_states_go_after_their_time(tmp_path, monkeypatch):
     chosen = settings(tmp_path, keep_minutes=1.5 / 60)
 
     async def use(library):
-        stored = await library.store(sent(content), "a.mp4", "ann")
         library.release(await library.fetch(data_url(clip(tmp_path / "b.mp4", 4)), "video", "ben"))
+        stored = await library.store(sent(content), "a.mp4", "ann")
         assert stored.medium.path.exists()
         while files(chosen.uploads):
             await asyncio.sleep(0.05)

@@ -19,35 +19,36 @@ from ma2mba.training.checkpoint.folder import (
 from ma2mba.training.recipe.schema import Recipe
 
 
-def find_start(recipe: Recipe) -> Start | None:
+def find_start(recipe: Recipe, *, verify: bool = True) -> Start | None:
     """Return the checkpoint that `resume` asks for, None for a new run.
 
     auto      the run's latest checkpoint; None if the run has none yet
     none      None; the run must not have a checkpoint
     a folder  that checkpoint, or the latest checkpoint of that run
 
+    Without `verify` only the sizes of its files are compared: another rank reads every byte.
     Raise UserError if the checkpoint is missing, incomplete or damaged, if the run has a later checkpoint than the
     given folder, or if the run's checkpoints were removed.
     """
     run = recipe.run_folder
     check_run_folder(run)
     if recipe.resume not in ("auto", "none"):
-        return _start_from(Path(recipe.resume), run)
+        return _start_from(Path(recipe.resume), run, verify)
     newest = latest(run) or _newest_complete(run / CHECKPOINTS)
     if recipe.resume == "none":
         if newest:
             raise UserError(f"{run}: already has checkpoints. Set run to another folder, or use resume=auto to resume")
         return None
     if newest:
-        return read(newest, hashes=True)
+        return read(newest, hashes=verify)
     _require_new(run)
     return None
 
 
-def _start_from(folder: Path, run: Path) -> Start:
+def _start_from(folder: Path, run: Path, verify: bool) -> Start:
     if not folder.is_dir():
         raise UserError(f"resume: {folder} does not exist. Give a checkpoint folder, a run folder, auto or none")
-    start = read(latest(folder) or folder, hashes=True)
+    start = read(latest(folder) or folder, hashes=verify)
     newest = latest(run)
     if newest and is_complete(newest) and read(newest).state.step > start.state.step:
         raise UserError(

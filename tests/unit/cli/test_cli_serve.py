@@ -37,5 +37,5 @@ def test_a_port_that_is_taken_is_refused(ma2mba, tmp_path):
 def test_the_missing_extra_is_named(tmp_path):
     code = "import sys; sys.modules['uvicorn'] = None; from ma2mba.cli.app import main; main()"
     command = [sys.executable, "-c", code, "serve", "--model", str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert (result.returncode, "pip install 'ma2mba[serve]'" in result.stderr) == (2, True), result.stderr

@@ -58,7 +58,7 @@ def with_library(
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     async def bounded() -> T:
-        return await asyncio.wait_for(work, 60)
+        return await asyncio.wait_for(work, 300)
 
     return asyncio.run(bounded())
 

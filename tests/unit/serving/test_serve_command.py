@@ -18,7 +18,10 @@ from ma2mba.inference.chat import VideoChat
 from tests.unit.serving.fakes import wait_for
 from tests.unit.video.numbered_video import write
 
+pytestmark = pytest.mark.timeout(4 * 400)
 QUESTION = "Which symbol appeared?"
+STARTING = 400
+"""Seconds for a server's start: on a busy machine, the imports alone take minutes."""
 WRITING = {"max_tokens": 12, "temperature": 0}
 
 
@@ -44,13 +47,18 @@ class Server:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
 
 
+def start(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "ma2mba", "serve", "--port", "0", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=STARTING)
+
+
 @contextmanager
 def serving(*arguments: object):
     server = Server(*arguments)
     try:
-        wait_for(lambda: server.url or server.process.poll() is not None, 120)
+        wait_for(lambda: server.url or server.process.poll() is not None, STARTING)
         assert server.url, server.log
-        wait_for(lambda: answers(server.url), 60)
+        wait_for(lambda: answers(server.url), STARTING)
         yield server
     finally:
         server.process.kill()
@@ -91,6 +99,7 @@ def server(model_folder, root, tmp_path_factory):
     cache = tmp_path_factory.mktemp("cache")
     options = ("--name", "toy", "--media-root", root, "--cache", cache, "--dtype", "fp32", "--device", "cpu")
     with serving("--model", model_folder, *options) as server:
+        server.cache = cache
         yield server
 
 
@@ -219,15 +228,20 @@ def test_a_server_ends_gracefully_and_knows_its_videos_after_a_stop_and_after_a_
         next(stream)
         server.process.send_signal(signal.SIGTERM)
         assert list(stream)[-1].choices[0].finish_reason in ("stop", "length")  # the answer ends
-        assert server.process.wait(60) == 0
+        assert server.process.wait(STARTING) == 0
     with serving(*options) as server:
         ask(server)
         server.process.kill()
     with serving(*options, "--host", "0.0.0.0", "--no-auth") as server:
         ask(server)
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(STARTING) == 0
     assert cached[0] == 0
     assert min(cached[1:]) > 0
     assert "--no-auth: everybody" in server.log
     assert "Traceback" not in server.log
+
+
+def test_a_second_server_in_the_same_cache_is_refused(server, model_folder):
+    result = start("--model", model_folder, "--cache", server.cache)
+    assert (result.returncode, str(server.cache) in result.stderr, "Traceback" in result.stderr) == (2, True, False)

@@ -14,7 +14,7 @@ import torch
 from ma2mba.errors import UserError
 from ma2mba.model.config import ModelConfig
 from ma2mba.model.video_ma2mba import VideoMa2mba
-from ma2mba.ops import selftest
+from ma2mba.ops import kernel_cache, selftest
 from ma2mba.training import kernel_check
 from tests.tiny import TINY_MODEL
 
@@ -80,6 +80,46 @@ def test_the_check_does_not_change_the_random_state(kernels):
     kernel_check.check_operations(CPU, MODEL)
     list(kernel_check.schedule_rows(CPU))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.fixture
+def compared(kernels, monkeypatch, tmp_path):
+    """Give this CPU a cache of kernels, and note every comparison."""
+    kernels(lambda y, conv, ssm: (y, conv, ssm))
+    monkeypatch.setenv(kernel_cache.TRITON, "")
+    monkeypatch.delenv(kernel_cache.TRITON)
+    cache = kernel_cache._open(tmp_path / "machine")
+    cache.use()
+    monkeypatch.setattr(kernel_check.KernelCache, "of", lambda device: cache)
+    monkeypatch.setattr(kernel_cache, "describe_test", lambda device, sizes, code: {"sizes": sizes})
+    done, compare = [], kernel_check._compare
+    monkeypatch.setattr(kernel_check, "_compare", lambda device, model: (done.append(model), compare(device, model)))
+    return done
+
+
+def test_kernels_are_compared_once_on_a_machine(compared):
+    for _ in range(3):
+        kernel_check.check_operations(CPU, MODEL)
+    assert len(compared) == 1
+    other = ModelConfig.model_validate(TINY_MODEL | {"language_model": TINY_MODEL["language_model"] | {"n_layer": 1}})
+    for _ in range(2):
+        kernel_check.check_operations(CPU, VideoMa2mba(other))
+    assert len(compared) == 2
+
+
+def test_wrong_kernels_are_compared_at_every_start(compared, kernels):
+    kernels(lambda y, conv, ssm: (y * 2, conv, ssm))
+    for _ in range(2):
+        with pytest.raises(UserError, match="disagree"):
+            kernel_check.check_operations(CPU, MODEL)
+    assert len(compared) == 2
+
+
+def test_kernels_of_a_layer_from_elsewhere_are_compared_at_every_start(compared, monkeypatch):
+    monkeypatch.setattr(kernel_check, "OWN", "another_package.")
+    for _ in range(2):
+        kernel_check.check_operations(CPU, MODEL)
+    assert len(compared) == 2
 
 
 def test_a_schedule_that_is_wrong_is_found(monkeypatch):
