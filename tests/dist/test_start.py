@@ -76,7 +76,8 @@ def test_every_rank_has_the_weights(started):
     folders = (started / "model", started / "run/checkpoints/step-000001/model")
     before, after = (load_model(folder)[0] for folder in folders)
     for name, weight in before.language_model.named_parameters():
-        assert torch.equal(weight, after.language_model.get_parameter(name)), name
+        moved = (weight - after.language_model.get_parameter(name)).abs().max()
+        assert moved < 1e-20, name  # a weight of exactly zero moves by the learning rate
 
 
 def test_a_damaged_model_is_reported_once(started):
