@@ -83,7 +83,7 @@ def _tiny_model(tokenizer: Tokenizer) -> VideoMa2mba:
         d_model=32, n_layer=2, d_state=8, headdim=8, ssd_block=16, vocab_size=tokenizer.get_vocab_size()
     )
     vision = ClipConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
     )
     return VideoMa2mba(ModelConfig(language_model=language, vision=vision)).eval()
 
