@@ -25,8 +25,8 @@ def build(settings: Settings, events: Events) -> gr.Blocks:
             with gr.Column(scale=5, min_width=320):
                 picker = _panel("picker", "", videos=[], most_bytes=settings.max_upload, hours=settings.max_video_hours)
                 address, fetch = _address(settings)
-                viewer = _panel("viewer", {})
                 progress = _panel("progress", {})
+                viewer = _panel("viewer", {})
             with gr.Column(scale=6, min_width=320):
                 talk = _panel("talk", [])
                 question = gr.Textbox(
