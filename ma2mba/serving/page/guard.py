@@ -112,6 +112,8 @@ class PageGuard:
         """Stream the results of a window to the visitor who opened it."""
         name = request.query_params.get("session_hash", "")
         tab = self._visitors.tab(self._visitors.expect(request.cookies), name)
+        if not tab.used:  # Gradio would fail after its answer has begun
+            raise Refused("this window has sent no event. Load the page again", 404, "not_found")
         tab.opened()
         try:
             await self._forward(request, send, f"session_hash={name}".encode())

@@ -15,10 +15,12 @@ class Tab:
     """One window. Gradio calls it a session, and names it by a number that the browser has drawn.
 
     shown    id of the video that the window shows
+    used     whether the window has sent an event
     """
 
     def __init__(self) -> None:
         self.shown = ""
+        self.used = False
         self._streams = 0
         self._tasks: dict[str, asyncio.Task] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -30,6 +32,7 @@ class Tab:
 
     def joined(self) -> None:
         """Say that the window has sent an event. It opens a stream for the results soon."""
+        self.used = True
         self._wait(1 if self._streams else None)
 
     def opened(self) -> None:

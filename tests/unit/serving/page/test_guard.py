@@ -177,6 +177,12 @@ def test_an_event_that_the_page_has_not_does_not_reach_gradio(page, odd, caplog)
     assert "Traceback" not in caplog.text
 
 
+def test_a_window_without_an_event_has_no_results(page, caplog):
+    answer = visitor(page).get("gradio_api/queue/data", params={"session_hash": "neverseen1"})
+    assert answer.status_code == 404
+    assert "Traceback" not in caplog.text
+
+
 def test_half_a_surrogate_pair_is_no_text(page):
     event = EVENT | {"fn_index": 1, "data": ["\ud83d"]}
     answer = visitor(page).post("gradio_api/queue/join", content=json.dumps(event))
