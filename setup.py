@@ -76,7 +76,7 @@ setup(
     ],
     extras_require={
         "gpu": ["causal-conv1d>=1.5", "mamba-ssm>=2.2.4", "triton>=3"],
-        "ray": ["ray>=2.40"],
+        "ray": ["ray[serve]>=2.60"],
         "decord": ["decord>=0.6"],
         "lmms-eval": ["filelock<4", "lmms-eval>=0.7.2,<0.8"],  # lmms-eval 0.7 imports parts of filelock 3
         "serve": [

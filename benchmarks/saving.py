@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="layers of both models (default: all)")
     parser.add_argument("--tokens", type=int, default=32_768, help="tokens of a step (default: 32,768)")
     parser.add_argument("--chunk", type=int, default=8192, help="tokens of a chunk (default: 8,192)")
-    parser.add_argument("--steps", type=int, default=6, help="steps before the save (default: 6)")
+    parser.add_argument("--steps", type=int, default=15, help="steps before the save (default: 15)")
     parser.add_argument("--direct", action="store_true", help="write straight to disk, as without host memory")
     parser.add_argument("--verify", action="store_true", help="read the checkpoint again and compare all hashes")
     parser.add_argument("--folder", type=Path, help="where to write (default: the system's temporary folder)")
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, run: Path) -> dict[str, Any]:
         during = []
         while (save := saver.finished()) is None:
             during.append(take_step(engine, options))
-        after = [take_step(engine, options) for _ in range(options.steps)]
+        after = [take_step(engine, options) for _ in range(3)]
     size = sum(path.stat().st_size for path in save.folder.rglob("*") if path.is_file())
     result = {
         "checkpoint_gb": round(size / 1e9, 2),

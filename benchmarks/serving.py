@@ -1,12 +1,13 @@
-"""Measure the server's engine on one GPU: python benchmarks/serving.py --tokenizer FILE --out results.json
+"""Measure the server's engine: python benchmarks/serving.py --tokenizer FILE --out results.json
 
     watched    visitors ask at once, each about a picture of its own that was read before: tokens/s in all, the first
                token, and the longest pause within an answer
     reading    the same while a long video is read beside them: also the frames/s of the reading
     alone      the same video without visitors
 
-The bf16 weights are random, and the pictures of the video come from memory: its decoding is measured elsewhere. An
-answer's text comes in pieces, one for nearly every token.
+One JSON line a case. The weights are random (bf16), and the pictures of the video come from memory: its decoding is
+measured elsewhere. An answer's text comes in pieces, one for nearly every token. `--size tiny` tries this file with a
+tiny model on a CPU.
 """
 
 import argparse
@@ -23,13 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.inference import video_model
+from data_prep.toy.words import build_tokenizer
 from ma2mba.inference.sampling import Sampling
+from ma2mba.model.clip_config import ClipConfig
+from ma2mba.model.config import ModelConfig
+from ma2mba.model.mamba2_config import Mamba2Config
+from ma2mba.model.sizes import SIZES
+from ma2mba.model.video_ma2mba import VideoMa2mba
 from ma2mba.serving import frames_ahead
 from ma2mba.serving.contract import Medium, Question, Turn
 from ma2mba.serving.engine import ServingEngine
@@ -39,21 +47,24 @@ from ma2mba.video.frames import FrameReader
 from ma2mba.video.messages import Block
 
 BLOCK = 64
+TINY = "tiny"
 QUESTION = "What happens in the video after the red star has appeared, and who is there to see it?"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="2.7b", help="model size (default: %(default)s)")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json of GPT-NeoX")
+    parser.add_argument("--size", choices=[*SIZES, TINY], default="2.7b", help="model size (default: %(default)s)")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of GPT-NeoX; --size tiny needs none")
     parser.add_argument("--visitors", type=int, nargs="+", default=[1, 32], help="visitors that ask at once")
     parser.add_argument("--tokens", type=int, default=300, help="tokens of an answer (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=7200, help="seconds of the long video (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the answers (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="JSON file to append the cases to")
+    parser.add_argument("--out", type=Path, help="file for the cases, a JSON line each")
     arguments = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(arguments.tokenizer))
-    model = video_model(arguments.size)
+    if not arguments.tokenizer and arguments.size != TINY:
+        parser.error("--tokenizer: is missing. Name the tokenizer.json of GPT-NeoX")
+    tokenizer = Tokenizer.from_file(str(arguments.tokenizer)) if arguments.tokenizer else build_tokenizer()
+    model = _tiny_model(tokenizer) if arguments.size == TINY else video_model(arguments.size)
     most = max(arguments.visitors)
     frames_ahead.FrameReader = _Reader  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as folder:
@@ -64,6 +75,17 @@ def main() -> int:
     if arguments.out:
         arguments.out.write_text(text)
     return 0
+
+
+def _tiny_model(tokenizer: Tokenizer) -> VideoMa2mba:
+    torch.manual_seed(0)
+    language = Mamba2Config(
+        d_model=32, n_layer=2, d_state=8, headdim=8, ssd_block=16, vocab_size=tokenizer.get_vocab_size()
+    )
+    vision = ClipConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+    )
+    return VideoMa2mba(ModelConfig(language_model=language, vision=vision)).eval()
 
 
 async def _measure(engine: ServingEngine, arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:

@@ -29,8 +29,8 @@ from ma2mba.serving.states import Budgets, States
 SWITCH = 0.0005
 """Seconds for which Python's other threads may keep the engine's thread waiting, each time; 0.005 by default, which is
 the time of a step on a GPU."""
-SILENT = 60.0
-"""Seconds without a turn of the loop, although there is work, after which the engine counts as stopped."""
+SILENT = {"cuda": 60.0, "cpu": 1800.0}
+"""Seconds without a turn of the loop after which the engine counts as stopped. A CPU is slow to see many frames."""
 
 
 class ServingEngine:
@@ -53,7 +53,7 @@ class ServingEngine:
         self._loop = Loop(like, self._states, self._queues, woken)
         self._thread = threading.Thread(target=self._loop.run, name="engine", daemon=True)
         self._thread.start()
-        self._woken = woken
+        self._woken, self._device = woken, like.device.type
 
     @classmethod
     def open(cls, settings: Settings) -> "ServingEngine":
@@ -96,7 +96,9 @@ class ServingEngine:
         if not self._thread.is_alive():
             return "the engine has stopped. Restart the server"
         silent = time.monotonic() - self._loop.turned
-        return f"the engine has done nothing for {silent:,.0f} s. Restart the server" if silent > SILENT else ""
+        if silent > SILENT.get(self._device, SILENT["cpu"]):
+            return f"the engine has done nothing for {silent:,.0f} s. Restart the server"
+        return ""
 
     def status(self) -> dict[str, float]:
         asked, readings = self._queues.asked(), self._queues.readings()

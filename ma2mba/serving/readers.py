@@ -137,7 +137,7 @@ class Readers:
         frames = self._idle.pop() if self._idle else None
         ahead = FramesAhead(frames, self._like, segment.before, reading.medium.path)
         self._runs.append(_Run(reading, ahead))
-        reading.begin(ahead, base, reading.parent.watched if reading.parent else ())
+        reading.begin(ahead, base, reading.parent.watched if reading.parent else (), self._states.keep)
         ahead.start(self._wake)
 
     def _advance(self, run: _Run, seconds: float) -> bool:
@@ -153,8 +153,7 @@ class Readers:
             if is_fatal(error):
                 raise
             return True
-        if reading.state == "ready" and reading.session:
-            self._states.keep(reading.prefix, reading.session.require_states(), reading.watched)
+        if reading.state == "ready":
             self._end(reading)
         return moved
 

@@ -5,7 +5,7 @@ The engine's thread advances it. Other threads look at its progress.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -14,6 +14,7 @@ from ma2mba.inference.interleaved import Interleaved
 from ma2mba.inference.session import Session
 from ma2mba.inference.state_file import Watched
 from ma2mba.inference.watch import Chunk
+from ma2mba.model.layer import State as LayerState
 from ma2mba.serving.contract import Medium, Progress, State
 from ma2mba.serving.frames_ahead import Ended, FramesAhead, Opened
 from ma2mba.serving.mailbox import News
@@ -23,6 +24,7 @@ from ma2mba.video.errors import MediaError
 
 BEHIND = 16
 """Layers of a chunk that a GPU may be behind the host, so that a question need not wait for more."""
+Keep = Callable[[Prefix, list[LayerState], tuple[Watched, ...]], None]
 
 
 class MediumReading:
@@ -48,6 +50,7 @@ class MediumReading:
         self._ahead: FramesAhead | None = None
         self._base: Session | None = None
         self._base_watched: tuple[Watched, ...] = ()
+        self._keep: Keep | None = None
         self._work: Iterator[None] | None = None
         self._sequence: Interleaved | None = None
         self._plan: Plan | None = None
@@ -86,11 +89,15 @@ class MediumReading:
     def lost(self) -> None:
         """Say that the state is known no more: it was evicted from memory, and is not on disk."""
         self.loading = self.looked_up = False
-        self.watched = ()
+        self.watched, self.frames_read = (), 0
         self.tell(Progress("queued"))
 
-    def begin(self, ahead: FramesAhead, base: Session, watched: tuple[Watched, ...]) -> None:
-        """Start to read. `base` is the session before the tokens of the last segment, `watched` its media."""
+    def begin(self, ahead: FramesAhead, base: Session, watched: tuple[Watched, ...], keep: Keep) -> None:
+        """Start to read. `base` is the session before the tokens of the last segment, `watched` its media.
+
+        `keep` gets the states at the end, before anybody is told.
+        """
+        self._keep = keep
         self._ahead, self._base, self._base_watched, self._began = ahead, base, watched, time.monotonic()
         self.session = base.fork()
         self.tell(Progress("reading"))
@@ -151,7 +158,10 @@ class MediumReading:
         frames, name = len(self._plan.shown_N), self.prefix.medium.kind
         seen = Watched(name=name, content=None, seconds=self._plan.duration, frames=frames, sampling="1fps")
         self.watched = (*self._base_watched, seen)
-        self._base = None
+        assert self._keep
+        assert self.session
+        self._keep(self.prefix, self.session.require_states(), self.watched)
+        self._base = self._keep = None
         self._report(frames, "ready")
 
     def _read(self, chunk: Chunk) -> Iterator[None]:

@@ -12,7 +12,7 @@ from ma2mba.errors import UserError
 from ma2mba.model.hf.card import CardFacts
 from ma2mba.training.engine import Engine
 from ma2mba.training.faults.activity import Activity
-from ma2mba.training.faults.finite import stop_unless_finite
+from ma2mba.training.faults.finite import is_finite, stop_unless_finite
 from ma2mba.training.faults.shares import build_shares
 from ma2mba.training.faults.stop_points import Stopped, StopPoints
 from ma2mba.training.faults.stop_vote import build_vote
@@ -46,7 +46,9 @@ def train(job: Job, engine: Engine, loader: Loader, metrics: Metrics | None, act
             for step, loaded in zip(range(job.first_step, job.steps), loader, strict=False):
                 report_save(saver.finished(), metrics)
                 result = train_step(job, engine, loaded, step, activity, stop_points)
-                stop_unless_finite(job, engine, step + 1, loaded.plan, result, saver.wait)
+                if not is_finite(result):
+                    saver.wait()  # so that the file for `ma2mba replay` names this checkpoint
+                stop_unless_finite(job, engine, step + 1, loaded.plan, result)
                 if metrics:
                     metrics.add(step + 1, result, loader.waited)
                 progress.done, progress.at = step + 1, loaded.plan.after

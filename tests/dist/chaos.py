@@ -171,9 +171,9 @@ def disturb(start: Starter, pace: Pace, count: int, chance: random.Random, conso
 def kill_once(start: Starter, pace: Pace, number: int, target: int, chance: random.Random) -> Kill:
     """Start, kill at a random moment at or after the step `target`, and wait until no process is left."""
     run, began = start.out / "killed", time.monotonic()
-    before = saves(run)
+    before, opened = saves(run), metrics_inode(run)
     with start("killed") as process:
-        wait_for(lambda: last_step(run) >= target, process)
+        wait_for(lambda: metrics_inode(run) != opened and last_step(run) >= target, process)
         ranks = sorted(ranks_of(process.pid), key=lambda rank: rank.cmdline())  # by --local_rank
         victim = chance.choice([*(f"rank {i}" for i in range(start.ranks)), "all ranks", "launcher and ranks"])
         victims = ranks if "ranks" in victim else [ranks[int(victim.split()[1])]]
@@ -233,6 +233,12 @@ def last_step(run: Path) -> int:
     """Return the last step in metrics.jsonl, 0 before the first step."""
     lines = metrics(run)
     return lines[-1]["step"] if lines else 0
+
+
+def metrics_inode(run: Path) -> int | None:
+    """Return the inode of metrics.jsonl: each launch writes a new file when its ranks have joined."""
+    path = run / "metrics.jsonl"
+    return path.stat().st_ino if path.is_file() else None
 
 
 def metrics(run: Path) -> list[dict]:

@@ -86,8 +86,6 @@ def test_a_disk_that_fills_while_steps_go_on_ends_the_run_at_the_next_step(folde
     assert latest(run).name == "step-000002"
     assert is_complete(latest(run))
     assert 4 <= len(curve(run)) < 9
-    assert launch(folder, 0, f"run=disk{rank}", "checkpoint.every=2", "steps=6").returncode == 0
-    assert len(curve(run)) == 6
 
 
 @pytest.fixture

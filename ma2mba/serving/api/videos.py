@@ -24,8 +24,8 @@ class Link(Strict):
 
 
 @router.post("/v1/videos")
-async def add_video(request: Request, parts: Served, client: Client) -> dict[str, Any]:
-    """Store an upload, or what a URL names, and begin to read it."""
+async def add_video(request: Request, response: Response, parts: Served, client: Client) -> dict[str, Any]:
+    """Store an upload, or what a URL names, and begin to read it. The header `Location` tells a proxy the id."""
     parts.require_working()
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json":
         with parts.bodies.hold(expected_bytes(request)):
@@ -34,6 +34,7 @@ async def add_video(request: Request, parts: Served, client: Client) -> dict[str
     else:
         upload = await open_upload(request)
         stored = await parts.library.store(upload.chunks, upload.name, client, upload.length)
+    response.headers["Location"] = f"/v1/videos/{stored.id}"
     return _video(stored, parts.readings.progress(stored, client))
 
 

@@ -94,7 +94,8 @@ class SnapshotMemory:
         except (MemoryError, RuntimeError) as error:
             self._places.clear()
             self._refused = True
-            log.info("saves: training waits until they are on disk, because the host gives no memory (%s)", error)
+            reason = str(error).split(";")[0]
+            log.info("saves: training waits until they are on disk, because the host gives no memory (%s)", reason)
 
 
 def plan_blocks(sizes: Mapping[str, int]) -> Iterator[tuple[int, dict[str, tuple[int, int]]]]:

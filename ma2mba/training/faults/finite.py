@@ -1,7 +1,6 @@
 """Stop a run whose loss or gradient is no longer a number, and keep the step for `ma2mba replay`."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -23,17 +22,13 @@ class Ranks(Protocol):
     def gather(self, values: Tensor) -> list[list[float]]: ...
 
 
-def stop_unless_finite(
-    job: Job, ranks: Ranks, step: int, plan: StepPlan, result: StepResult, finish_save: Callable[[], None]
-) -> None:
+def stop_unless_finite(job: Job, ranks: Ranks, step: int, plan: StepPlan, result: StepResult) -> None:
     """Raise UserError on all ranks when a step's loss or gradient norm is infinite or not a number.
 
-    RUN/replay/step-000123.json then holds the step, and names the latest checkpoint: `finish_save` waits until a save
-    in progress is complete.
+    RUN/replay/step-000123.json then holds the step, and names the latest checkpoint.
     """
-    if math.isfinite(result.loss) and math.isfinite(result.gradient_norm):
+    if is_finite(result):
         return
-    finish_save()
     losses = summed_by_group(ranks.gather(result.losses_M), job.world.sequence)
     path = job.recipe.run_folder / REPLAY / f"step-{step:06d}.json"
     record = keep(job, step, plan, result, losses)
@@ -48,6 +43,11 @@ def stop_unless_finite(
         "step separately. Remove a bad sample from the data, or resume from the latest checkpoint with smaller "
         "learning rates under trainable, or with precision=fp32"
     )
+
+
+def is_finite(result: StepResult) -> bool:
+    """Return True if the loss and the gradient norm of a step are finite numbers."""
+    return math.isfinite(result.loss) and math.isfinite(result.gradient_norm)
 
 
 def samples_of(record: StepRecord) -> str:

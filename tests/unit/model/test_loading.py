@@ -372,6 +372,27 @@ def test_training_starts_from_the_same_weights_in_its_dtype(folder):
         require_equal(low, initialised_and_filled(folder).to(torch.bfloat16))
 
 
+def test_another_rank_builds_the_same_model_and_reads_no_weights(folder, monkeypatch):
+    """DeepSpeed gives each parameter of rank 0 to the other ranks: names, shapes and order must be the same."""
+    sources = (ModelSource(None, folder), ModelSource(CONFIG, folder), ModelSource(None, folder, resumed=True))
+    for source in (*sources, ModelSource(CONFIG)):
+        with monkeypatch.context() as patched:
+            patched.setattr(TensorFile, "copy_tensors", lambda *_: pytest.fail("weights were read"))
+            empty = source.build_empty("cpu", torch.bfloat16)
+        built = source.build(0, "cpu", torch.bfloat16)
+        assert empty.training
+        for (name, weight), (other, right) in zip(empty.named_parameters(), built.named_parameters(), strict=True):
+            assert (name, weight.shape, weight.requires_grad) == (other, right.shape, right.requires_grad)
+            if source.folder:
+                assert weight.dtype == right.dtype
+        for (name, buffer), (other, right) in zip(empty.named_buffers(), built.named_buffers(), strict=True):
+            assert name == other
+            assert torch.equal(buffer, right)
+    other = ModelConfig.model_validate(TINY_MODEL | {"language_model": TINY_MODEL["language_model"] | {"n_layer": 3}})
+    with pytest.raises(UserError, match="another architecture"):
+        ModelSource(other, folder, resumed=True).build_empty()
+
+
 def test_published_weights_are_loaded_and_the_rest_is_drawn(folder, tmp_path):
     tensors = load_file(folder / "model.safetensors")
     prefix = "language_model."

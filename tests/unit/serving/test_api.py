@@ -348,7 +348,9 @@ def test_a_file_alone_is_an_upload_too(url, library):
 
 def test_an_upload_waits_when_the_queue_is_full(url, engine):
     engine.full = True
-    video = httpx.post(f"{url}/v1/videos", content=b"bytes").json()
+    answer = httpx.post(f"{url}/v1/videos", content=b"bytes")
+    video = answer.json()
+    assert answer.headers["location"] == f"/v1/videos/{video['id']}"
     assert video["status"] == "queued"
     engine.full = False
     assert httpx.get(f"{url}/v1/videos/{video['id']}").json()["status"] == "in_progress"

@@ -146,7 +146,8 @@ def test_a_reading_that_nobody_waits_for_is_stopped(engine, media):
     until = time.monotonic() + 10
     while engine.status()["readings_queued"] + engine.status()["readings_running"] and time.monotonic() < until:
         time.sleep(0.01)
-    assert engine.status()["readings_queued"] + engine.status()["readings_running"] == 0
+    assert engine._queues.readings() == []
+    assert engine.status()["frames_read_total"] < 300
     assert asyncio.run(text_of(engine, question(media[2], TEXTS[0], max_tokens=4))) is not None
 
 

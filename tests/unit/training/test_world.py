@@ -95,3 +95,12 @@ def test_precision():
     assert World(0, 1, torch.device("cuda")).dtype("auto") == torch.bfloat16
     assert World(0, 1, torch.device("cuda")).dtype("fp32") == torch.float32
     assert World(0, 1, CPU).dtype("bf16") == torch.bfloat16
+
+
+def test_one_rank_of_each_host_reads_files():
+    """The deepspeed launcher on two hosts with two ranks each."""
+    given = [
+        {"RANK": str(rank), "WORLD_SIZE": "4", "LOCAL_RANK": str(rank % 2), "LOCAL_SIZE": "2"} for rank in range(4)
+    ]
+    assert [World.from_environment(one).reads_files for one in given] == [True, False, True, False]
+    assert World.from_environment({}).reads_files
