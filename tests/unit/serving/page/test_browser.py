@@ -67,7 +67,7 @@ def choose(window, path):
 def show(window, path):
     """Choose a video and wait until it is shown."""
     choose(window, path)
-    expect(window.locator(".mine option:checked")).to_have_text(path.name)
+    expect(window.locator(".mine option:checked")).to_have_text(path.name, timeout=120_000)  # a process checks it
 
 
 def ask(window, question):
@@ -283,9 +283,9 @@ def test_answers_are_copied_as_they_are(visit, engine, clip):
     ask(window, "What?")
     expect(answers(window)).to_have_count(1)
     window.get_by_role("button", name="Copy", exact=True).click()
-    assert window.evaluate("navigator.clipboard.readText()") == engine.reply + " "
+    wait_for_clipboard(window, engine.reply + " ")
     window.get_by_role("button", name="Copy conversation").click()
-    assert window.evaluate("navigator.clipboard.readText()") == f"You: What?\n\nModel: {engine.reply} "
+    wait_for_clipboard(window, f"You: What?\n\nModel: {engine.reply} ")
     assert window.locator(".bubble img").count() == 0
 
 
@@ -355,6 +355,10 @@ def test_the_token_is_asked_for_once(visit, engine, tmp_path, clip):
         assert engine.questions[0].client == "token:line 1"
         window.reload()
         expect(answers(window)).to_have_count(1)
+
+
+def wait_for_clipboard(window, text):
+    window.wait_for_function("text => navigator.clipboard.readText().then((copied) => copied === text)", arg=text)
 
 
 def lightness(color: str) -> float:

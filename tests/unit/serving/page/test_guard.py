@@ -104,7 +104,7 @@ def test_a_file_of_this_machine_is_not_served(page, shared, picture):
 
 
 def test_an_event_needs_the_session_of_a_page(page):
-    answer = httpx.post(f"{page}gradio_api/queue/join", json=EVENT)
+    answer = httpx.post(f"{page}gradio_api/queue/join", json=EVENT, timeout=90)
     assert answer.status_code == 401
     assert "Load the page again" in answer.json()["error"]["message"]
 
@@ -202,7 +202,7 @@ def test_an_event_loses_what_the_page_does_not_send():
 
 
 def test_the_cookie_is_a_secret_that_scripts_cannot_read(page):
-    cookies = [httpx.get(page).headers["set-cookie"] for _ in range(3)]
+    cookies = [httpx.get(page, timeout=90).headers["set-cookie"] for _ in range(3)]
     assert len(set(cookies)) == 3
     for cookie in cookies:
         assert re.match(r"ma2mba-page-8000=[\w-]{43};", cookie)
@@ -238,7 +238,7 @@ def test_a_video_is_shown_to_its_visitor_alone(page, picture):
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["content-security-policy"].startswith("sandbox")
     assert second.get(address).status_code == 404
-    assert httpx.get(f"{page}{address}").status_code == 401
+    assert httpx.get(f"{page}{address}", timeout=90).status_code == 401
 
 
 def test_a_name_is_no_path(page, picture, shared):
@@ -280,7 +280,7 @@ def test_a_visitor_finds_the_videos_after_a_restart(engine, settings, picture):
         client.get(f"{page}/")
         address = client.post(f"{page}/page/videos", content=picture).json()["id"]
     with running(create_app(settings, engine, MediaLibrary(settings))) as page:
-        other = httpx.Client(cookies={f"ma2mba-page-{settings.port}": "x" * 43})
+        other = httpx.Client(timeout=90, cookies={f"ma2mba-page-{settings.port}": "x" * 43})
         assert "x" * 43 not in other.get(f"{page}/").headers["set-cookie"]
         client.get(f"{page}/")
         assert client.get(f"{page}/page/videos/{address}").content == picture
@@ -292,7 +292,7 @@ def test_a_token_is_asked_for_and_opens_the_page(engine, tmp_path, picture):
     tokens.write_text(f"anna {TOKEN}\n")
     settings = Settings(model=tmp_path / "demo", cache=tmp_path / "cache", token_file=tokens)
     with running(create_app(settings, engine, MediaLibrary(settings))) as page:
-        client = httpx.Client(base_url=page)
+        client = httpx.Client(base_url=page, timeout=90)
         front = client.get("/")
         assert front.status_code == 401
         assert "set-cookie" not in front.headers
