@@ -188,6 +188,7 @@ DOORS = {
         "ma2mba/cli/output.py",
         "ma2mba/model/tokenizer_probe.py",
         "ma2mba/model/unpickle.py",
+        "ma2mba/training/metrics.py",
     ),  # JSON; pipes of ours
     "basicConfig": ("ma2mba/terminal.py",),
     "StreamHandler": ("ma2mba/terminal.py",),

@@ -288,6 +288,7 @@ def test_the_configuration_says_once_whether_the_head_is_the_embedding(hf_folder
 
 
 def test_decay_rates_of_a_new_model_are_drawn_from_the_range_that_its_configuration_names(hf_folder, tmp_path):
+    torch.manual_seed(0)
     config = AutoConfig.from_pretrained(hf_folder, trust_remote_code=True)
     config.text_config.d_model, config.text_config.A_log_uniform = 512, (0.02, 2.0)
     model = AutoModelForImageTextToText.from_config(config, trust_remote_code=True)
@@ -296,7 +297,7 @@ def test_decay_rates_of_a_new_model_are_drawn_from_the_range_that_its_configurat
     for rates_H in (*rates, own.detach()):
         assert 0.02 <= float(rates_H.min()) < 0.05
         assert 1 < float(rates_H.max()) <= 2
-        assert 0.15 < float(rates_H.median()) < 0.3  # the middle of a log-uniform draw is 0.2
+        assert 0.1 < float(rates_H.median()) < 0.4  # the middle of a log-uniform draw is 0.2, of a uniform one 1
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())["text_config"]
     assert saved["A_log_uniform"] == [0.02, 2.0]
