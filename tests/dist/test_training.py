@@ -95,6 +95,7 @@ def test_signals_save_and_end_with_0_whoever_gets_them(folder, undisturbed, monk
     assert chaos.compare(undisturbed, folder / "asked") == []
 
 
+@pytest.mark.slow
 def test_steps_go_on_while_a_checkpoint_is_written_and_a_signal_waits_for_it(folder, undisturbed, monkeypatch):
     monkeypatch.setenv("MA2MBA_TEST_FAULT", "save:0:3")
     (folder / "save").unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def test_hidden_options_and_kept_videos(ma2mba, model_folder, tmp_path):
     assert "seed: 3 there, 4 now" in error
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kills_change_nothing(model_folder, haystack, tmp_path, own):
     more = ("--haystack", haystack, "--haystack", haystack) if own else ()
     command = ("--model", model_folder, "--lengths", "4,12,20", "--depths", "0:1:0.25", "--questions", "24", *more)
