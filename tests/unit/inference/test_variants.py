@@ -1,8 +1,5 @@
 """Variants of a video, watched together, have the states of videos with the changed frames."""
 
-from fractions import Fraction
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,26 +8,10 @@ from ma2mba.errors import UserError
 from ma2mba.inference.interleaved import with_frames
 from ma2mba.inference.session import Session
 from ma2mba.inference.variants import Change, watch_variants
-from ma2mba.model.conversation import encode_prompt
 from ma2mba.video.frames import FrameReader
 from tests.unit.inference.fake_stream import SIZE, FakeStream, block, plan
-from tests.unit.video.numbered_video import write
 
-MS = Fraction(1, 1000)
 K = 4
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory) -> Path:
-    """A video of 40 s: a frame a second, but the frame of second 20 is shown for 10 s."""
-    path = tmp_path_factory.mktemp("video") / "a.mkv"
-    write(path, [1000 * k for k in range(40) if not 20 < k < 30], MS, codec="mpeg4", options={})
-    return path
-
-
-@pytest.fixture
-def prompt(tokenizer):
-    return lambda frames: encode_prompt(tokenizer, "?", frames)
 
 
 def invert(picture_HWC: np.ndarray) -> None:

@@ -5,7 +5,6 @@ import threading
 import time
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from ma2mba.inference.ahead import ahead
 from ma2mba.inference.interleaved import Interleaved, with_frames
 from ma2mba.inference.session import Session
 from ma2mba.inference.watch import watch
-from ma2mba.model.conversation import Encoded, encode_prompt
+from ma2mba.model.conversation import Encoded
 from ma2mba.video.blocks import FrameSet
 from ma2mba.video.decode import decode_video
 from ma2mba.video.errors import MediaError
@@ -28,19 +27,6 @@ from tests.unit.video.numbered_video import write
 
 MS = Fraction(1, 1000)
 K = 4
-
-
-@pytest.fixture(scope="module")
-def video(tmp_path_factory) -> Path:
-    """A video of 40 s: a frame a second, but the frame of second 20 is shown for 10 s."""
-    path = tmp_path_factory.mktemp("video") / "a.mkv"
-    write(path, [1000 * k for k in range(40) if not 20 < k < 30], MS, codec="mpeg4", options={})
-    return path
-
-
-@pytest.fixture
-def prompt(tokenizer):
-    return lambda frames: encode_prompt(tokenizer, "?", frames)
 
 
 def bits(session: Session) -> list[bytes]:

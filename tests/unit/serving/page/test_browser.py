@@ -75,6 +75,16 @@ def ask(window, question):
     window.get_by_label("Question").press("Enter")
 
 
+def window_with_an_endless_answer(visit, engine, clip):
+    """Return a window in which an answer is being written."""
+    engine.reply, engine.pause = "word " * 1000, 0.05
+    window = visit()
+    show(window, clip)
+    ask(window, "Go on for ever")
+    expect(window.locator(".bubble.writing .text")).to_have_text(re.compile("word word"))
+    return window
+
+
 def answers(window):
     return window.locator(".bubble.assistant .text")
 
@@ -181,11 +191,7 @@ def test_the_servers_limit_is_explained_too(chromium, engine, settings, clip):
 
 
 def test_an_answer_can_be_stopped(visit, engine, clip):
-    engine.reply, engine.pause = "word " * 1000, 0.05
-    window = visit()
-    show(window, clip)
-    ask(window, "Go on for ever")
-    expect(window.locator(".bubble.writing .text")).to_have_text(re.compile("word word"))
+    window = window_with_an_endless_answer(visit, engine, clip)
     window.get_by_role("button", name="Stop").click()
     expect(answers(window)).to_have_count(1)
     expect(window.get_by_role("button", name="Ask", exact=True)).to_be_visible()
@@ -193,11 +199,7 @@ def test_an_answer_can_be_stopped(visit, engine, clip):
 
 
 def test_a_conversation_can_be_cleared_while_an_answer_is_written(visit, engine, clip):
-    engine.reply, engine.pause = "word " * 1000, 0.05
-    window = visit()
-    show(window, clip)
-    ask(window, "Go on for ever")
-    expect(window.locator(".bubble.writing .text")).to_have_text(re.compile("word word"))
+    window = window_with_an_endless_answer(visit, engine, clip)
     window.get_by_role("button", name="Clear").click()
     expect(window.locator(".bubble")).to_have_count(0)
     expect(window.get_by_role("button", name="Ask", exact=True)).to_be_visible()
@@ -226,11 +228,7 @@ def test_an_answer_stays_with_its_video(visit, engine, clip, tmp_path):
 
 def test_an_answer_ends_when_its_window_is_closed(visit, engine, clip, monkeypatch):
     monkeypatch.setattr(tabs, "GRACE_SECONDS", 0.3)
-    engine.reply, engine.pause = "word " * 1000, 0.05
-    window = visit()
-    show(window, clip)
-    ask(window, "Go on for ever")
-    expect(window.locator(".bubble.writing .text")).to_have_text(re.compile("word word"))
+    window = window_with_an_endless_answer(visit, engine, clip)
     window.close()
     wait_for(lambda: engine.answers[0].cancelled, 5)
 
