@@ -125,7 +125,7 @@ async def _read_long(engine: ServingEngine, folder: Path, seconds: int, number: 
 
 @dataclass
 class _Answer:
-    """When an answer was asked for, and when each piece of it came."""
+    """When an answer was asked for, and when each piece of the answer came."""
 
     asked: float
     times: list[float]
